@@ -1,0 +1,1 @@
+//! AF_XDP sockets: UMEM registration, the four rings, socket options and statistics.

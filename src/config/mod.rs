@@ -1,0 +1,1 @@
+//! The configuration file: its schema, its checks, and what is built from it.

@@ -1,0 +1,1 @@
+//! What runs beside the workers: neighbours, reload, the control socket.

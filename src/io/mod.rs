@@ -1,0 +1,1 @@
+//! Ports: where bursts of frames come from and go to.

@@ -1,0 +1,1 @@
+//! Frames, UMEM, bursts, metadata and drop reasons.

@@ -1,0 +1,1 @@
+//! The worker loop, the pipeline and the publication of tables.

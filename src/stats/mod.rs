@@ -1,0 +1,1 @@
+//! Per-worker counters and the memory-mapped segment that readers map.

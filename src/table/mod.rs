@@ -1,0 +1,1 @@
+//! What workers look up: LPM, SPD, SAD, NAT, neighbours.
