@@ -1,0 +1,87 @@
+//! The region that holds packets: what the kernel and the program share.
+
+use std::io;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+/// Memory that can be registered as a UMEM: `len()` bytes at `base()`, in chunks of `chunk_size()` bytes.
+///
+/// # Safety
+/// The region must stay mapped, readable and writable at the same address for as long as the value lives.
+pub unsafe trait Memory: Send + Sync {
+    /// Address of the first byte, aligned to a page.
+    fn base(&self) -> *mut u8;
+    /// Bytes of the region: a multiple of the chunk size.
+    fn len(&self) -> usize;
+    /// Whether the region has no bytes. Never, for a region that can be registered.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Bytes of a chunk: a power of two.
+    fn chunk_size(&self) -> usize;
+}
+
+/// Whether a region shall lie on 2 MiB pages: fewer TLB misses where packets are spread over megabytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HugePages {
+    /// Huge pages where there are enough of them, ordinary ones otherwise.
+    #[default]
+    Auto,
+    /// Huge pages or an error.
+    Require,
+    /// Ordinary pages.
+    Never,
+}
+
+const HUGE_PAGE: usize = 2 << 20;
+
+/// An anonymous mapping of zeroed memory.
+#[derive(Debug)]
+pub struct MappedMemory {
+    map: MmapRaw,
+    len: usize,
+    chunk_size: usize,
+    huge: bool,
+}
+
+impl MappedMemory {
+    /// Maps `chunks` chunks of `chunk_size` bytes.
+    ///
+    /// # Errors
+    /// What the kernel says when it has no memory, or no huge pages and they are required.
+    pub fn new(chunks: usize, chunk_size: usize, pages: HugePages) -> io::Result<Self> {
+        let len = chunks.checked_mul(chunk_size).filter(|&n| n > 0);
+        let len = len.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        if pages != HugePages::Never {
+            let whole = len.next_multiple_of(HUGE_PAGE);
+            let page_bits = Some(HUGE_PAGE.trailing_zeros() as u8);
+            match MmapOptions::new().len(whole).huge(page_bits).populate().map_anon() {
+                Ok(map) => return Ok(Self { map: map.into(), len, chunk_size, huge: true }),
+                Err(e) if pages == HugePages::Require => return Err(e),
+                Err(_) => {}
+            }
+        }
+        let map = MmapOptions::new().len(len).populate().map_anon()?;
+        Ok(Self { map: map.into(), len, chunk_size, huge: false })
+    }
+
+    /// Whether the region lies on huge pages.
+    #[must_use]
+    pub const fn is_huge(&self) -> bool {
+        self.huge
+    }
+}
+
+// SAFETY: the mapping is owned, readable, writable and page-aligned, and lives as long as `self`; `MmapRaw` never
+// moves it.
+unsafe impl Memory for MappedMemory {
+    fn base(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+}

@@ -1,0 +1,239 @@
+//! Up to 64 packets on their way through the pipeline together.
+
+use super::{BURST, DropReason, Frame, FramePool, Meta, Slot, Slots, Umem};
+
+/// Packets that go through the pipeline together: a frame and a [`Meta`] each.
+///
+/// Stages say which packets they mean by [`Slots`]. A packet leaves the burst in one of two ways: [`Burst::drop`]
+/// with a reason, or [`Burst::take`] by whoever sends it on. Nothing else loses a packet.
+#[derive(Debug)]
+pub struct Burst {
+    frames: [Option<Frame>; BURST],
+    meta: Box<[Meta; BURST]>,
+    live: Slots,
+    dropped: Slots,
+    /// Nanoseconds on the gateway's clock when the burst was taken up.
+    pub now: u64,
+}
+
+impl Default for Burst {
+    fn default() -> Self {
+        Self {
+            frames: [const { None }; BURST],
+            meta: Box::new([Meta::EMPTY; BURST]),
+            live: Slots::NONE,
+            dropped: Slots::NONE,
+            now: 0,
+        }
+    }
+}
+
+impl Burst {
+    /// The packets in it.
+    #[inline]
+    #[must_use]
+    pub const fn live(&self) -> Slots {
+        self.live
+    }
+
+    /// The packets dropped since the last [`Burst::sweep`].
+    #[inline]
+    #[must_use]
+    pub const fn dropped(&self) -> Slots {
+        self.dropped
+    }
+
+    /// Whether a further packet finds room.
+    #[inline]
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        (self.live | self.dropped).0 != u64::MAX
+    }
+
+    /// Adds a packet in the lowest free slot.
+    ///
+    /// # Errors
+    /// The frame itself, when the burst is full.
+    #[inline]
+    pub fn push(&mut self, frame: Frame, meta: Meta) -> Result<Slot, Frame> {
+        let Some(slot) = (!(self.live | self.dropped)).first() else { return Err(frame) };
+        *self.entry(slot) = Some(frame);
+        *self.meta_mut(slot) = meta;
+        self.live.insert(slot);
+        Ok(slot)
+    }
+
+    /// Drops the packet. Its frame goes home, and its reason is counted, with the next [`Burst::sweep`].
+    ///
+    /// Only the first reason of a packet counts.
+    #[inline]
+    pub fn drop(&mut self, slot: Slot, reason: DropReason) {
+        if self.live.contains(slot) {
+            self.live.remove(slot);
+            self.dropped.insert(slot);
+            self.meta_mut(slot).reason = Some(reason);
+        }
+    }
+
+    /// Takes the frames of all dropped packets home and tells `count` of each packet and its reason.
+    #[inline]
+    pub fn sweep(&mut self, pool: &mut FramePool, mut count: impl FnMut(&Meta, DropReason)) {
+        for slot in std::mem::take(&mut self.dropped) {
+            if let Some(frame) = self.entry(slot).take() {
+                pool.free(frame);
+            }
+            let meta = self.meta(slot);
+            if let Some(reason) = meta.reason {
+                count(meta, reason);
+            }
+        }
+    }
+
+    /// Takes the packet's frame out of the burst, to send it on.
+    #[inline]
+    #[must_use]
+    pub fn take(&mut self, slot: Slot) -> Option<Frame> {
+        if !self.live.contains(slot) {
+            return None;
+        }
+        self.live.remove(slot);
+        self.entry(slot).take()
+    }
+
+    /// The packet's frame.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
+    pub const fn frame(&self, slot: Slot) -> Option<&Frame> {
+        self.frames[slot.index()].as_ref()
+    }
+
+    /// The packet's frame, to move its ends.
+    #[inline]
+    #[must_use]
+    pub const fn frame_mut(&mut self, slot: Slot) -> Option<&mut Frame> {
+        self.entry(slot).as_mut()
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
+    const fn entry(&mut self, slot: Slot) -> &mut Option<Frame> {
+        &mut self.frames[slot.index()]
+    }
+
+    /// What is known of the packet.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
+    pub const fn meta(&self, slot: Slot) -> &Meta {
+        &self.meta[slot.index()]
+    }
+
+    /// What is known of the packet, to change.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
+    pub const fn meta_mut(&mut self, slot: Slot) -> &mut Meta {
+        &mut self.meta[slot.index()]
+    }
+
+    /// The packet's bytes. Empty when the slot holds none.
+    #[inline]
+    #[must_use]
+    pub fn bytes<'a>(&'a self, umem: &'a Umem, slot: Slot) -> &'a [u8] {
+        self.frame(slot).map_or(&[], |frame| umem.bytes(frame))
+    }
+
+    /// The packet's bytes, to change. Empty when the slot holds none.
+    #[inline]
+    #[must_use]
+    pub fn bytes_mut<'a>(&'a mut self, umem: &'a Umem, slot: Slot) -> &'a mut [u8] {
+        self.frame_mut(slot).map_or(&mut [], |frame| umem.bytes_mut(frame))
+    }
+
+    /// The packet's bytes and what is known of it, both to change.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the arrays' length")]
+    pub fn packet_mut<'a>(&'a mut self, umem: &'a Umem, slot: Slot) -> (&'a mut [u8], &'a mut Meta) {
+        let bytes = match &mut self.frames[slot.index()] {
+            Some(frame) => umem.bytes_mut(frame),
+            None => &mut [],
+        };
+        (bytes, &mut self.meta[slot.index()])
+    }
+
+    /// The bytes of several packets at once, to change: what the cipher works on.
+    ///
+    /// Calls `f` for each slot of `slots` in order; the slices live as long as the borrow of the burst.
+    #[inline]
+    pub fn for_each_bytes_mut<'a>(
+        &'a mut self,
+        umem: &'a Umem,
+        slots: Slots,
+        mut f: impl FnMut(Slot, &'a mut [u8], &'a Meta),
+    ) {
+        let all = self.frames.iter_mut().zip(self.meta.iter());
+        for (i, (entry, meta)) in all.enumerate() {
+            if let Some(slot) = Slot::new(i)
+                && slots.contains(slot)
+                && let Some(frame) = entry
+            {
+                f(slot, umem.bytes_mut(frame), meta);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::HugePages;
+
+    fn pool() -> FramePool {
+        Umem::new(128, 2048, HugePages::Never).unwrap().into_pools(1).pop().unwrap()
+    }
+
+    #[test]
+    fn every_packet_leaves_once() {
+        let mut pool = pool();
+        let mut burst = Burst::default();
+        for n in 0..BURST {
+            let frame = pool.alloc_with(&[n as u8]).unwrap();
+            assert_eq!(burst.push(frame, Meta::EMPTY).unwrap().index(), n);
+        }
+        let extra = burst.push(pool.alloc().unwrap(), Meta::EMPTY).unwrap_err();
+        pool.free(extra);
+        let (a, b) = (Slot::new(3).unwrap(), Slot::new(5).unwrap());
+        burst.drop(a, DropReason::NoRoute);
+        burst.drop(a, DropReason::Blackhole);
+        let frame = burst.take(b).unwrap();
+        assert!(burst.take(b).is_none() && burst.take(a).is_none());
+        assert_eq!(pool.umem().bytes(&frame), [5]);
+        pool.free(frame);
+        let mut seen = Vec::new();
+        burst.sweep(&mut pool, |_, reason| seen.push(reason));
+        assert_eq!(seen, [DropReason::NoRoute]);
+        assert_eq!(burst.live().len(), BURST - 2);
+        for slot in burst.live() {
+            burst.drop(slot, DropReason::Shutdown);
+        }
+        burst.sweep(&mut pool, |_, reason| seen.push(reason));
+        assert_eq!((seen.len(), pool.available()), (BURST - 1, 128));
+    }
+
+    #[test]
+    fn several_packets_can_be_changed_together() {
+        let mut pool = pool();
+        let umem = std::sync::Arc::clone(pool.umem());
+        let mut burst = Burst::default();
+        for n in 0..4_u8 {
+            burst.push(pool.alloc_with(&[n; 4]).unwrap(), Meta::EMPTY).unwrap();
+        }
+        let mut held = Vec::new();
+        burst.for_each_bytes_mut(&umem, Slots(0b1010), |_, bytes, _| held.push(bytes));
+        held[0][0] = 100;
+        held[1][0] = 200;
+        assert_eq!(burst.bytes(&umem, Slot::new(1).unwrap()), [100, 1, 1, 1]);
+        assert_eq!(burst.bytes(&umem, Slot::new(3).unwrap()), [200, 3, 3, 3]);
+    }
+}

@@ -1,0 +1,402 @@
+//! The memory that holds packets, and the pools and lenders that hand out its chunks.
+//!
+//! One UMEM serves all workers of a gateway: a frame can go from any port to any other, and from one worker to
+//! another, without a copy. Each worker has a [`FramePool`] of its own part of the chunks.
+#![allow(unsafe_code)]
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use af_xdp::{MappedMemory, Memory};
+use thiserror::Error;
+
+use super::{Frame, HEADROOM};
+
+pub use af_xdp::HugePages;
+
+/// Why a UMEM cannot be made.
+#[derive(Debug, Error)]
+pub enum UmemError {
+    /// A chunk size that is not a power of two from 2048 to 16384.
+    #[error("a buffer of {0} bytes is not to be had: it must be a power of two from 2048 to 16384")]
+    ChunkSize(usize),
+    /// No chunks, or more than can be numbered.
+    #[error("{0} buffers are not to be had: there must be from 1 to {max}", max = MAX_CHUNKS)]
+    Count(usize),
+    /// The kernel gave no memory.
+    #[error("cannot map {bytes} bytes for packets: {source}")]
+    Map {
+        /// Bytes that were asked for.
+        bytes: usize,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+const MAX_CHUNKS: usize = 1 << 24;
+
+/// The next chunk number of the process. Chunk numbers never come back, so that a frame names its UMEM.
+static NEXT_CHUNK: AtomicU32 = AtomicU32::new(1);
+
+/// A region of packet memory in chunks of one size.
+pub struct Umem {
+    memory: Arc<MappedMemory>,
+    first: u32,
+    count: u32,
+    shift: u32,
+}
+
+impl Umem {
+    /// Maps `count` chunks of `chunk_size` bytes each.
+    ///
+    /// # Errors
+    /// A size or count out of range, or no memory (with [`HugePages::Require`]: no huge pages).
+    pub fn new(count: usize, chunk_size: usize, pages: HugePages) -> Result<Self, UmemError> {
+        if !chunk_size.is_power_of_two() || !(2048..=16384).contains(&chunk_size) {
+            return Err(UmemError::ChunkSize(chunk_size));
+        }
+        let chunks = u32::try_from(count).ok().filter(|n| (1..=MAX_CHUNKS as u32).contains(n));
+        let chunks = chunks.ok_or(UmemError::Count(count))?;
+        let bytes = count * chunk_size;
+        let memory =
+            MappedMemory::new(count, chunk_size, pages).map_err(|source| UmemError::Map { bytes, source })?;
+        let first = NEXT_CHUNK
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(chunks))
+            .map_err(|_| UmemError::Count(count))?;
+        Ok(Self { memory: Arc::new(memory), first, count: chunks, shift: chunk_size.trailing_zeros() })
+    }
+
+    /// Bytes of a chunk.
+    #[must_use]
+    pub const fn chunk_size(&self) -> usize {
+        1 << self.shift
+    }
+
+    /// How many chunks there are.
+    #[must_use]
+    pub const fn chunks(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Longest packet that a chunk holds behind the usual headroom.
+    #[must_use]
+    pub const fn max_packet(&self) -> usize {
+        self.chunk_size() - HEADROOM
+    }
+
+    /// The mapped region, for drivers that register it with the kernel.
+    #[must_use]
+    pub const fn memory(&self) -> &Arc<MappedMemory> {
+        &self.memory
+    }
+
+    /// Divides all chunks into `pools` pools of (nearly) equal size. To be done once, by whoever made the UMEM.
+    #[must_use]
+    pub fn into_pools(self, pools: usize) -> Vec<FramePool> {
+        let umem = Arc::new(self);
+        let (count, pools) = (umem.count, u32::try_from(pools.max(1)).unwrap_or(u32::MAX));
+        let share = |i: u32| (u64::from(count) * u64::from(i) / u64::from(pools)) as u32;
+        (0..pools)
+            .map(|i| {
+                // From the highest down, so that the first frames taken are the lowest chunks.
+                let numbers = (umem.first + share(i)..umem.first + share(i + 1)).rev();
+                let free: Vec<NonZeroU32> = numbers.filter_map(NonZeroU32::new).collect();
+                FramePool { umem: Arc::clone(&umem), owned: free.len(), free }
+            })
+            .collect()
+    }
+
+    /// Byte offset of the frame's first byte in the region, if the frame is one of this UMEM.
+    #[inline]
+    fn offset(&self, frame: &Frame) -> Option<usize> {
+        let index = frame.chunk.get().wrapping_sub(self.first);
+        debug_assert!(index < self.count, "a frame of another UMEM");
+        (index < self.count).then_some(((index as usize) << self.shift) + usize::from(frame.start))
+    }
+
+    /// The bytes of a packet. Empty for a frame of another UMEM.
+    #[inline]
+    #[must_use]
+    pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
+        let Some(offset) = self.offset(frame) else { return &[] };
+        // SAFETY: `offset` lies in the mapping: the chunk was checked, and `start + len` of a frame never
+        // exceeds the chunk (only this module and `Frame` change them).
+        let start = unsafe { self.memory.base().add(offset) };
+        // SAFETY: the bytes are mapped as above and initialised (mappings are zeroed). Nobody else writes them:
+        // the frame is the only token of its chunk, it is borrowed for as long as the slice lives, and while it
+        // exists the chunk is not lent to a driver.
+        unsafe { std::slice::from_raw_parts(start, usize::from(frame.len)) }
+    }
+
+    /// The bytes of a packet, to change. Empty for a frame of another UMEM.
+    #[inline]
+    #[must_use]
+    #[allow(clippy::mut_from_ref)] // The exclusive borrow is of the frame, which is the chunk's only token.
+    pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
+        let Some(offset) = self.offset(frame) else { return &mut [] };
+        // SAFETY: as in `bytes`.
+        let start = unsafe { self.memory.base().add(offset) };
+        // SAFETY: as in `bytes`; the frame is borrowed exclusively, so this is the only reference to the bytes.
+        unsafe { std::slice::from_raw_parts_mut(start, usize::from(frame.len)) }
+    }
+
+    /// Adds `n` bytes behind the packet. `false`, and no change, when the chunk has not as many.
+    #[inline]
+    #[must_use]
+    pub fn grow_back(&self, frame: &mut Frame, n: usize) -> bool {
+        let len = usize::from(frame.len) + n;
+        if usize::from(frame.start) + len > self.chunk_size() {
+            return false;
+        }
+        frame.len = len as u16;
+        true
+    }
+
+    /// Makes the frame an empty packet with `headroom` bytes in front of it (at most the chunk).
+    pub fn reset(&self, frame: &mut Frame, headroom: usize) {
+        (frame.start, frame.len) = (headroom.min(self.chunk_size()) as u16, 0);
+    }
+
+    /// Fills the frame with `bytes`, behind the usual headroom. `false`, and an empty packet, when they do not fit.
+    #[must_use]
+    pub fn fill(&self, frame: &mut Frame, bytes: &[u8]) -> bool {
+        self.reset(frame, HEADROOM);
+        let fits = self.grow_back(frame, bytes.len());
+        if fits {
+            self.bytes_mut(frame).copy_from_slice(bytes);
+        }
+        fits
+    }
+
+    /// Asks the processor to bring the packet's first cache line near, before it is needed.
+    #[inline]
+    pub fn prefetch(&self, frame: &Frame) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(offset) = self.offset(frame) {
+            let line = self.memory.base().wrapping_add(offset).cast::<i8>();
+            // SAFETY: a prefetch has no effect that a program can see, for any address, and SSE is part of x86-64.
+            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = frame;
+    }
+}
+
+impl std::fmt::Debug for Umem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Umem({} chunks of {} bytes)", self.count, self.chunk_size())
+    }
+}
+
+/// The free chunks of one worker.
+#[derive(Debug)]
+pub struct FramePool {
+    umem: Arc<Umem>,
+    free: Vec<NonZeroU32>,
+    owned: usize,
+}
+
+impl FramePool {
+    /// The memory behind the frames.
+    #[inline]
+    #[must_use]
+    pub const fn umem(&self) -> &Arc<Umem> {
+        &self.umem
+    }
+
+    /// An empty packet behind the usual headroom; `None` when the pool is empty.
+    #[inline]
+    #[must_use]
+    pub fn alloc(&mut self) -> Option<Frame> {
+        Some(Frame { chunk: self.free.pop()?, start: HEADROOM as u16, len: 0 })
+    }
+
+    /// A packet of these bytes; `None` when the pool is empty or the bytes do not fit a chunk.
+    #[must_use]
+    pub fn alloc_with(&mut self, bytes: &[u8]) -> Option<Frame> {
+        let mut frame = self.alloc()?;
+        if self.umem.fill(&mut frame, bytes) {
+            return Some(frame);
+        }
+        self.free(frame);
+        None
+    }
+
+    /// Takes a frame home.
+    #[inline]
+    pub fn free(&mut self, frame: Frame) {
+        debug_assert!(self.umem.offset(&frame).is_some(), "a frame of another UMEM");
+        // Room for every chunk of the UMEM is never needed but in hand-over between workers; it is kept by `reserve`
+        // at the first excess only.
+        self.free.push(frame.chunk);
+    }
+
+    /// Frames that are home.
+    #[must_use]
+    pub const fn available(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Frames that were given to this pool when it was made.
+    #[must_use]
+    pub const fn owned(&self) -> usize {
+        self.owned
+    }
+
+    /// Something to lend this UMEM's frames through. One for each port.
+    #[must_use]
+    pub fn lender(&self) -> Lender {
+        let lent = vec![0; self.umem.chunks().div_ceil(64)];
+        Lender { umem: Arc::clone(&self.umem), lent, count: 0 }
+    }
+}
+
+/// Gives frames to a driver or the kernel as byte offsets, and takes them back.
+///
+/// It remembers which chunks are out, so an offset that was not lent, or that comes back twice, makes no frame.
+#[derive(Debug)]
+pub struct Lender {
+    umem: Arc<Umem>,
+    /// One bit a chunk.
+    lent: Vec<u64>,
+    count: usize,
+}
+
+impl Lender {
+    /// Lends the frame; the result is the byte offset of the packet in the region.
+    ///
+    /// A frame of another UMEM comes back.
+    ///
+    /// # Errors
+    /// The frame itself, if it is of another UMEM.
+    #[inline]
+    pub fn lend(&mut self, frame: Frame) -> Result<u64, Frame> {
+        let index = frame.chunk.get().wrapping_sub(self.umem.first) as usize;
+        let (Some(offset), Some(word)) = (self.umem.offset(&frame), self.lent.get_mut(index / 64)) else {
+            return Err(frame);
+        };
+        *word |= 1 << (index % 64);
+        self.count += 1;
+        Ok(offset as u64)
+    }
+
+    /// Takes back the chunk that holds byte `offset` as a packet of `len` bytes at that offset.
+    ///
+    /// `None` if that chunk is not lent through this lender, or the packet does not fit it.
+    #[inline]
+    #[must_use]
+    pub fn adopt(&mut self, offset: u64, len: u32) -> Option<Frame> {
+        let index = offset >> self.umem.shift;
+        let start = offset & (self.umem.chunk_size() as u64 - 1);
+        let word = self.lent.get_mut(usize::try_from(index / 64).ok()?)?;
+        let bit = 1_u64 << (index % 64);
+        if *word & bit == 0 || start + u64::from(len) > self.umem.chunk_size() as u64 {
+            return None;
+        }
+        let chunk = NonZeroU32::new(self.umem.first + index as u32)?;
+        *word &= !bit;
+        self.count -= 1;
+        Some(Frame { chunk, start: start as u16, len: len as u16 })
+    }
+
+    /// Takes back every chunk that is still out, once the driver can no longer reach any of them.
+    pub fn recall(&mut self, pool: &mut FramePool) {
+        for index in 0..self.umem.chunks() as u64 {
+            if let Some(frame) = self.adopt(index << self.umem.shift, 0) {
+                pool.free(frame);
+            }
+        }
+    }
+
+    /// How many frames are out.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(count: usize) -> FramePool {
+        Umem::new(count, 2048, HugePages::Never).unwrap().into_pools(1).pop().unwrap()
+    }
+
+    #[test]
+    fn a_packet_keeps_its_bytes() {
+        let mut pool = pool(4);
+        let umem = Arc::clone(pool.umem());
+        let mut a = pool.alloc_with(b"first").unwrap();
+        let b = pool.alloc_with(b"second").unwrap();
+        umem.bytes_mut(&mut a)[0] = b'F';
+        assert_eq!(umem.bytes(&a), b"First");
+        assert_eq!(umem.bytes(&b), b"second");
+        assert!(umem.grow_back(&mut a, 3));
+        assert_eq!(a.len(), 8);
+        assert!(!umem.grow_back(&mut a, 2048));
+        pool.free(a);
+        pool.free(b);
+        assert_eq!(pool.available(), 4);
+    }
+
+    #[test]
+    fn an_empty_pool_gives_nothing_and_a_long_packet_goes_home() {
+        let mut pool = pool(1);
+        assert!(pool.alloc_with(&[0; 1793]).is_none());
+        let frame = pool.alloc_with(&[0; 1792]).unwrap();
+        assert!(pool.alloc().is_none());
+        pool.free(frame);
+        assert_eq!(pool.available(), 1);
+    }
+
+    #[test]
+    fn pools_divide_all_chunks() {
+        let pools = Umem::new(10, 2048, HugePages::Never).unwrap().into_pools(3);
+        assert_eq!(pools.iter().map(FramePool::available).sum::<usize>(), 10);
+        let mut all: Vec<_> = pools.iter().flat_map(|p| p.free.clone()).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 10);
+    }
+
+    #[test]
+    fn what_is_lent_comes_back_once() {
+        let mut pool = pool(4);
+        let mut lender = pool.lender();
+        let offset = lender.lend(pool.alloc_with(b"x").unwrap()).unwrap();
+        assert_eq!(lender.count(), 1);
+        assert!(lender.adopt(offset + 2048, 1).is_none(), "never lent");
+        assert!(lender.adopt(offset, 2048).is_none(), "longer than the chunk");
+        assert!(lender.adopt(u64::MAX, 1).is_none(), "outside the region");
+        let frame = lender.adopt(offset + 3, 7).unwrap();
+        assert_eq!((frame.headroom(), frame.len()), (HEADROOM + 3, 7));
+        assert!(lender.adopt(offset, 1).is_none(), "twice");
+        pool.free(frame);
+        let _ = lender.lend(pool.alloc().unwrap());
+        let _ = lender.lend(pool.alloc().unwrap());
+        lender.recall(&mut pool);
+        assert_eq!((lender.count(), pool.available()), (0, 4));
+    }
+
+    #[test]
+    #[cfg(not(debug_assertions))]
+    fn a_foreign_frame_shows_nothing() {
+        let (mut a, b) = (pool(1), pool(1));
+        let frame = a.alloc_with(b"secret").unwrap();
+        assert!(b.umem().bytes(&frame).is_empty());
+        a.free(frame);
+    }
+
+    #[test]
+    fn bad_sizes_are_refused() {
+        assert!(matches!(Umem::new(1, 1000, HugePages::Never), Err(UmemError::ChunkSize(1000))));
+        assert!(matches!(Umem::new(0, 2048, HugePages::Never), Err(UmemError::Count(0))));
+        assert!(matches!(Umem::new(usize::MAX, 2048, HugePages::Never), Err(UmemError::Count(_))));
+    }
+}
