@@ -169,6 +169,7 @@ macro_rules! prefix {
 
             /// The length in bits.
             #[inline]
+            #[expect(clippy::len_without_is_empty, reason = "a count of bits, not of items")]
             pub const fn len(self) -> u8 {
                 self.len
             }
@@ -287,6 +288,7 @@ impl IpPrefix {
     }
 
     /// The length in bits.
+    #[expect(clippy::len_without_is_empty, reason = "a count of bits, not of items")]
     pub const fn len(self) -> u8 {
         match self {
             Self::V4(prefix) => prefix.len(),

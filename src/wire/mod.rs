@@ -17,8 +17,16 @@ mod field;
 
 pub mod arp;
 pub mod checksum;
+pub mod esp;
 pub mod ethernet;
+pub mod flow;
+#[doc(hidden)]
+pub mod fuzz;
+pub mod icmpv4;
+pub mod icmpv6;
 pub mod ip;
 pub mod ipv4;
 pub mod ipv6;
+pub mod tcp;
+pub mod udp;
 pub mod vlan;

@@ -205,14 +205,8 @@ impl L2 {
 
     /// Bytes of the header: 14, 18 or 22; where layer 3 starts.
     #[inline]
-    pub const fn len(&self) -> usize {
+    pub const fn header_len(&self) -> usize {
         super::ethernet::HEADER_LEN + self.tags.len()
-    }
-
-    /// Never: a header has 14 bytes at least.
-    #[inline]
-    pub const fn is_empty(&self) -> bool {
-        false
     }
 }
 
@@ -245,20 +239,14 @@ impl L2Header {
 
     /// Bytes of the header: 14, 18 or 22.
     #[inline]
-    pub const fn len(&self) -> usize {
+    pub const fn header_len(&self) -> usize {
         self.len as usize
-    }
-
-    /// Never: a header has 14 bytes at least.
-    #[inline]
-    pub const fn is_empty(&self) -> bool {
-        false
     }
 
     /// The header's bytes.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len()).unwrap_or(&self.bytes)
+        self.bytes.get(..self.header_len()).unwrap_or(&self.bytes)
     }
 
     /// Copies the header to the start of `buffer` and returns its length; `None`, and nothing written, when
@@ -271,13 +259,13 @@ impl L2Header {
             18 => *buffer.first_chunk_mut::<18>()? = *self.bytes.first_chunk()?,
             _ => *buffer.first_chunk_mut::<22>()? = self.bytes,
         }
-        Some(self.len())
+        Some(self.header_len())
     }
 
     /// The template for another EtherType behind the same addresses and tags.
     #[must_use]
     pub fn with_ether_type(mut self, ether_type: EtherType) -> Self {
-        let end = self.len();
+        let end = self.header_len();
         if let Some(place) = self.bytes.get_mut(..end).and_then(<[u8]>::last_chunk_mut) {
             *place = ether_type.0.to_be_bytes();
         }
@@ -360,11 +348,11 @@ mod tests {
             let l2 = L2 { destination, source, tags, ether_type: EtherType(ether_type) };
             let template = L2Header::new(destination, source, tags, l2.ether_type);
             let mut buffer = [0xaa; 64];
-            prop_assert_eq!(template.write(&mut buffer), Some(l2.len()));
+            prop_assert_eq!(template.write(&mut buffer), Some(l2.header_len()));
             prop_assert_eq!(L2::parse(&buffer), Ok(l2));
-            prop_assert_eq!(&buffer[..l2.len()], template.as_bytes());
-            prop_assert!(buffer[l2.len()..].iter().all(|byte| *byte == 0xaa));
-            for short in 0..l2.len() {
+            prop_assert_eq!(&buffer[..l2.header_len()], template.as_bytes());
+            prop_assert!(buffer[l2.header_len()..].iter().all(|byte| *byte == 0xaa));
+            for short in 0..l2.header_len() {
                 prop_assert_eq!(L2::parse(&template.as_bytes()[..short]), Err(Truncated));
                 prop_assert_eq!(template.write(&mut buffer[..short]), None);
             }
