@@ -100,7 +100,7 @@ impl Sum {
     #[inline]
     #[must_use]
     pub const fn combine(self, other: Self) -> Self {
-        Self(fold(self.0 as u64 + other.0 as u64))
+        Self(add(self.0, other.0))
     }
 
     /// The sum of the same bytes placed at an odd offset.
@@ -149,6 +149,14 @@ const fn fold(sum: u64) -> u16 {
     ((sum >> 16) + (sum & 0xffff)) as u16
 }
 
+/// Adds two words, carry end around.
+#[inline]
+const fn add(a: u16, b: u16) -> u16 {
+    let (sum, carry) = a.overflowing_add(b);
+    // With a carry the sum is at most 0xfffe, so this cannot overflow.
+    sum + carry as u16
+}
+
 /// What a change adds to a sum: RFC 1624's `~m + m'`, folded.
 ///
 /// It depends on the old and the new value only, so a 1:1 address rule keeps one and applies it to each packet
@@ -163,7 +171,7 @@ impl Delta {
     /// The change of one sum into another.
     #[inline]
     pub const fn between(old: Sum, new: Sum) -> Self {
-        Self(fold(!old.0 as u64 + new.0 as u64))
+        Self(add(!old.0, new.0))
     }
 
     /// The change of one 16-bit word at an even offset.
@@ -188,7 +196,7 @@ impl Delta {
     #[inline]
     #[must_use]
     pub const fn combine(self, other: Self) -> Self {
-        Self(fold(self.0 as u64 + other.0 as u64))
+        Self(add(self.0, other.0))
     }
 
     /// The change back.
@@ -211,7 +219,7 @@ impl Delta {
     /// the other zero, 0xffff, which every receiver takes for the same.
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
-        !fold(!checksum as u64 + self.0 as u64)
+        !add(!checksum, self.0)
     }
 
     /// The UDP checksum after the change: "none" stays none, and zero is sent as all ones (RFC 768).
