@@ -145,7 +145,7 @@ pub enum Repr {
     },
     /// Destination unreachable, with any code but 4.
     Unreachable {
-        /// See [`unreachable`].
+        /// See [`mod@unreachable`].
         code: u8,
     },
     /// Fragmentation needed but forbidden (RFC 1191 4).

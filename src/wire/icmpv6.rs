@@ -174,7 +174,7 @@ pub enum Repr {
     },
     /// Destination unreachable.
     Unreachable {
-        /// See [`unreachable`].
+        /// See [`mod@unreachable`].
         code: u8,
     },
     /// Packet too big.
