@@ -12,5 +12,8 @@
 
 pub mod address;
 pub mod hash;
+pub mod lpm;
+pub mod nat;
 pub mod neighbour;
 pub mod prefetch;
+pub mod sad;
