@@ -87,13 +87,20 @@ impl<A: Address> Mapping<A> {
     }
 }
 
+/// The rules of one prefix length.
+#[derive(Debug)]
+struct OfLength<A> {
+    mask: A,
+    rules: FixedMap<A, Mapping<A>>,
+}
+
 /// One way through all rules.
 #[derive(Debug)]
 enum Direction<A> {
     /// Few rules, each with its mask.
     Inline { rules: [(A, Mapping<A>); INLINE], count: usize },
     /// By prefix length, longest first.
-    Hashed(Box<[(A, FixedMap<A, Mapping<A>>)]>),
+    Hashed(Box<[OfLength<A>]>),
 }
 
 impl<A: Address> Direction<A> {
@@ -111,7 +118,7 @@ impl<A: Address> Direction<A> {
         }
         let mut tables = Vec::with_capacity(lengths.len());
         for (length, rules) in lengths.iter().rev() {
-            tables.push((A::mask(*length), FixedMap::build(seed, rules)?));
+            tables.push(OfLength { mask: A::mask(*length), rules: FixedMap::build(seed, rules)? });
         }
         Ok(Self::Hashed(tables.into_boxed_slice()))
     }
@@ -126,15 +133,15 @@ impl<A: Address> Direction<A> {
                 .map(|(mask, mapping)| mapping.apply(*mask, address)),
             Self::Hashed(tables) => tables
                 .iter()
-                .find_map(|(mask, table)| Some(table.get(address & *mask)?.apply(*mask, address))),
+                .find_map(|table| Some(table.rules.get(address & table.mask)?.apply(table.mask, address))),
         }
     }
 
     fn prefetch(&self, address: A) {
         if let Self::Hashed(tables) = self
-            && let Some((mask, table)) = tables.first()
+            && let Some(table) = tables.first()
         {
-            table.prefetch(table.hash(address & *mask));
+            table.rules.prefetch(table.rules.hash(address & table.mask));
         }
     }
 }
