@@ -49,6 +49,18 @@ pub enum Error {
         /// Name of the device.
         device: String,
     },
+    /// Another XDP program is attached to the device.
+    ProgramPresent {
+        /// Name of the device.
+        device: String,
+    },
+    /// The driver cannot run an XDP program, or not with its MTU and queues as they are.
+    NativeUnsupported {
+        /// Name of the device.
+        device: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The running kernel lacks a feature.
     KernelTooOld {
         /// The feature.
@@ -109,6 +121,16 @@ impl fmt::Display for Error {
                 "`{device}` cannot do AF_XDP zero-copy with this UMEM; choose copy mode (all devices that \
                  share a UMEM use the mode of the first)"
             ),
+            Self::ProgramPresent { device } => write!(
+                f,
+                "another XDP program is attached to `{device}`; remove it with `ip link set dev {device} xdp off`, \
+                 or stop the program that holds it"
+            ),
+            Self::NativeUnsupported { device, source } => write!(
+                f,
+                "the driver of `{device}` cannot run XDP as it is set up ({source}); an MTU above about 3500, or \
+                 fewer receive queues than its peer sends on, are common causes"
+            ),
             Self::KernelTooOld { feature } => {
                 write!(f, "this kernel has no {feature}; use Linux 6.1 or newer with it enabled")
             }
@@ -121,7 +143,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::System { source, .. } => Some(source),
+            Self::System { source, .. } | Self::NativeUnsupported { source, .. } => Some(source),
             _ => None,
         }
     }

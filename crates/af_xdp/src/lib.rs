@@ -39,10 +39,11 @@
 //! Beside it are the devices a gateway needs where XDP is not to be had: [`packet_socket`] (AF_PACKET with a
 //! TPACKET_V3 ring) and [`tap`].
 //!
-//! Loading the XDP program is left to the user of this crate.
+//! Loading the XDP program is left to the user of this crate; [`XdpLink`] attaches it.
 
 mod device;
 mod error;
+mod link;
 mod memory;
 pub mod packet_socket;
 mod ring;
@@ -54,6 +55,7 @@ mod umem;
 
 pub use device::{Device, LinkState};
 pub use error::Error;
+pub use link::{Hook, XdpLink};
 pub use memory::{HugePages, MappedMemory, Memory};
 pub use ring::{Consumer, Peeked, Producer, Reservation, RingStorage};
 pub use socket::{BusyPoll, Kick, Mode, Socket, SocketConfig, Statistics};
