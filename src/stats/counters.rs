@@ -1,0 +1,394 @@
+//! What one worker counts.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use super::{Layout, Segment};
+use crate::packet::DropReason;
+
+/// Declares the columns of a group once: variant and name.
+macro_rules! columns {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// Every column, in order.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The column's name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+columns! {
+    /// What a worker counts of itself. The first five balance:
+    /// received + originated = sent + delivered + waiting + all drops.
+    WorkerColumn {
+        /// Packets taken from ports and host TAPs.
+        Received = "received",
+        /// Packets made here: ICMP, ARP, fragments beyond the first.
+        Originated = "originated",
+        /// Packets handed to ports.
+        Sent = "sent",
+        /// Packets handed to the host.
+        Delivered = "delivered",
+        /// Packets that wait now (for a neighbour). A gauge.
+        Waiting = "waiting",
+        /// Rounds over all ports.
+        Rounds = "rounds",
+        /// Rounds that found nothing.
+        IdleRounds = "idle_rounds",
+        /// Bursts that went through the pipeline.
+        Bursts = "bursts",
+        /// Times the worker slept on its rings.
+        Sleeps = "sleeps",
+        /// Ticks spent on bursts.
+        BusyTicks = "busy_ticks",
+        /// Snapshots of tables taken up.
+        Snapshots = "snapshots",
+    }
+}
+
+columns! {
+    /// What is counted of a stage, in the bursts that are timed.
+    StageColumn {
+        /// Packets that were in the burst when the stage was timed.
+        Packets = "packets",
+        /// Bursts that were timed.
+        Bursts = "bursts",
+        /// Ticks that the stage took.
+        Ticks = "ticks",
+    }
+}
+
+columns! {
+    /// What is counted of an interface or a tunnel. In is towards the gateway.
+    TrafficColumn {
+        /// Packets that came in.
+        InPackets = "in_packets",
+        /// Bytes that came in (interface: frames; tunnel: inner packets).
+        InBytes = "in_bytes",
+        /// Packets that went out.
+        OutPackets = "out_packets",
+        /// Bytes that went out.
+        OutBytes = "out_bytes",
+    }
+}
+
+columns! {
+    /// What is counted of a port, beside what its interfaces count.
+    PortColumn {
+        /// Frames taken from the port.
+        RxPackets = "rx_packets",
+        /// Bytes of them.
+        RxBytes = "rx_bytes",
+        /// Frames handed to the port.
+        TxPackets = "tx_packets",
+        /// Bytes of them.
+        TxBytes = "tx_bytes",
+        /// Frames the port did not take.
+        TxFull = "tx_full",
+        /// Frames lost in the device or kernel because the receive ring was full.
+        RxRingFull = "rx_ring_full",
+        /// Frames lost because there was no buffer to receive into.
+        RxFillEmpty = "rx_fill_empty",
+        /// Frames lost on receive for other reasons.
+        RxDropped = "rx_dropped",
+        /// Descriptors the kernel refused.
+        InvalidDescriptors = "invalid_descriptors",
+        /// System calls to make the kernel send.
+        TxKicks = "tx_kicks",
+        /// System calls to make the kernel receive.
+        RxWakeups = "rx_wakeups",
+        /// 0 up, 1 down, 2 gone.
+        Health = "health",
+    }
+}
+
+columns! {
+    /// What is counted of a security association.
+    SaColumn {
+        /// Packets sealed or opened.
+        Packets = "packets",
+        /// Bytes of ESP payload sealed or opened.
+        Bytes = "bytes",
+        /// Packets refused for their ICV.
+        Integrity = "integrity",
+        /// Packets refused as replayed.
+        Replayed = "replayed",
+        /// Packets refused as older than the window.
+        Late = "late",
+        /// Greatest distance that an accepted packet lay behind the newest.
+        Lateness = "lateness",
+    }
+}
+
+/// Names of a segment's groups.
+pub mod group {
+    /// [`WorkerColumn`](super::WorkerColumn)s; one row.
+    pub const WORKER: &str = "worker";
+    /// Drop reasons as columns; one row for each interface, and a first one for packets of none.
+    pub const DROP: &str = "drop";
+    /// [`StageColumn`](super::StageColumn)s.
+    pub const STAGE: &str = "stage";
+    /// [`PortColumn`](super::PortColumn)s.
+    pub const PORT: &str = "port";
+    /// [`TrafficColumn`](super::TrafficColumn)s of interfaces.
+    pub const INTERFACE: &str = "interface";
+    /// [`TrafficColumn`](super::TrafficColumn)s of tunnels.
+    pub const TUNNEL: &str = "tunnel";
+    /// [`SaColumn`](super::SaColumn)s.
+    pub const SA: &str = "sa";
+}
+
+/// The row of drops of packets that belong to no interface.
+pub const NO_INTERFACE: &str = "-";
+
+/// What rows the segment of a gateway has.
+#[derive(Debug, Clone, Default)]
+pub struct Rows {
+    /// Names of stages.
+    pub stages: Vec<String>,
+    /// Names of ports.
+    pub ports: Vec<String>,
+    /// Names of interfaces.
+    pub interfaces: Vec<String>,
+    /// Names of tunnels.
+    pub tunnels: Vec<String>,
+    /// Names of security associations.
+    pub sas: Vec<String>,
+}
+
+impl Rows {
+    /// The layout of a gateway's segment.
+    #[must_use]
+    pub fn layout(self, name: &str, workers: usize, tick_hz: u64) -> Layout {
+        let columns = |names: &mut dyn Iterator<Item = &'static str>| names.map(String::from).collect();
+        let traffic: Vec<String> = columns(&mut TrafficColumn::ALL.iter().map(|c| c.name()));
+        let mut drop_rows = vec![NO_INTERFACE.to_string()];
+        drop_rows.extend_from_slice(&self.interfaces);
+        let groups = vec![
+            (group::WORKER, vec!["all".into()], columns(&mut WorkerColumn::ALL.iter().map(|c| c.name()))),
+            (group::DROP, drop_rows, columns(&mut DropReason::ALL.iter().map(|r| r.name()))),
+            (group::STAGE, self.stages, columns(&mut StageColumn::ALL.iter().map(|c| c.name()))),
+            (group::PORT, self.ports, columns(&mut PortColumn::ALL.iter().map(|c| c.name()))),
+            (group::INTERFACE, self.interfaces, traffic.clone()),
+            (group::TUNNEL, self.tunnels, traffic),
+            (group::SA, self.sas, columns(&mut SaColumn::ALL.iter().map(|c| c.name()))),
+        ];
+        Layout::new(name, workers, tick_hz, groups)
+    }
+}
+
+/// Where a group's cells are in the worker's block.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    offset: usize,
+    rows: usize,
+    columns: usize,
+}
+
+/// The counters of one worker: the only writer of its block.
+#[derive(Debug)]
+pub struct WorkerCounters {
+    segment: Arc<Segment>,
+    first: usize,
+    worker: Place,
+    drop: Place,
+    stage: Place,
+    port: Place,
+    interface: Place,
+    tunnel: Place,
+    sa: Place,
+}
+
+impl WorkerCounters {
+    /// The counters of worker number `worker`. Each number is to be taken once.
+    #[must_use]
+    pub fn new(segment: &Arc<Segment>, worker: usize) -> Self {
+        let layout = segment.layout();
+        let place = |name: &str| {
+            let group = layout.group(name);
+            group.map_or_else(Place::default, |g| Place {
+                offset: g.offset,
+                rows: g.rows.len(),
+                columns: g.columns.len(),
+            })
+        };
+        Self {
+            first: worker * layout.block(),
+            worker: place(group::WORKER),
+            drop: place(group::DROP),
+            stage: place(group::STAGE),
+            port: place(group::PORT),
+            interface: place(group::INTERFACE),
+            tunnel: place(group::TUNNEL),
+            sa: place(group::SA),
+            segment: Arc::clone(segment),
+        }
+    }
+
+    #[inline]
+    fn cell(&self, place: Place, row: usize, column: usize) -> Option<&AtomicU64> {
+        let at = self.first + place.offset + row * place.columns + column;
+        if row < place.rows { self.segment.cells().get(at) } else { None }
+    }
+
+    /// Adds without a read-modify-write: this worker is the cell's only writer.
+    #[inline]
+    fn add(&self, place: Place, row: usize, column: usize, n: u64) {
+        if let Some(cell) = self.cell(place, row, column) {
+            cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        }
+    }
+
+    fn set(&self, place: Place, row: usize, column: usize, n: u64) {
+        if let Some(cell) = self.cell(place, row, column) {
+            cell.store(n, Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self, place: Place, row: usize, column: usize) -> u64 {
+        self.cell(place, row, column).map_or(0, |cell| cell.load(Ordering::Relaxed))
+    }
+
+    /// Counts of the worker itself.
+    #[inline]
+    pub fn worker(&self, column: WorkerColumn, n: u64) {
+        self.add(self.worker, 0, column as usize, n);
+    }
+
+    /// Sets a gauge of the worker.
+    #[inline]
+    pub fn worker_gauge(&self, column: WorkerColumn, n: u64) {
+        self.set(self.worker, 0, column as usize, n);
+    }
+
+    /// What the worker has counted of itself.
+    #[must_use]
+    pub fn read_worker(&self, column: WorkerColumn) -> u64 {
+        self.get(self.worker, 0, column as usize)
+    }
+
+    /// Counts drops of packets that came by `interface` (`None`: by none that is known).
+    #[inline]
+    pub fn drops(&self, interface: Option<u16>, reason: DropReason, n: u64) {
+        let row = interface.map_or(0, |i| usize::from(i) + 1);
+        self.add(self.drop, row, reason as usize, n);
+    }
+
+    /// Drops for `reason`, of all interfaces.
+    #[must_use]
+    pub fn read_drops(&self, reason: DropReason) -> u64 {
+        (0..self.drop.rows).map(|row| self.get(self.drop, row, reason as usize)).sum()
+    }
+
+    /// Counts a timed run of a stage.
+    #[inline]
+    pub fn stage(&self, stage: usize, packets: u64, ticks: u64) {
+        self.add(self.stage, stage, StageColumn::Packets as usize, packets);
+        self.add(self.stage, stage, StageColumn::Bursts as usize, 1);
+        self.add(self.stage, stage, StageColumn::Ticks as usize, ticks);
+    }
+
+    /// What was counted of a stage.
+    #[must_use]
+    pub fn read_stage(&self, stage: usize, column: StageColumn) -> u64 {
+        self.get(self.stage, stage, column as usize)
+    }
+
+    /// Counts of a port.
+    #[inline]
+    pub fn port(&self, port: usize, column: PortColumn, n: u64) {
+        self.add(self.port, port, column as usize, n);
+    }
+
+    /// Sets what a port counts itself.
+    pub fn port_gauge(&self, port: usize, column: PortColumn, n: u64) {
+        self.set(self.port, port, column as usize, n);
+    }
+
+    /// Counts packets and their bytes into an interface.
+    #[inline]
+    pub fn interface_in(&self, interface: u16, packets: u64, bytes: u64) {
+        self.traffic(self.interface, interface, TrafficColumn::InPackets, packets, bytes);
+    }
+
+    /// Counts packets and their bytes out of an interface.
+    #[inline]
+    pub fn interface_out(&self, interface: u16, packets: u64, bytes: u64) {
+        self.traffic(self.interface, interface, TrafficColumn::OutPackets, packets, bytes);
+    }
+
+    /// Counts packets and their bytes that came out of a tunnel into the gateway.
+    #[inline]
+    pub fn tunnel_in(&self, tunnel: u16, packets: u64, bytes: u64) {
+        self.traffic(self.tunnel, tunnel, TrafficColumn::InPackets, packets, bytes);
+    }
+
+    /// Counts packets and their bytes that the gateway sent into a tunnel.
+    #[inline]
+    pub fn tunnel_out(&self, tunnel: u16, packets: u64, bytes: u64) {
+        self.traffic(self.tunnel, tunnel, TrafficColumn::OutPackets, packets, bytes);
+    }
+
+    /// The bytes' column stands behind the packets'.
+    #[inline]
+    fn traffic(&self, place: Place, row: u16, column: TrafficColumn, packets: u64, bytes: u64) {
+        self.add(place, usize::from(row), column as usize, packets);
+        self.add(place, usize::from(row), column as usize + 1, bytes);
+    }
+
+    /// Counts of a security association.
+    #[inline]
+    pub fn sa(&self, sa: u32, column: SaColumn, n: u64) {
+        self.add(self.sa, sa as usize, column as usize, n);
+    }
+
+    /// Raises the association's greatest lateness.
+    #[inline]
+    pub fn sa_lateness(&self, sa: u32, lateness: u64) {
+        if let Some(cell) = self.cell(self.sa, sa as usize, SaColumn::Lateness as usize)
+            && lateness > cell.load(Ordering::Relaxed)
+        {
+            cell.store(lateness, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_count_has_its_cell() {
+        let names = |list: &[&str]| list.iter().map(|s| (*s).to_string()).collect::<Vec<_>>();
+        let rows = Rows { interfaces: names(&["a", "b"]), tunnels: names(&["t"]), ..Rows::default() };
+        let segment = Arc::new(Segment::anonymous(rows.layout("x", 2, 1)).unwrap());
+        let (one, two) = (WorkerCounters::new(&segment, 0), WorkerCounters::new(&segment, 1));
+        one.worker(WorkerColumn::Received, 3);
+        two.worker(WorkerColumn::Received, 4);
+        one.drops(None, DropReason::NoRoute, 1);
+        one.drops(Some(1), DropReason::NoRoute, 2);
+        one.drops(Some(7), DropReason::NoRoute, 100);
+        one.interface_out(1, 5, 500);
+        assert_eq!(one.read_worker(WorkerColumn::Received), 3);
+        assert_eq!(two.read_worker(WorkerColumn::Received), 4);
+        assert_eq!(one.read_drops(DropReason::NoRoute), 3);
+        assert_eq!(two.read_drops(DropReason::NoRoute), 0);
+        let group = segment.layout().group(group::INTERFACE).unwrap();
+        let read =
+            |c: TrafficColumn| segment.cells()[group.cell(1, c as usize).unwrap()].load(Ordering::Relaxed);
+        assert_eq!((read(TrafficColumn::OutPackets), read(TrafficColumn::OutBytes)), (5, 500));
+        assert_eq!(read(TrafficColumn::InPackets), 0);
+    }
+}
