@@ -8,6 +8,10 @@ use memmap2::{MmapOptions, MmapRaw};
 ///
 /// # Safety
 /// The region must stay mapped, readable and writable at the same address for as long as the value lives.
+///
+/// Whoever reaches the rings of a [`crate::Socket`] can name any chunk to the kernel, which then reads and writes it
+/// at any time. The implementor must see to it that no Rust reference into a chunk exists while that chunk is with
+/// the kernel, for instance by recording which chunks are lent.
 pub unsafe trait Memory: Send + Sync {
     /// Address of the first byte, aligned to a page.
     fn base(&self) -> *mut u8;

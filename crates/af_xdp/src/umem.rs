@@ -1,0 +1,128 @@
+//! Registration of packet memory with the kernel, and its sharing among sockets.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use crate::{Error, Memory, sys};
+
+/// Packet memory for any number of sockets. A handle: clones mean the same memory.
+///
+/// The kernel learns of the memory with the first socket; further ones join it (`XDP_SHARED_UMEM`), through any
+/// socket that is still bound. The memory outlives every socket that uses it.
+#[derive(Clone)]
+pub struct Umem {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Umem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Umem({} bytes)", self.shared.memory.len())
+    }
+}
+
+struct Shared {
+    memory: Arc<dyn Memory>,
+    headroom: u32,
+    /// Bound sockets, any of which a new socket can join.
+    members: Mutex<Vec<Weak<OwnedFd>>>,
+}
+
+impl Umem {
+    /// Checks what the kernel would refuse. `headroom` is kept free in front of received frames, in addition to
+    /// the 256 bytes that the kernel keeps for the XDP program.
+    ///
+    /// # Errors
+    /// [`Error::Geometry`].
+    pub fn new(memory: Arc<dyn Memory>, headroom: u32) -> Result<Self, Error> {
+        let (chunk, len) = (memory.chunk_size(), memory.len());
+        let reason = if !matches!(chunk, 2048 | 4096) {
+            format!("AF_XDP takes chunks of 2048 or 4096 bytes, not of {chunk}; set another buffer size")
+        } else if len == 0 || len % chunk != 0 {
+            format!("packet memory of {len} bytes is not a number of whole chunks of {chunk} bytes")
+        } else if memory.base().align_offset(4096) != 0 {
+            "packet memory does not start at a page".into()
+        } else if headroom as usize > chunk / 2 {
+            format!("a headroom of {headroom} bytes leaves too little of a chunk of {chunk} bytes")
+        } else {
+            return Ok(Self { shared: Arc::new(Shared { memory, headroom, members: Mutex::default() }) });
+        };
+        Err(Error::Geometry { reason })
+    }
+
+    /// The memory itself.
+    pub fn memory(&self) -> &Arc<dyn Memory> {
+        &self.shared.memory
+    }
+
+    /// Longest frame that is received into one chunk.
+    pub fn max_frame(&self) -> usize {
+        const XDP_PACKET_HEADROOM: usize = 256;
+        self.shared.memory.chunk_size() - XDP_PACKET_HEADROOM - self.shared.headroom as usize
+    }
+
+    /// Registers the memory on a socket that is to be the first.
+    pub(crate) fn register(&self, socket: &OwnedFd) -> Result<(), Error> {
+        let memory = &self.shared.memory;
+        let registration = libc::xdp_umem_reg {
+            addr: memory.base() as u64,
+            len: memory.len() as u64,
+            chunk_size: memory.chunk_size() as u32,
+            headroom: self.shared.headroom,
+            flags: 0,
+            tx_metadata_len: 0,
+        };
+        sys::set_option(socket, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::ENOBUFS | libc::ENOMEM) => Error::MemoryLock { bytes: memory.len() },
+                _ => sys::explain("registering packet memory", "CAP_NET_RAW and CAP_IPC_LOCK", source),
+            }
+        })
+    }
+
+    /// A bound socket to join, if there is one.
+    pub(crate) fn member(&self) -> Option<Arc<OwnedFd>> {
+        self.members().iter().find_map(Weak::upgrade)
+    }
+
+    /// Notes a bound socket.
+    pub(crate) fn add_member(&self, socket: &Arc<OwnedFd>) {
+        let mut members = self.members();
+        members.retain(|member| member.strong_count() > 0);
+        members.push(Arc::downgrade(socket));
+    }
+
+    /// Forgets a socket that can no longer be joined, since its device went away.
+    pub(crate) fn remove_member(&self, socket: &OwnedFd) {
+        self.members().retain(|member| member.upgrade().is_some_and(|m| m.as_raw_fd() != socket.as_raw_fd()));
+    }
+
+    fn members(&self) -> std::sync::MutexGuard<'_, Vec<Weak<OwnedFd>>> {
+        // The list is whole between any two statements, so a panic elsewhere does not spoil it.
+        self.shared.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{HugePages, MappedMemory};
+
+    fn umem(chunks: usize, chunk: usize, headroom: u32) -> Result<Umem, Error> {
+        Umem::new(Arc::new(MappedMemory::new(chunks, chunk, HugePages::Never).unwrap()), headroom)
+    }
+
+    #[test]
+    fn the_longest_frame_follows_from_chunk_and_headroom() {
+        assert_eq!(umem(4, 2048, 0).unwrap().max_frame(), 1792);
+        assert_eq!(umem(4, 4096, 128).unwrap().max_frame(), 3712);
+    }
+
+    #[test]
+    fn geometry_the_kernel_would_refuse_is_refused_here() {
+        assert!(umem(4, 8192, 0).unwrap_err().to_string().contains("8192"));
+        assert!(umem(4, 1024, 0).is_err());
+        assert!(umem(4, 2048, 1500).is_err());
+    }
+}
