@@ -131,6 +131,8 @@ drop_reasons! {
     EspDummy = "esp-dummy",
     /// The ESP packet came from or to another place, or in another encapsulation, than its SA says.
     EspOuterMismatch = "esp-outer-mismatch",
+    /// The outer header says that congestion was met, but the inner packet cannot say so (RFC 6040 4.2).
+    EcnContradiction = "ecn-contradiction",
     /// A NAT-T keepalive (RFC 3948 2.3), which has no further use.
     NatKeepalive = "nat-keepalive",
     /// The outbound SA has no sequence number left, or none reserved yet.
@@ -139,8 +141,6 @@ drop_reasons! {
     TunnelDown = "tunnel-down",
     /// The address has a 1:1 rule, but the packet cannot be translated (a quoted packet that is cut too short).
     NatUntranslatable = "nat-untranslatable",
-    /// An ICMP error was due, but may not be sent about this packet, or the rate of errors is spent (RFC 1812 4.3.2).
-    IcmpSuppressed = "icmp-suppressed",
     /// No buffer was free for a packet that the gateway wanted to send.
     NoBuffer = "no-buffer",
     /// The port takes no more: its transmit ring is full.

@@ -85,9 +85,19 @@ impl BitAnd for Flags {
     }
 }
 
-/// Where a packet came into its gateway: an interface or a tunnel, by its number in the tables.
+/// The VLAN tags of a received frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Ingress(pub u16);
+pub enum Tagging {
+    /// None.
+    #[default]
+    None,
+    /// One 802.1Q tag.
+    Single,
+    /// An 802.1ad tag and in it an 802.1Q tag.
+    Double,
+    /// Any other arrangement, which no interface has.
+    Other,
+}
 
 /// What the pipeline knows of one packet: one cache line, wholly overwritten by the parse stage.
 ///
@@ -99,9 +109,9 @@ pub struct Meta {
     pub src: u32,
     /// IPv4 destination (host order); 0 for IPv6.
     pub dst: u32,
-    /// Source port, or ICMP type and code (`type << 8 | code`).
+    /// Source port, or the identifier of an ICMP query.
     pub sport: u16,
-    /// Destination port, or the identifier of an ICMP query.
+    /// Destination port, or ICMP type and code (`type << 8 | code`).
     pub dport: u16,
     /// Offset of the IP header.
     pub l3: u16,
@@ -121,6 +131,8 @@ pub struct Meta {
     pub reason: Option<DropReason>,
     /// How many gateways it went through.
     pub passes: u8,
+    /// Which VLAN tags it had.
+    pub tagging: Tagging,
     /// Outer VLAN tag's TCI as received (0 when untagged), for PCP and the demultiplexer.
     pub outer_tci: u16,
     /// Inner VLAN tag's TCI as received (0 when there is none).
@@ -161,6 +173,7 @@ impl Meta {
         ttl: 0,
         reason: None,
         passes: 0,
+        tagging: Tagging::None,
         outer_tci: 0,
         inner_tci: 0,
         port: 0,

@@ -53,6 +53,10 @@ columns! {
         Sleeps = "sleeps",
         /// Ticks spent on bursts.
         BusyTicks = "busy_ticks",
+        /// ICMP errors that were due but may not be sent (RFC 1812 4.3.2.7), or whose rate was spent.
+        IcmpSuppressed = "icmp_suppressed",
+        /// Events lost because the control thread takes no more.
+        EventsLost = "events_lost",
         /// Snapshots of tables taken up.
         Snapshots = "snapshots",
     }

@@ -1,0 +1,127 @@
+//! Divides IPv4 packets (RFC 791 3.2).
+
+use arrayvec::ArrayVec;
+
+use super::{Cx, Entry, Resumed, next_hop::NO_TUNNEL};
+use crate::{
+    packet::{Burst, Flags, Frame, Meta, Slot},
+    stats::WorkerColumn,
+    wire::ipv4::{self, Ipv4, Options, option},
+};
+
+/// Fragments of one packet beyond the first, at most: 64 KiB never comes in one buffer, and an MTU is at least 576.
+const MAX_FRAGMENTS: usize = 30;
+
+/// The options that later fragments carry too (the "copied" bit), padded to whole words.
+fn copied_options(options: &[u8]) -> ArrayVec<u8, 40> {
+    let mut copied = ArrayVec::new();
+    for (kind, data) in Options::new(options).flatten() {
+        if kind & 0x80 != 0 {
+            // What was in 40 bytes fits 40 bytes.
+            let _ = copied.try_push(kind).and_then(|()| copied.try_push(data.len() as u8 + 2));
+            let _ = copied.try_extend_from_slice(data);
+        }
+    }
+    while copied.len() % 4 != 0 {
+        let _ = copied.try_push(option::END);
+    }
+    copied
+}
+
+/// Shortens the packet in `slot` to its first fragment of at most `mtu` bytes, and puts the others in line.
+///
+/// `None`, and nothing changed, when there are not enough frames or places, or the MTU is too small.
+pub fn split(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, mtu: u16) -> Option<()> {
+    let meta = *burst.meta(slot);
+    let start = usize::from(meta.l3);
+    let bytes = burst.bytes(cx.umem, slot).get(start..start + usize::from(meta.ip_len))?;
+    let packet = ipv4::parse_lengths(bytes).ok()?;
+    let options = copied_options(packet.options);
+    let header_len = packet.header.header_len();
+    let room = |header: usize| (usize::from(mtu).checked_sub(header).unwrap_or(0)) & !7;
+    let first_len = room(header_len);
+    let later_header = ipv4::HEADER_LEN + options.len();
+    let later_len = room(later_header);
+    let rest = packet.payload.get(first_len..)?;
+    if first_len == 0 || later_len == 0 {
+        return None;
+    }
+    let count = rest.len().div_ceil(later_len);
+    let places = cx.out.resumed.remaining_capacity();
+    if count > MAX_FRAGMENTS || count > places || count > cx.pool.available() {
+        return None;
+    }
+    let whole = packet.header;
+    let (offset, last_more) = (whole.fragment_offset(), whole.more_fragments());
+    let identification = if whole.identification() == 0 { cx.out.next_identification() } else { whole.identification() };
+    let mut made: ArrayVec<(Frame, Meta), MAX_FRAGMENTS> = ArrayVec::new();
+    for (i, part) in rest.chunks(later_len).enumerate() {
+        let mut frame = cx.pool.alloc()?;
+        let total = later_header + part.len();
+        // A chunk holds every packet that came in one, so also a part of it.
+        let _ = cx.umem.grow_back(&mut frame, total);
+        let at = offset + (first_len + i * later_len) as u16;
+        let more = last_more || i + 1 < count;
+        write(cx.umem.bytes_mut(&mut frame), whole.bytes(), &options, part, Place { identification, at, more });
+        let flags = meta.flags | Flags::FRAGMENT | Flags::LATER_FRAGMENT;
+        let fresh = Meta {
+            l3: 0,
+            l4: later_header as u16,
+            ip_len: total as u16,
+            wire_len: 0,
+            flags: flags.without(Flags::HAS_PORTS),
+            ..meta
+        };
+        let _ = made.try_push((frame, fresh));
+    }
+    let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+    if let Some(mut header) = Ipv4::at_mut(bytes, start) {
+        header.set_total_len((header_len + first_len) as u16);
+        header.set_identification(identification);
+        header.set_flags_offset(header.flags_offset() | 0x2000);
+        // The checksum covers the options too.
+        header.set_checksum(0);
+    }
+    if let Some(header) = bytes.get_mut(start..start + header_len) {
+        let checksum = crate::wire::checksum::Sum::of(header).checksum();
+        if let Some((mut header, _)) = Ipv4::split_mut(header) {
+            header.set_checksum(checksum);
+        }
+    }
+    meta.ip_len = (header_len + first_len) as u16;
+    meta.flags |= Flags::FRAGMENT;
+    let entry = if meta.tunnel == NO_TUNNEL { Entry::Tx } else { Entry::Seal };
+    cx.counters.worker(WorkerColumn::Originated, made.len() as u64);
+    for (frame, meta) in made {
+        let _ = cx.out.resumed.try_push(Resumed { frame, meta, entry });
+    }
+    Some(())
+}
+
+/// Where a fragment stands in its packet.
+struct Place {
+    identification: u16,
+    /// Bytes before it.
+    at: u16,
+    more: bool,
+}
+
+fn write(bytes: &mut [u8], header: &[u8; 20], options: &[u8], part: &[u8], place: Place) {
+    let header_len = ipv4::HEADER_LEN + options.len();
+    let total = bytes.len();
+    let Some((head, body)) = bytes.split_at_mut_checked(header_len) else { return };
+    body.copy_from_slice(part);
+    let Some((fixed, rest)) = head.split_first_chunk_mut() else { return };
+    *fixed = *header;
+    rest.copy_from_slice(options);
+    let mut view = Ipv4::new(fixed);
+    view.set_version_ihl(0x40 | (header_len / 4) as u8);
+    view.set_total_len(total as u16);
+    view.set_identification(place.identification);
+    view.set_flags_offset(place.at / 8 | if place.more { 0x2000 } else { 0 });
+    view.set_checksum(0);
+    let checksum = crate::wire::checksum::Sum::of(head).checksum();
+    if let Some((mut view, _)) = Ipv4::split_mut(head) {
+        view.set_checksum(checksum);
+    }
+}

@@ -1,0 +1,181 @@
+//! ICMP errors about packets that cannot be carried on (RFC 792, RFC 1812 4.3, RFC 4443 2.4).
+
+use std::net::IpAddr;
+
+use super::{Cx, Entry, Resumed};
+use crate::{
+    packet::{Burst, DropReason, Flags, Frame, Meta, Slot},
+    stats::WorkerColumn,
+    wire::{
+        icmpv4, icmpv6,
+        ip::protocol,
+        ipv4::{self, Ipv4},
+        ipv6::{self, Ipv6},
+    },
+};
+
+/// What the sender is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Problem {
+    /// The TTL or hop limit ran out.
+    TimeExceeded,
+    /// No route.
+    NoRoute,
+    /// The next hop does not answer.
+    HostUnreachable,
+    /// The packet may not be fragmented and is larger than this.
+    TooBig {
+        /// What would fit, in bytes.
+        mtu: u16,
+    },
+    /// Policy forbids it.
+    Prohibited,
+    /// Nobody listens on the port.
+    PortUnreachable,
+    /// The protocol is not spoken here.
+    ProtocolUnreachable,
+}
+
+/// Longest ICMPv4 error (RFC 1812 4.3.2.3) and ICMPv6 error (RFC 4443 2.4 c), with their IP headers.
+const LONGEST_V4: usize = 576;
+const LONGEST_V6: usize = 1280;
+
+/// Drops the packet and, where the standards allow it, tells its sender why.
+pub fn drop_with_error(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, reason: DropReason, problem: Problem) {
+    if let Some((frame, meta)) = build(cx, burst, slot, problem)
+        && let Err(error) = cx.out.resumed.try_push(Resumed { frame, meta, entry: Entry::Forward })
+    {
+        cx.pool.free(error.element().frame);
+        cx.counters.worker(WorkerColumn::IcmpSuppressed, 1);
+    }
+    burst.drop(slot, reason);
+}
+
+/// Whether an error may be sent about this packet (RFC 1812 4.3.2.7, RFC 4443 2.4 e).
+fn may_answer(meta: &Meta) -> bool {
+    let never = Flags::ORIGINATED | Flags::ICMP_ERROR | Flags::LATER_FRAGMENT | Flags::LINK_MULTICAST;
+    !meta.flags.any(never)
+}
+
+fn build(cx: &mut Cx<'_>, burst: &Burst, slot: Slot, problem: Problem) -> Option<(Frame, Meta)> {
+    let meta = burst.meta(slot);
+    if !may_answer(meta) || !cx.icmp_limit.allow(cx.now) {
+        cx.counters.worker(WorkerColumn::IcmpSuppressed, 1);
+        return None;
+    }
+    let mut frame = cx.pool.alloc()?;
+    let built = write(cx, burst, slot, problem, &mut frame);
+    let Some(mut error) = built else {
+        cx.pool.free(frame);
+        cx.counters.worker(WorkerColumn::IcmpSuppressed, 1);
+        return None;
+    };
+    if super::parse::ip(cx.umem.bytes(&frame), &mut error).is_err() {
+        cx.pool.free(frame);
+        return None;
+    }
+    // It goes against the packet's own direction, so NAT turns its addresses, and those it quotes, back.
+    error.flags = error.flags.with(Flags::FROM_LOCAL, !meta.flags.has(Flags::FROM_LOCAL)) | Flags::ORIGINATED;
+    cx.counters.worker(WorkerColumn::Originated, 1);
+    Some((frame, error))
+}
+
+/// Writes the error into `frame`; what is known of it apart from what its headers say is the result.
+fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut Frame) -> Option<Meta> {
+    let meta = burst.meta(slot);
+    let start = usize::from(meta.l3);
+    let packet = burst.bytes(cx.umem, slot).get(start..start + usize::from(meta.ip_len))?;
+    let fresh = Meta { interface: meta.interface, gateway: meta.gateway, port: meta.port, ..Meta::EMPTY };
+    if meta.is_v6() {
+        let source = Ipv6::at(packet, 0)?.source();
+        let IpAddr::V6(own) = own_address(cx, meta, IpAddr::V6(source))? else { return None };
+        if source.is_unspecified() || source.is_multicast() {
+            return None;
+        }
+        let quote = packet.get(..packet.len().min(LONGEST_V6 - ipv6::HEADER_LEN - icmpv6::HEADER_LEN))?;
+        let payload_len = icmpv6::HEADER_LEN + quote.len();
+        if !cx.umem.grow_back(frame, ipv6::HEADER_LEN + payload_len) {
+            return None;
+        }
+        let (header, message) = cx.umem.bytes_mut(frame).split_first_chunk_mut()?;
+        message.get_mut(icmpv6::HEADER_LEN..)?.copy_from_slice(quote);
+        repr_v6(problem).emit(message, own, source)?;
+        let repr = ipv6::Repr {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len: payload_len as u16,
+            next_header: protocol::ICMPV6,
+            hop_limit: 64,
+            source: own,
+            destination: source,
+        };
+        repr.emit(header);
+    } else {
+        let source = Ipv4::at(packet, 0)?.source();
+        let IpAddr::V4(own) = own_address(cx, meta, IpAddr::V4(source))? else { return None };
+        let quote = packet.get(..packet.len().min(LONGEST_V4 - ipv4::HEADER_LEN - icmpv4::HEADER_LEN))?;
+        let total_len = ipv4::HEADER_LEN + icmpv4::HEADER_LEN + quote.len();
+        if !cx.umem.grow_back(frame, total_len) {
+            return None;
+        }
+        let (header, message) = cx.umem.bytes_mut(frame).split_first_chunk_mut()?;
+        message.get_mut(icmpv4::HEADER_LEN..)?.copy_from_slice(quote);
+        repr_v4(problem).emit(message)?;
+        let repr = ipv4::Repr {
+            // Errors carry precedence 6, internetwork control (RFC 1812 4.3.2.5).
+            traffic_class: 0xc0,
+            total_len: total_len as u16,
+            identification: 0,
+            dont_fragment: true,
+            more_fragments: false,
+            fragment_offset: 0,
+            ttl: 64,
+            protocol: protocol::ICMPV4,
+            source: own,
+            destination: source,
+        };
+        repr.emit(header);
+    }
+    Some(fresh)
+}
+
+/// The address the error is sent from: of the interface the packet came by (RFC 1812 4.3.2.4); out of a tunnel,
+/// the one that the gateway keeps for this.
+fn own_address(cx: &Cx<'_>, meta: &Meta, like: IpAddr) -> Option<IpAddr> {
+    let gateway = cx.tables.gateway(meta.gateway)?;
+    let chosen = || match like {
+        IpAddr::V4(_) => gateway.icmp_source.0.map(IpAddr::V4),
+        IpAddr::V6(_) => gateway.icmp_source.1.map(IpAddr::V6),
+    };
+    if meta.flags.has(Flags::FROM_TUNNEL) || meta.passes > 0 {
+        return chosen();
+    }
+    cx.tables.interface(meta.interface)?.address_like(like).or_else(chosen)
+}
+
+fn repr_v4(problem: Problem) -> icmpv4::Repr {
+    use icmpv4::{Repr, unreachable};
+    match problem {
+        Problem::TimeExceeded => Repr::TimeExceeded { code: 0 },
+        Problem::NoRoute => Repr::Unreachable { code: unreachable::NETWORK },
+        Problem::HostUnreachable => Repr::Unreachable { code: unreachable::HOST },
+        Problem::TooBig { mtu } => Repr::FragmentationNeeded { mtu },
+        Problem::Prohibited => Repr::Unreachable { code: unreachable::FILTERED },
+        Problem::PortUnreachable => Repr::Unreachable { code: unreachable::PORT },
+        Problem::ProtocolUnreachable => Repr::Unreachable { code: unreachable::PROTOCOL },
+    }
+}
+
+fn repr_v6(problem: Problem) -> icmpv6::Repr {
+    use icmpv6::{Repr, unreachable};
+    match problem {
+        Problem::TimeExceeded => Repr::TimeExceeded { code: 0 },
+        Problem::NoRoute => Repr::Unreachable { code: unreachable::NO_ROUTE },
+        Problem::HostUnreachable => Repr::Unreachable { code: unreachable::ADDRESS },
+        Problem::TooBig { mtu } => Repr::PacketTooBig { mtu: mtu.into() },
+        Problem::Prohibited => Repr::Unreachable { code: unreachable::PROHIBITED },
+        Problem::PortUnreachable => Repr::Unreachable { code: unreachable::PORT },
+        // Code 1, an unknown next header; the field that names it stands at 6 without extension headers.
+        Problem::ProtocolUnreachable => Repr::ParameterProblem { code: 1, pointer: 6 },
+    }
+}

@@ -1,0 +1,181 @@
+//! Reads the headers of every packet, once, and makes a router's checks.
+
+use super::{Cx, Stage};
+use crate::{
+    packet::{Burst, DropReason, Flags, Meta, Tagging},
+    wire::{
+        ethernet::EtherType,
+        flow::{Kind, L4},
+        ip::protocol,
+        ipv4, ipv6, tcp, udp,
+        vlan::{L2, TagKind, Tags},
+    },
+};
+
+/// Fills each packet's [`Meta`] from its headers (RFC 1812 5.2.2, RFC 8200), or drops it.
+#[derive(Debug, Default)]
+pub struct Parse;
+
+/// What a frame carries.
+enum Carried {
+    Arp,
+    Ip,
+}
+
+impl Stage for Parse {
+    const NAME: &'static str = "parse";
+
+    fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
+        for slot in super::take(&mut cx.lanes.rx, burst) {
+            let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+            match frame(bytes, meta) {
+                Ok(Carried::Ip) => cx.lanes.ip.insert(slot),
+                Ok(Carried::Arp) => cx.lanes.arp.insert(slot),
+                Err(reason) => burst.drop(slot, reason),
+            }
+        }
+    }
+}
+
+#[inline]
+fn frame(bytes: &[u8], meta: &mut Meta) -> Result<Carried, DropReason> {
+    let l2 = L2::parse(bytes).map_err(|_| DropReason::EthernetTruncated)?;
+    *meta = Meta {
+        port: meta.port,
+        wire_len: bytes.len() as u16,
+        l3: l2.header_len() as u16,
+        flags: Flags::NONE.with(Flags::LINK_MULTICAST, l2.destination.is_multicast()),
+        ..Meta::EMPTY
+    };
+    match l2.tags {
+        Tags::None => {}
+        Tags::One(tag) => {
+            let single = tag.kind == TagKind::Customer;
+            meta.tagging = if single { Tagging::Single } else { Tagging::Other };
+            meta.outer_tci = tag.tci;
+        }
+        Tags::Two(outer, inner) => {
+            let double = outer.kind == TagKind::Service && inner.kind == TagKind::Customer;
+            meta.tagging = if double { Tagging::Double } else { Tagging::Other };
+            (meta.outer_tci, meta.inner_tci) = (outer.tci, inner.tci);
+        }
+    }
+    let packet = bytes.get(usize::from(meta.l3)..).unwrap_or(&[]);
+    match l2.ether_type {
+        EtherType::IPV4 => parse_v4(packet, meta).map(|()| Carried::Ip),
+        EtherType::IPV6 => parse_v6(packet, meta).map(|()| Carried::Ip),
+        EtherType::ARP => Ok(Carried::Arp),
+        _ => Err(DropReason::UnknownEtherType),
+    }
+}
+
+/// Reads the IP packet at `meta.l3` of either version: for packets out of a tunnel, and those made here.
+pub fn ip(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
+    let packet = bytes.get(usize::from(meta.l3)..).unwrap_or(&[]);
+    match packet.first().map(|byte| byte >> 4) {
+        Some(4) => parse_v4(packet, meta),
+        Some(6) => parse_v6(packet, meta),
+        Some(_) => Err(DropReason::IpVersion),
+        None => Err(DropReason::IpTruncated),
+    }
+}
+
+#[inline]
+fn parse_v4(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
+    let packet = ipv4::parse(bytes).map_err(|error| match error {
+        ipv4::Error::Truncated => DropReason::IpTruncated,
+        ipv4::Error::Version => DropReason::IpVersion,
+        ipv4::Error::HeaderLength => DropReason::Ipv4HeaderLength,
+        ipv4::Error::TotalLength | ipv4::Error::BeyondFrame => DropReason::IpLength,
+        ipv4::Error::Checksum => DropReason::Ipv4Checksum,
+    })?;
+    let header = &packet.header;
+    let (source, destination) = (header.source(), header.destination());
+    if ipv4::is_martian_source(source) {
+        return Err(DropReason::MartianSource);
+    }
+    if destination.is_multicast() || destination.is_broadcast() {
+        return Err(DropReason::Multicast);
+    }
+    if ipv4::is_martian_destination(destination) {
+        return Err(DropReason::MartianDestination);
+    }
+    let has_options = !packet.options.is_empty();
+    if has_options && ipv4::summarise_options(packet.options).is_ok_and(|o| o.source_route) != false
+        || has_options && ipv4::summarise_options(packet.options).is_err()
+    {
+        return Err(DropReason::Ipv4Options);
+    }
+    let later = header.fragment_offset() != 0;
+    meta.flags = meta.flags.without(Flags::V6)
+        .with(Flags::FRAGMENT, header.is_fragment())
+        .with(Flags::LATER_FRAGMENT, later)
+        .with(Flags::OPTIONS, has_options)
+        .with(Flags::DONT_FRAGMENT, header.dont_fragment());
+    meta.src = source.to_bits();
+    meta.dst = destination.to_bits();
+    meta.ip_len = header.total_len();
+    meta.l4 = meta.l3 + header.header_len() as u16;
+    meta.tos = header.traffic_class();
+    meta.ttl = header.ttl();
+    transport(header.protocol(), packet.payload, meta)
+}
+
+#[inline]
+fn parse_v6(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
+    let packet = ipv6::parse(bytes).map_err(|error| match error {
+        ipv6::Error::Truncated => DropReason::IpTruncated,
+        ipv6::Error::Version => DropReason::IpVersion,
+        ipv6::Error::BeyondFrame => DropReason::IpLength,
+    })?;
+    let header = &packet.header;
+    // An unspecified source is left to the local stage: duplicate address detection sends from it.
+    if ipv6::is_martian_source(header.source()) && !header.source().is_unspecified() {
+        return Err(DropReason::MartianSource);
+    }
+    if ipv6::is_martian_destination(header.destination()) {
+        return Err(DropReason::MartianDestination);
+    }
+    let walk = packet.walk().map_err(|_| DropReason::Ipv6ExtensionHeaders)?;
+    if walk.source_route {
+        return Err(DropReason::Ipv6ExtensionHeaders);
+    }
+    let fragment = walk.fragment.filter(|f| !f.is_atomic());
+    meta.flags = (meta.flags | Flags::V6 | Flags::DONT_FRAGMENT)
+        .with(Flags::FRAGMENT, fragment.is_some())
+        .with(Flags::LATER_FRAGMENT, fragment.is_some_and(|f| f.offset != 0))
+        .with(Flags::OPTIONS, usize::from(walk.offset) != ipv6::HEADER_LEN);
+    meta.ip_len = (ipv6::HEADER_LEN + packet.payload.len()) as u16;
+    meta.l4 = meta.l3 + walk.offset;
+    meta.tos = header.traffic_class();
+    meta.ttl = header.hop_limit();
+    let l4 = packet.payload.get(usize::from(walk.offset) - ipv6::HEADER_LEN..).unwrap_or(&[]);
+    transport(walk.protocol, l4, meta)
+}
+
+/// Reads ports, or ICMP type, code and identifier.
+///
+/// A first fragment must hold the whole fixed header: RFC 1858 and 6192 tell what a shorter one is good for.
+#[inline]
+fn transport(proto: u8, l4: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
+    meta.proto = proto;
+    if meta.flags.has(Flags::LATER_FRAGMENT) {
+        return Ok(());
+    }
+    let least = match proto {
+        protocol::TCP => tcp::HEADER_LEN,
+        protocol::UDP => udp::HEADER_LEN,
+        _ => 0,
+    };
+    let flow = L4::parse(proto, l4).map_err(|_| DropReason::TransportTruncated)?;
+    if l4.len() < least {
+        return Err(DropReason::TransportTruncated);
+    }
+    meta.sport = flow.source;
+    meta.dport = flow.destination;
+    meta.flags = meta
+        .flags
+        .with(Flags::HAS_PORTS, flow.kind != Kind::Opaque)
+        .with(Flags::ICMP_ERROR, flow.kind == Kind::IcmpError);
+    Ok(())
+}

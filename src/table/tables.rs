@@ -1,0 +1,137 @@
+//! The snapshot of all tables that a worker looks things up in.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{
+    gateway_nat::GatewayNat,
+    interface::{Demux, Interface, OwnAddresses},
+    lpm::{Lpm4, Lpm6},
+
+    neighbour::{NeighbourId, NeighbourTable},
+    sad::Sad,
+    spd::Spd,
+    tunnel::{SaIn, Tunnel},
+};
+
+/// What happens to packets that a route or a policy chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHop {
+    /// To a router on an interface's link.
+    Via {
+        /// The interface.
+        interface: u16,
+        /// The router's place in the neighbour table.
+        neighbour: NeighbourId,
+        /// The router's address.
+        address: IpAddr,
+    },
+    /// To the destination itself, on an interface's link.
+    Connected {
+        /// The interface.
+        interface: u16,
+    },
+    /// Into a tunnel.
+    Tunnel(u16),
+    /// Into another gateway.
+    Gateway(u16),
+    /// Nowhere.
+    Blackhole,
+    /// To this gateway itself.
+    Local,
+    /// The broadcast address of a link.
+    Broadcast,
+}
+
+impl NextHop {
+    /// In place of a next hop's number: a policy sends the packet into the tunnel that its metadata names.
+    pub const BY_POLICY: u32 = u32::MAX - 1;
+}
+
+/// What a policy does (RFC 4301 4.4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicyAction {
+    /// Into the tunnel.
+    Protect(u16),
+    /// On to the route table.
+    Bypass,
+    /// Dropped.
+    Discard,
+}
+
+/// One gateway (VRF): what its packets are looked up in.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Its own addresses.
+    pub own: OwnAddresses,
+    /// IPv4 routes; values are numbers of next hops.
+    pub routes_v4: Arc<Lpm4>,
+    /// IPv6 routes.
+    pub routes_v6: Arc<Lpm6>,
+    /// Policies; values index `actions`.
+    pub spd: Spd,
+    /// What each policy does.
+    pub actions: Vec<PolicyAction>,
+    /// Whether any policy protects: then packets in the clear are checked against them.
+    pub protects: bool,
+    /// 1:1 rules, where there are any.
+    pub nat: Option<GatewayNat>,
+    /// Whether peers may reach each other through it.
+    pub transit: bool,
+    /// The source of ICMP errors about packets that came out of a tunnel, IPv4 and IPv6.
+    pub icmp_source: (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>),
+}
+
+/// Everything a worker looks up, as one immutable whole. Routes and neighbours change in place behind it.
+#[derive(Debug)]
+pub struct Tables {
+    /// Counts snapshots.
+    pub generation: u64,
+    /// VLAN demultiplexers, by port.
+    pub demux: Vec<Demux>,
+    /// Interfaces, by number.
+    pub interfaces: Vec<Interface>,
+    /// Gateways, by number.
+    pub gateways: Vec<Gateway>,
+    /// Next hops, by number.
+    pub next_hops: Vec<NextHop>,
+    /// Tunnels, by number.
+    pub tunnels: Vec<Tunnel>,
+    /// Inbound security associations by SPI and destination; values index `sas`.
+    pub sad_v4: Sad<u32>,
+    /// The same for IPv6.
+    pub sad_v6: Sad<u128>,
+    /// Inbound security associations.
+    pub sas: Vec<Arc<SaIn>>,
+    /// Link-layer addresses.
+    pub neighbours: Arc<NeighbourTable>,
+}
+
+impl Tables {
+    /// The interface of this number.
+    #[inline]
+    #[must_use]
+    pub fn interface(&self, number: u16) -> Option<&Interface> {
+        self.interfaces.get(usize::from(number))
+    }
+
+    /// The gateway of this number.
+    #[inline]
+    #[must_use]
+    pub fn gateway(&self, number: u16) -> Option<&Gateway> {
+        self.gateways.get(usize::from(number))
+    }
+
+    /// The tunnel of this number.
+    #[inline]
+    #[must_use]
+    pub fn tunnel(&self, number: u16) -> Option<&Tunnel> {
+        self.tunnels.get(usize::from(number))
+    }
+
+    /// The next hop of this number.
+    #[inline]
+    #[must_use]
+    pub fn next_hop(&self, number: u32) -> Option<NextHop> {
+        self.next_hops.get(number as usize).copied()
+    }
+}

@@ -1,0 +1,267 @@
+//! Tunnels and their security associations (RFC 4301, RFC 4303).
+
+use std::{net::IpAddr, sync::Arc};
+
+use crate::{
+    crypto::{aead::Key, replay::Window, sequence::Sequence},
+    wire::{
+        checksum::Sum,
+        ip::protocol,
+        ipv4::{self, Ipv4},
+        ipv6::{self, Ipv6},
+        udp,
+    },
+};
+
+/// What the outer header's DF bit becomes (RFC 4301 8.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Df {
+    /// As in the inner packet; clear over an inner IPv6 packet.
+    Copy,
+    /// Set.
+    Set,
+    /// Clear.
+    Clear,
+}
+
+/// Largest outer header: IPv6 and UDP.
+const MAX_OUTER: usize = ipv6::HEADER_LEN + udp::HEADER_LEN;
+
+/// The outer header of a tunnel, ready but for lengths, class, identification and checksum.
+#[derive(Debug, Clone, Copy)]
+pub struct Outer {
+    bytes: [u8; MAX_OUTER],
+    len: u8,
+    v6: bool,
+    udp: bool,
+    /// Sum over the IPv4 header as it stands: what its checksum is computed from.
+    sum: Sum,
+}
+
+impl Outer {
+    /// The header between two addresses of one family; with `udp`, ESP goes in UDP from and to port 4500
+    /// (RFC 3948). `None` when the families differ.
+    #[must_use]
+    pub fn new(local: IpAddr, remote: IpAddr, udp_encapsulation: bool) -> Option<Self> {
+        let mut bytes = [0; MAX_OUTER];
+        let next = if udp_encapsulation { protocol::UDP } else { protocol::ESP };
+        let (ip_len, v6, sum) = match (local, remote) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let header = bytes.first_chunk_mut::<{ ipv4::HEADER_LEN }>()?;
+                let repr = ipv4::Repr {
+                    traffic_class: 0,
+                    total_len: 0,
+                    identification: 0,
+                    dont_fragment: false,
+                    more_fragments: false,
+                    fragment_offset: 0,
+                    ttl: 64,
+                    protocol: next,
+                    source,
+                    destination,
+                };
+                repr.emit(header);
+                Ipv4::new(&mut *header).set_checksum(0);
+                (ipv4::HEADER_LEN, false, Sum::of_header(header))
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = bytes.first_chunk_mut::<{ ipv6::HEADER_LEN }>()?;
+                let repr = ipv6::Repr {
+                    traffic_class: 0,
+                    flow_label: 0,
+                    payload_len: 0,
+                    next_header: next,
+                    hop_limit: 64,
+                    source,
+                    destination,
+                };
+                repr.emit(header);
+                (ipv6::HEADER_LEN, true, Sum::ZERO)
+            }
+            _ => return None,
+        };
+        let mut len = ip_len;
+        if udp_encapsulation {
+            let (mut header, _) = udp::Udp::split_mut(bytes.get_mut(ip_len..)?)?;
+            header.set_source_port(udp::ESP_PORT);
+            header.set_destination_port(udp::ESP_PORT);
+            len += udp::HEADER_LEN;
+        }
+        Some(Self { bytes, len: len as u8, v6, udp: udp_encapsulation, sum })
+    }
+
+    /// Bytes of the IP header and, where there is one, the UDP header.
+    #[inline]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Never: an outer header has 20 bytes at least.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Whether the outer packet is IPv6.
+    #[inline]
+    #[must_use]
+    pub const fn is_v6(&self) -> bool {
+        self.v6
+    }
+
+    /// Whether ESP goes in UDP.
+    #[inline]
+    #[must_use]
+    pub const fn is_udp(&self) -> bool {
+        self.udp
+    }
+
+    /// Writes the header to the front of `packet`, which is the whole outer packet.
+    ///
+    /// The UDP checksum is zero over IPv4 (RFC 3948 2.1) and, with an AEAD inside, over IPv6 too (RFC 6935).
+    /// `identification` is used when `df` is clear; an atomic packet needs none (RFC 6864).
+    #[inline]
+    pub fn write(&self, packet: &mut [u8], class: u8, df: bool, identification: u16) {
+        let total = packet.len();
+        if self.v6 {
+            let Some(target) = packet.get_mut(..self.len()) else { return };
+            target.copy_from_slice(self.bytes.get(..self.len()).unwrap_or(&[]));
+            if let Some((mut header, _)) = Ipv6::split_mut(target) {
+                header.set_traffic_class(class);
+                header.set_payload_len((total - ipv6::HEADER_LEN) as u16);
+            }
+        } else {
+            let Some((mut header, _)) = Ipv4::split_mut(packet) else { return };
+            if let Some(ready) = self.bytes.first_chunk() {
+                *header.bytes_mut() = *ready;
+            }
+            let flags = if df { 0x4000 } else { 0 };
+            let identification = if df { 0 } else { identification };
+            header.set_traffic_class(class);
+            header.set_total_len(total as u16);
+            header.set_identification(identification);
+            header.set_flags_offset(flags);
+            let sum = self.sum.combine(Sum::of_u16(u16::from(class)));
+            let sum = sum.combine(Sum::of_u16(total as u16));
+            let sum = sum.combine(Sum::of_u16(identification)).combine(Sum::of_u16(flags));
+            header.set_checksum(sum.checksum());
+            if self.udp
+                && let Some(target) = packet.get_mut(ipv4::HEADER_LEN..ipv4::HEADER_LEN + udp::HEADER_LEN)
+            {
+                target.copy_from_slice(
+                    self.bytes.get(ipv4::HEADER_LEN..ipv4::HEADER_LEN + udp::HEADER_LEN).unwrap_or(&[]),
+                );
+            }
+        }
+        if self.udp {
+            let at = if self.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
+            if let Some(mut header) = udp::Udp::at_mut(packet, at) {
+                header.set_length((total - at) as u16);
+            }
+        }
+    }
+}
+
+/// An outbound security association: what a worker needs to seal.
+#[derive(Debug)]
+pub struct SaOut {
+    /// Its row in the counters.
+    pub index: u32,
+    /// Security parameters index.
+    pub spi: u32,
+    /// The schedule of its key.
+    pub key: Key,
+    /// Whether sequence numbers have 64 bits (RFC 4304).
+    pub esn: bool,
+    /// The numbers not used yet.
+    pub sequence: Arc<Sequence>,
+}
+
+/// An inbound security association: what a worker needs to open.
+#[derive(Debug)]
+pub struct SaIn {
+    /// Its row in the counters.
+    pub index: u32,
+    /// Security parameters index.
+    pub spi: u32,
+    /// The schedule of its key.
+    pub key: Key,
+    /// Whether sequence numbers have 64 bits (RFC 4304).
+    pub esn: bool,
+    /// The numbers seen.
+    pub window: Window,
+    /// The tunnel it belongs to.
+    pub tunnel: u16,
+    /// Where its packets must come from.
+    pub remote: IpAddr,
+    /// Whether its packets come in UDP (RFC 3948).
+    pub udp: bool,
+}
+
+/// A tunnel to a peer.
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    /// The gateway that inner packets belong to.
+    pub gateway: u16,
+    /// The gateway that carries outer packets.
+    pub underlay: u16,
+    /// The outer header.
+    pub outer: Outer,
+    /// The security association to seal with.
+    pub sa: Option<Arc<SaOut>>,
+    /// The next hop towards the peer, by number; it leads over an interface.
+    pub next_hop: Option<u32>,
+    /// Largest inner packet, in bytes.
+    pub mtu: u16,
+    /// What the outer DF bit becomes.
+    pub df: Df,
+    /// The outer DSCP; `None` copies the inner one.
+    pub dscp: Option<u8>,
+    /// Whether a route leads into it: then packets come out of it that no policy covers.
+    pub routed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outer_headers_are_what_a_full_computation_gives() {
+        let addresses: [(IpAddr, IpAddr); 2] = [
+            ("192.0.2.1".parse().unwrap(), "198.51.100.7".parse().unwrap()),
+            ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap()),
+        ];
+        for (local, remote) in addresses {
+            for udp in [false, true] {
+                for (class, df, id) in [(0, true, 5), (0xb9, false, 0xfffe), (255, false, 0)] {
+                    let outer = Outer::new(local, remote, udp).unwrap();
+                    let mut packet = vec![0xaa; outer.len() + 40];
+                    outer.write(&mut packet, class, df, id);
+                    let at = if local.is_ipv4() {
+                        let parsed = ipv4::parse(&packet).unwrap();
+                        assert_eq!(IpAddr::V4(parsed.header.source()), local);
+                        assert_eq!(IpAddr::V4(parsed.header.destination()), remote);
+                        assert_eq!(parsed.header.traffic_class(), class);
+                        assert_eq!(parsed.header.dont_fragment(), df);
+                        assert_eq!(parsed.header.identification(), if df { 0 } else { id });
+                        20
+                    } else {
+                        let parsed = ipv6::parse(&packet).unwrap();
+                        assert_eq!(IpAddr::V6(parsed.header.source()), local);
+                        assert_eq!(parsed.header.traffic_class(), class);
+                        assert_eq!(parsed.payload.len(), packet.len() - 40);
+                        40
+                    };
+                    if udp {
+                        let header = udp::Udp::at(&packet, at).unwrap();
+                        assert_eq!((header.source_port(), header.destination_port()), (4500, 4500));
+                        assert_eq!((usize::from(header.length()), header.checksum()), (packet.len() - at, 0));
+                    }
+                    assert_eq!(packet[outer.len()..], [0xaa; 40]);
+                }
+            }
+        }
+        assert!(Outer::new(addresses[0].0, addresses[1].0, false).is_none());
+    }
+}
