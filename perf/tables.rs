@@ -7,7 +7,12 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use causeway::table::hash::Seed;
 use causeway::table::lpm::{Lpm4, Lpm6};
+use causeway::table::nat::{Rule, Static1to1};
+use causeway::table::neighbour::{NeighbourKey, NeighbourTable};
+use causeway::table::sad::Sad;
+use causeway::table::spd::{Key4, Key6, Policy, Ports, Prefix, Spd};
 
 const RUNS: usize = 9;
 const BURST: usize = 64;
@@ -69,6 +74,10 @@ fn main() {
     println!("{:<52} {:>8} {:>8}", "ns a key", "best", "median");
     lpm4(&bench);
     lpm6(&bench);
+    nat(&bench);
+    spd(&bench);
+    sad(&bench);
+    neighbour(&bench);
 }
 
 /// Prefix lengths as in the IPv4 table of the Internet, in thousandths.
@@ -217,6 +226,216 @@ fn lpm6(bench: &Bench) {
         bench.row(&format!("{name}, one at a time"), &covered, |burst| {
             for &address in burst {
                 black_box(table.lookup(address));
+            }
+        });
+    }
+}
+
+fn nat(bench: &Bench) {
+    let mut random = Random(3);
+    for rules in [1usize, 100, 10_000] {
+        let list: Vec<Rule<u32>> = (0..rules as u32)
+            .map(|number| Rule {
+                original: 0x0A00_0000 + number.wrapping_mul(0x9E37_79B1) % 0x00FF_FFFF,
+                translated: 0xCB00_0000 + number,
+                length: 32,
+            })
+            .collect();
+        let nat = Static1to1::build(&list, Seed::random()).unwrap();
+        let hits: Vec<u32> = (0..KEYS).map(|_| list[random.below(rules)].original).collect();
+        let misses: Vec<u32> = (0..KEYS).map(|_| random.word() | 1 << 31).collect();
+        for (kind, keys) in [("hits", &hits), ("misses", &misses)] {
+            bench.row(&format!("nat 1:1 {rules} rules, {kind}"), keys, |burst| {
+                for &address in burst {
+                    black_box(nat.translate_source(address));
+                }
+            });
+        }
+    }
+}
+
+/// Policies as sites have them: subnet to subnet, one in ten narrowed to a port, the last one for everything.
+fn site_policies(random: &mut Random, count: usize) -> Vec<Policy> {
+    let mut policies: Vec<Policy> = (1..count)
+        .map(|number| {
+            let source = 0x0A00_0000 | (random.word() & 0x003F_FF00);
+            let destination = 0xAC10_0000 | (random.word() & 0x000F_FF00);
+            let lengths = [24u8, 24, 24, 24, 24, 24, 22, 20, 28, 32];
+            let narrow = number % 10 == 0;
+            Policy {
+                sources: vec![Prefix::V4(source, lengths[random.below(10)])],
+                destinations: vec![Prefix::V4(destination, lengths[random.below(10)])],
+                protocol: narrow.then_some(6),
+                destination_ports: if narrow { Ports::Ranges(vec![(443, 443)]) } else { Ports::Any },
+                action: number as u32,
+                ..Policy::default()
+            }
+        })
+        .collect();
+    policies.push(Policy::default());
+    policies
+}
+
+/// Keys of which nine in ten lie in the prefixes of some policy.
+fn policy_keys(random: &mut Random, policies: &[Policy]) -> Vec<Key4> {
+    (0..KEYS)
+        .map(|_| {
+            let policy = &policies[random.below(policies.len())];
+            let stray = random.below(10) == 0;
+            let mut inside = |prefixes: &[Prefix]| match prefixes.first() {
+                Some(Prefix::V4(base, length)) if !stray => {
+                    let host = u32::MAX.checked_shr(u32::from(*length)).unwrap_or(0);
+                    base & !host | random.word() & host
+                }
+                _ => random.word(),
+            };
+            Key4 {
+                source: inside(&policy.sources),
+                destination: inside(&policy.destinations),
+                protocol: 6,
+                source_port: random.word() as u16,
+                destination_port: if random.below(2) == 0 { 443 } else { random.word() as u16 },
+                opaque_ports: false,
+            }
+        })
+        .collect()
+}
+
+fn spd(bench: &Bench) {
+    let mut random = Random(4);
+    let mut sets: Vec<(String, Vec<Policy>)> = [1, 10, 100, 1000, 10_000]
+        .map(|count| (format!("spd {count} policies"), site_policies(&mut random, count)))
+        .into();
+    let mut ports = |count: usize| -> Vec<Policy> {
+        let mut range = || {
+            let (one, other) = (random.word() as u16, random.word() as u16);
+            Ports::Ranges(vec![(one.min(other), one.max(other))])
+        };
+        (0..count)
+            .map(|_| Policy {
+                protocol: Some(6),
+                source_ports: range(),
+                destination_ports: range(),
+                ..Policy::default()
+            })
+            .collect()
+    };
+    sets.push(("spd 10k wildcards over random port ranges".into(), ports(10_000)));
+    let nested = (0..10_000)
+        .map(|_| Policy {
+            sources: vec![Prefix::V4(random.word(), random.below(33) as u8)],
+            destinations: vec![Prefix::V4(random.word(), random.below(33) as u8)],
+            ..Policy::default()
+        })
+        .collect();
+    sets.push(("spd 10k random prefixes of /0 to /32".into(), nested));
+    for (name, policies) in sets {
+        if !bench.wants(&name) {
+            continue;
+        }
+        let start = Instant::now();
+        let spd = Spd::build(&policies, Seed::random()).unwrap();
+        println!(
+            "  {name}: built in {:.3} s, {:.0} KiB, {} tables",
+            start.elapsed().as_secs_f64(),
+            spd.memory() as f64 / 1024.0,
+            spd.tables().0
+        );
+        let keys = policy_keys(&mut random, &policies);
+        let mut results = [0; BURST];
+        bench.row(&name, &keys, |burst| {
+            spd.lookup_burst_v4(burst, &mut results);
+            black_box(&results);
+        });
+        bench.row(&format!("{name}, one at a time"), &keys, |burst| {
+            for key in burst {
+                black_box(spd.lookup_v4(key));
+            }
+        });
+        let anything: Vec<Key4> = (0..KEYS)
+            .map(|_| Key4 {
+                source: random.word(),
+                destination: random.word(),
+                protocol: 6,
+                ..Key4::default()
+            })
+            .collect();
+        bench.row(&format!("{name}, random keys"), &anything, |burst| {
+            spd.lookup_burst_v4(burst, &mut results);
+            black_box(&results);
+        });
+    }
+    for count in [1usize, 10_000] {
+        let base = 0x2001_0db8u128 << 96;
+        let prefix = |number: u128| Prefix::V6(base | number << 80, 48);
+        let policies: Vec<Policy> = (0..count as u128)
+            .map(|number| Policy {
+                sources: vec![prefix(number % 64)],
+                destinations: vec![prefix(number / 64 + 64)],
+                ..Policy::default()
+            })
+            .collect();
+        let spd = Spd::build(&policies, Seed::random()).unwrap();
+        let keys: Vec<Key6> = (0..KEYS)
+            .map(|_| {
+                let number = random.below(count) as u128;
+                Key6 {
+                    source: base | (number % 64) << 80 | u128::from(random.next()),
+                    destination: base | (number / 64 + 64) << 80 | u128::from(random.next()),
+                    ..Key6::default()
+                }
+            })
+            .collect();
+        let mut results = [0; BURST];
+        bench.row(&format!("spd {count} policies, IPv6"), &keys, |burst| {
+            spd.lookup_burst_v6(burst, &mut results);
+            black_box(&results);
+        });
+    }
+}
+
+fn sad(bench: &Bench) {
+    let mut random = Random(5);
+    for sas in [1usize, 1000, 50_000, 1_000_000] {
+        let entries: Vec<((u32, u32), u32)> = (0..sas as u32)
+            .map(|number| ((256 + number, 0x0A00_0000 + random.word() % 64), number))
+            .collect();
+        let sad = Sad::build(&entries, Seed::random()).unwrap();
+        let wide: Vec<((u32, u128), u32)> =
+            entries.iter().map(|&((spi, address), index)| ((spi, u128::from(address)), index)).collect();
+        let sad6 = Sad::build(&wide, Seed::random()).unwrap();
+        let keys: Vec<(u32, u32)> = (0..KEYS).map(|_| entries[random.below(sas)].0).collect();
+        let keys6: Vec<(u32, u128)> = keys.iter().map(|&(spi, address)| (spi, u128::from(address))).collect();
+        let mut results = [0; BURST];
+        bench.row(&format!("sad {sas} SAs, IPv4"), &keys, |burst| {
+            sad.lookup_burst(burst, &mut results);
+            black_box(&results);
+        });
+        bench.row(&format!("sad {sas} SAs, IPv6"), &keys6, |burst| {
+            sad6.lookup_burst(burst, &mut results);
+            black_box(&results);
+        });
+    }
+}
+
+fn neighbour(bench: &Bench) {
+    let mut random = Random(6);
+    for count in [16usize, 1000, 64_000] {
+        let (table, mut writer) = NeighbourTable::new(count, Seed::random());
+        let keys: Vec<NeighbourKey> = (0..count as u32)
+            .map(|number| NeighbourKey::v4(number as u16 % 8, 0x0A00_0000 + number))
+            .collect();
+        let ids: Vec<_> = keys.iter().map(|key| writer.insert_permanent(key, [2; 6], 0).unwrap()).collect();
+        let probes: Vec<NeighbourKey> = (0..KEYS).map(|_| keys[random.below(count)]).collect();
+        bench.row(&format!("neighbour {count}, look-up and MAC"), &probes, |burst| {
+            for key in burst {
+                black_box(table.lookup(key).and_then(|id| table.mac(id)));
+            }
+        });
+        let probes: Vec<_> = (0..KEYS).map(|_| ids[random.below(count)]).collect();
+        bench.row(&format!("neighbour {count}, MAC by id"), &probes, |burst| {
+            for &id in burst {
+                black_box(table.mac(id));
             }
         });
     }

@@ -17,3 +17,4 @@ pub mod nat;
 pub mod neighbour;
 pub mod prefetch;
 pub mod sad;
+pub mod spd;
