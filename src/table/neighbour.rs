@@ -1,0 +1,571 @@
+//! Neighbours: which MAC address an IP address on an interface has (RFC 826, RFC 4861).
+//!
+//! One writer, the control plane, adds, resolves and removes; workers look up without locks. An entry is one
+//! cache line. Its MAC, state and generation share one word, so [`NeighbourTable::mac`] is one atomic load
+//! and no reader ever sees half of a change.
+//!
+//! **Reuse.** A slot that is given to another address gets the next of 8192 generations, and an id carries the
+//! generation it was made in: a worker that still holds the id of the old address is told "none", not the new
+//! address's MAC. A worker holds an id for one burst; whoever keeps one longer must [`NeighbourWriter::pin`]
+//! it, and a pinned entry is never reused.
+//!
+//! **Flood.** The capacity is fixed. When it is used up, a new address takes the place of the oldest incomplete
+//! entry, else of the stale entry that was idle for longest. Permanent, pinned and reachable entries are
+//! never pushed out: a scan of a subnet cannot cut traffic that flows.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use super::address::IpVersion;
+use super::hash::{HashKey, Seed};
+
+/// The most entries a table can hold.
+pub const MAX_CAPACITY: usize = 1 << 19;
+
+/// Workers write `last_used` at most this often (ns): a store a packet would move the cache line between cores.
+pub const LAST_USED_RESOLUTION: u64 = 1_000_000_000;
+
+const END: u32 = u32::MAX;
+const MAC_MASK: u64 = (1 << 48) - 1;
+const STATE_SHIFT: u32 = 48;
+const STATE_MASK: u64 = 0b111;
+const GENERATION_SHIFT: u32 = 51;
+/// A look-up that meets slots in the middle of reuse starts again this often before it answers "none".
+const RETRIES: u32 = 4;
+
+/// What is known about a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NeighbourState {
+    /// Asked for, not answered.
+    Incomplete,
+    /// Confirmed of late.
+    Reachable,
+    /// Confirmed long ago; its MAC is used until it is found wrong.
+    Stale,
+    /// Configured; never ages.
+    Permanent,
+}
+
+impl NeighbourState {
+    const fn bits(self) -> u64 {
+        match self {
+            Self::Incomplete => 1,
+            Self::Reachable => 2,
+            Self::Stale => 3,
+            Self::Permanent => 4,
+        }
+    }
+
+    const fn of(word: u64) -> Option<Self> {
+        match (word >> STATE_SHIFT) & STATE_MASK {
+            1 => Some(Self::Incomplete),
+            2 => Some(Self::Reachable),
+            3 => Some(Self::Stale),
+            4 => Some(Self::Permanent),
+            _ => None,
+        }
+    }
+}
+
+/// An address on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NeighbourKey {
+    /// The interface's index.
+    pub interface: u16,
+    /// The IP version of `address`.
+    pub version: IpVersion,
+    /// The address in host order; an IPv4 address uses the low 32 bits.
+    pub address: u128,
+}
+
+impl NeighbourKey {
+    /// The key of an IPv4 address.
+    pub const fn v4(interface: u16, address: u32) -> Self {
+        Self { interface, version: IpVersion::V4, address: address as u128 }
+    }
+
+    /// The key of an IPv6 address.
+    pub const fn v6(interface: u16, address: u128) -> Self {
+        Self { interface, version: IpVersion::V6, address }
+    }
+
+    #[inline(always)]
+    fn tag(&self) -> u64 {
+        u64::from(self.interface) << 8 | self.version as u64
+    }
+
+    #[inline(always)]
+    fn keyed_hash(&self, seed: &Seed) -> u64 {
+        (self.tag(), self.address.keyed_hash(seed)).keyed_hash(seed)
+    }
+}
+
+/// Names one entry in one of its lives: slot and generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NeighbourId(u32);
+
+impl NeighbourId {
+    fn new(slot: u32, word: u64) -> Self {
+        Self(slot | ((word >> GENERATION_SHIFT) as u32) << 19)
+    }
+
+    /// The slot's number, below the table's capacity: a dense index for counters or display.
+    #[inline(always)]
+    pub const fn slot(self) -> usize {
+        (self.0 & (MAX_CAPACITY as u32 - 1)) as usize
+    }
+
+    #[inline(always)]
+    const fn names(self, word: u64) -> bool {
+        (word >> GENERATION_SHIFT) as u32 == self.0 >> 19
+    }
+}
+
+/// No slot is free and nothing may be pushed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the neighbour table is full")]
+pub struct Full;
+
+/// One entry. All fields are written by the control plane, `last_used` by workers too.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Slot {
+    /// MAC (48 bits), state (3), generation (13).
+    word: AtomicU64,
+    tag: AtomicU64,
+    address_high: AtomicU64,
+    address_low: AtomicU64,
+    last_used: AtomicU64,
+    confirmed: AtomicU64,
+    next: AtomicU32,
+}
+
+impl Slot {
+    fn key(&self) -> NeighbourKey {
+        let tag = self.tag.load(Ordering::Relaxed);
+        let high = self.address_high.load(Ordering::Relaxed);
+        let low = self.address_low.load(Ordering::Relaxed);
+        NeighbourKey {
+            interface: (tag >> 8) as u16,
+            version: if tag as u8 == IpVersion::V4 as u8 { IpVersion::V4 } else { IpVersion::V6 },
+            address: u128::from(high) << 64 | u128::from(low),
+        }
+    }
+}
+
+/// What an entry looked like at one moment, for display.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourView {
+    /// Its id.
+    pub id: NeighbourId,
+    /// Interface and address.
+    pub key: NeighbourKey,
+    /// Its state.
+    pub state: NeighbourState,
+    /// Its MAC, unless incomplete.
+    pub mac: Option<[u8; 6]>,
+    /// When a worker last used it (ns), to [`LAST_USED_RESOLUTION`].
+    pub last_used: u64,
+    /// When it was last confirmed (ns).
+    pub confirmed: u64,
+}
+
+/// The table that workers read.
+#[derive(Debug)]
+pub struct NeighbourTable {
+    seed: Seed,
+    buckets: Box<[AtomicU32]>,
+    slots: Box<[Slot]>,
+    /// Counts reuses. Bumped before the `next` of a reused slot changes: a reader that may have been led into
+    /// another chain, and so missed its entry, sees the count differ and walks again.
+    reuses: AtomicU64,
+}
+
+impl NeighbourTable {
+    /// A table of `capacity` entries (at most [`MAX_CAPACITY`]) and its only writer.
+    pub fn new(capacity: usize, seed: Seed) -> (Arc<Self>, NeighbourWriter) {
+        let capacity = capacity.clamp(1, MAX_CAPACITY);
+        let table = Arc::new(Self {
+            seed,
+            buckets: (0..capacity.next_power_of_two()).map(|_| AtomicU32::new(END)).collect(),
+            slots: (0..capacity).map(|_| Slot::default()).collect(),
+            reuses: AtomicU64::new(0),
+        });
+        let writer = NeighbourWriter {
+            table: Arc::clone(&table),
+            free: (0..capacity as u32).rev().collect(),
+            incomplete: BTreeSet::new(),
+            stale: BTreeSet::new(),
+            since: vec![0; capacity],
+            pins: vec![0; capacity],
+        };
+        (table, writer)
+    }
+
+    fn bucket(&self, key: &NeighbourKey) -> Option<&AtomicU32> {
+        self.buckets.get(key.keyed_hash(&self.seed) as usize & (self.buckets.len() - 1))
+    }
+
+    /// The entry of `key`, in any state.
+    pub fn lookup(&self, key: &NeighbourKey) -> Option<NeighbourId> {
+        let bucket = self.bucket(key)?;
+        let (tag, high, low) = (key.tag(), (key.address >> 64) as u64, key.address as u64);
+        for _ in 0..RETRIES {
+            let before = self.reuses.load(Ordering::Acquire);
+            let mut place = bucket.load(Ordering::Acquire);
+            // A chain is never longer than the table; the bound holds off a loop made of chains in motion.
+            for _ in 0..self.slots.len() {
+                let Some(slot) = self.slots.get(place as usize) else { break };
+                let word = slot.word.load(Ordering::Acquire);
+                if slot.address_low.load(Ordering::Relaxed) == low
+                    && slot.address_high.load(Ordering::Relaxed) == high
+                    && slot.tag.load(Ordering::Relaxed) == tag
+                {
+                    // The key belongs to this generation only if the generation still stands after it was read.
+                    fence(Ordering::Acquire);
+                    let id = NeighbourId::new(place, word);
+                    let after = slot.word.load(Ordering::Relaxed);
+                    if id.names(after) && NeighbourState::of(after).is_some() {
+                        return Some(id);
+                    }
+                }
+                place = slot.next.load(Ordering::Acquire);
+            }
+            if self.reuses.load(Ordering::Acquire) == before {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// The MAC of an entry, unless it is incomplete or its slot has been given to another address.
+    #[inline(always)]
+    pub fn mac(&self, id: NeighbourId) -> Option<[u8; 6]> {
+        let word = self.slots.get(id.slot())?.word.load(Ordering::Relaxed);
+        if id.names(word) { mac_of(word) } else { None }
+    }
+
+    /// The state of an entry, unless its slot has been given to another address.
+    #[inline(always)]
+    pub fn state(&self, id: NeighbourId) -> Option<NeighbourState> {
+        let word = self.slots.get(id.slot())?.word.load(Ordering::Relaxed);
+        if id.names(word) { NeighbourState::of(word) } else { None }
+    }
+
+    /// Starts loading an entry's cache line.
+    #[inline(always)]
+    pub fn prefetch(&self, id: NeighbourId) {
+        if let Some(slot) = self.slots.get(id.slot()) {
+            super::prefetch::prefetch_read(slot);
+        }
+    }
+
+    /// A worker notes that it used an entry at `now` (ns). Stores at most once in [`LAST_USED_RESOLUTION`].
+    #[inline(always)]
+    pub fn touch(&self, id: NeighbourId, now: u64) {
+        if let Some(slot) = self.slots.get(id.slot())
+            && now.saturating_sub(slot.last_used.load(Ordering::Relaxed)) > LAST_USED_RESOLUTION
+        {
+            slot.last_used.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// The number of entries the table can hold.
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Every entry, in order of slots. Each is whole; an entry that changes meanwhile may be left out.
+    pub fn iter(&self) -> impl Iterator<Item = NeighbourView> + '_ {
+        self.slots.iter().enumerate().filter_map(|(place, slot)| {
+            let word = slot.word.load(Ordering::Acquire);
+            let view = NeighbourView {
+                id: NeighbourId::new(place as u32, word),
+                key: slot.key(),
+                state: NeighbourState::of(word)?,
+                mac: mac_of(word),
+                last_used: slot.last_used.load(Ordering::Relaxed),
+                confirmed: slot.confirmed.load(Ordering::Relaxed),
+            };
+            fence(Ordering::Acquire);
+            view.id.names(slot.word.load(Ordering::Relaxed)).then_some(view)
+        })
+    }
+}
+
+#[inline(always)]
+fn mac_of(word: u64) -> Option<[u8; 6]> {
+    match NeighbourState::of(word)? {
+        NeighbourState::Incomplete => None,
+        _ => {
+            let [_, _, mac @ ..] = (word & MAC_MASK).to_be_bytes();
+            Some(mac)
+        }
+    }
+}
+
+fn mac_bits(mac: [u8; 6]) -> u64 {
+    mac.iter().fold(0, |bits, &byte| bits << 8 | u64::from(byte))
+}
+
+/// For how long (ns) an entry stays in each state.
+#[derive(Clone, Copy, Debug)]
+pub struct NeighbourAges {
+    /// An unanswered entry is removed after this.
+    pub incomplete: u64,
+    /// A confirmed entry turns stale after this (RFC 4861 10: 30 s).
+    pub reachable: u64,
+    /// A stale entry that no worker has used is removed after this.
+    pub stale: u64,
+}
+
+/// The only one who changes the table.
+#[derive(Debug)]
+pub struct NeighbourWriter {
+    table: Arc<NeighbourTable>,
+    free: Vec<u32>,
+    /// (since, slot), entries that may be pushed out; pinned ones are not here.
+    incomplete: BTreeSet<(u64, u32)>,
+    /// (since or last seen in use, slot), as above.
+    stale: BTreeSet<(u64, u32)>,
+    /// The time under which a slot stands in one of the two sets.
+    since: Vec<u64>,
+    pins: Vec<u32>,
+}
+
+impl NeighbourWriter {
+    /// What workers read.
+    pub fn table(&self) -> &Arc<NeighbourTable> {
+        &self.table
+    }
+
+    /// The number of entries.
+    pub fn len(&self) -> usize {
+        self.table.capacity() - self.free.len()
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entry of `key`; a new one is incomplete since `now` (ns).
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] when nothing may be pushed out.
+    pub fn ensure(&mut self, key: &NeighbourKey, now: u64) -> Result<NeighbourId, Full> {
+        if let Some(id) = self.table.lookup(key) {
+            return Ok(id);
+        }
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None => self.evict().ok_or(Full)?,
+        };
+        self.link(place, key, now).ok_or(Full)
+    }
+
+    /// A configured entry: it never ages. An entry learnt for the same key becomes permanent.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] when nothing may be pushed out.
+    pub fn insert_permanent(
+        &mut self,
+        key: &NeighbourKey,
+        mac: [u8; 6],
+        now: u64,
+    ) -> Result<NeighbourId, Full> {
+        let id = self.ensure(key, now)?;
+        self.change(id, NeighbourState::Permanent, Some(mac), now);
+        Ok(id)
+    }
+
+    /// An answer came: the entry has this MAC and is reachable from `now`. False when the entry is gone or
+    /// permanent.
+    pub fn resolve(&mut self, id: NeighbourId, mac: [u8; 6], now: u64) -> bool {
+        match self.table.state(id) {
+            None | Some(NeighbourState::Permanent) => false,
+            Some(_) => {
+                self.change(id, NeighbourState::Reachable, Some(mac), now);
+                if let Some(slot) = self.table.slots.get(id.slot()) {
+                    slot.confirmed.store(now, Ordering::Relaxed);
+                }
+                true
+            }
+        }
+    }
+
+    /// A reachable entry turns stale, its MAC kept. False for any other entry.
+    pub fn suspect(&mut self, id: NeighbourId, now: u64) -> bool {
+        let reachable = self.table.state(id) == Some(NeighbourState::Reachable);
+        if reachable {
+            self.change(id, NeighbourState::Stale, None, now);
+        }
+        reachable
+    }
+
+    /// Keeps an entry's slot for as long as its id is used elsewhere, as a static next hop's is. Counted.
+    /// False when the entry is gone.
+    pub fn pin(&mut self, id: NeighbourId) -> bool {
+        if self.table.state(id).is_none() {
+            return false;
+        }
+        self.unqueue(id.slot() as u32);
+        if let Some(pins) = self.pins.get_mut(id.slot()) {
+            *pins += 1;
+        }
+        true
+    }
+
+    /// Takes back one [`Self::pin`]. False when there is none.
+    pub fn unpin(&mut self, id: NeighbourId, now: u64) -> bool {
+        let Some(state) = self.table.state(id) else { return false };
+        match self.pins.get_mut(id.slot()) {
+            Some(pins) if *pins > 0 => *pins -= 1,
+            _ => return false,
+        }
+        self.queue(id.slot() as u32, state, now);
+        true
+    }
+
+    /// Removes an entry. False when it is pinned or gone.
+    pub fn remove(&mut self, id: NeighbourId) -> bool {
+        let place = id.slot() as u32;
+        if self.table.state(id).is_none() || self.is_pinned(place) {
+            return false;
+        }
+        self.unlink(place);
+        self.free.push(place);
+        true
+    }
+
+    /// Ages every entry: reachable to stale; incomplete and idle stale ones are removed. Pinned entries change
+    /// state and stay. Returns the number removed. Call it about once a second.
+    pub fn expire(&mut self, now: u64, ages: &NeighbourAges) -> usize {
+        let table = Arc::clone(&self.table);
+        let mut removed = 0;
+        for view in table.iter() {
+            let since = self.since.get(view.id.slot()).copied().unwrap_or(now);
+            match view.state {
+                NeighbourState::Reachable if now.saturating_sub(view.confirmed) >= ages.reachable => {
+                    self.change(view.id, NeighbourState::Stale, None, now);
+                }
+                NeighbourState::Incomplete if now.saturating_sub(since) >= ages.incomplete => {
+                    removed += usize::from(self.remove(view.id));
+                }
+                NeighbourState::Stale if now.saturating_sub(since.max(view.last_used)) >= ages.stale => {
+                    removed += usize::from(self.remove(view.id));
+                }
+                _ => {}
+            }
+        }
+        removed
+    }
+
+    fn is_pinned(&self, place: u32) -> bool {
+        self.pins.get(place as usize).is_some_and(|&pins| pins > 0)
+    }
+
+    /// One store of the word that holds MAC, state and generation; no MAC = keep the one it has.
+    fn change(&mut self, id: NeighbourId, state: NeighbourState, mac: Option<[u8; 6]>, now: u64) {
+        let place = id.slot() as u32;
+        let Some(slot) = self.table.slots.get(id.slot()) else { return };
+        let word = slot.word.load(Ordering::Relaxed);
+        let mac = mac.map_or(word & MAC_MASK, mac_bits);
+        let generation = word >> GENERATION_SHIFT << GENERATION_SHIFT;
+        slot.word.store(generation | state.bits() << STATE_SHIFT | mac, Ordering::Release);
+        self.unqueue(place);
+        self.queue(place, state, now);
+    }
+
+    fn queue(&mut self, place: u32, state: NeighbourState, now: u64) {
+        if let Some(since) = self.since.get_mut(place as usize) {
+            *since = now;
+        }
+        if self.is_pinned(place) {
+            return;
+        }
+        match state {
+            NeighbourState::Incomplete => self.incomplete.insert((now, place)),
+            NeighbourState::Stale => self.stale.insert((now, place)),
+            _ => false,
+        };
+    }
+
+    fn unqueue(&mut self, place: u32) {
+        if let Some(&since) = self.since.get(place as usize) {
+            self.incomplete.remove(&(since, place));
+            self.stale.remove(&(since, place));
+        }
+    }
+
+    /// Unlinks the entry that matters least and returns its slot.
+    fn evict(&mut self) -> Option<u32> {
+        if let Some(&(_, place)) = self.incomplete.first() {
+            self.unlink(place);
+            return Some(place);
+        }
+        // A stale entry that was used since it was queued moves back to its true place in the order: each
+        // entry at most once a call, because the time it moves to is its own last use.
+        for _ in 0..=self.stale.len() {
+            let &(since, place) = self.stale.first()?;
+            let used = self.table.slots.get(place as usize)?.last_used.load(Ordering::Relaxed);
+            if used <= since {
+                self.unlink(place);
+                return Some(place);
+            }
+            self.unqueue(place);
+            self.queue(place, NeighbourState::Stale, used);
+        }
+        let &(_, place) = self.stale.first()?;
+        self.unlink(place);
+        Some(place)
+    }
+
+    /// Fills a slot that no chain holds and puts it at the head of its chain.
+    fn link(&mut self, place: u32, key: &NeighbourKey, now: u64) -> Option<NeighbourId> {
+        let table = Arc::clone(&self.table);
+        let slot = table.slots.get(place as usize)?;
+        let bucket = table.bucket(key)?;
+        // `unlink` left the word free in a new generation; that must be seen before any part of the new key.
+        let generation = slot.word.load(Ordering::Relaxed) >> GENERATION_SHIFT << GENERATION_SHIFT;
+        table.reuses.store(table.reuses.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        slot.tag.store(key.tag(), Ordering::Relaxed);
+        slot.address_high.store((key.address >> 64) as u64, Ordering::Relaxed);
+        slot.address_low.store(key.address as u64, Ordering::Relaxed);
+        slot.last_used.store(0, Ordering::Relaxed);
+        slot.confirmed.store(0, Ordering::Relaxed);
+        slot.next.store(bucket.load(Ordering::Relaxed), Ordering::Release);
+        let word = generation | NeighbourState::Incomplete.bits() << STATE_SHIFT;
+        slot.word.store(word, Ordering::Release);
+        bucket.store(place, Ordering::Release);
+        self.queue(place, NeighbourState::Incomplete, now);
+        Some(NeighbourId::new(place, word))
+    }
+
+    /// Ends an entry's life: its generation is over, no chain holds it, no queue does.
+    fn unlink(&mut self, place: u32) {
+        self.unqueue(place);
+        let table = Arc::clone(&self.table);
+        let Some(slot) = table.slots.get(place as usize) else { return };
+        let generation = (slot.word.load(Ordering::Relaxed) >> GENERATION_SHIFT).wrapping_add(1);
+        slot.word.store(generation << GENERATION_SHIFT, Ordering::Release);
+        let mut link = table.bucket(&slot.key());
+        while let Some(current) = link {
+            let next = current.load(Ordering::Relaxed);
+            if next == place {
+                // `next` of the slot itself stays, for a reader that stands on it.
+                current.store(slot.next.load(Ordering::Relaxed), Ordering::Release);
+                return;
+            }
+            link = table.slots.get(next as usize).map(|slot| &slot.next);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "neighbour_tests.rs"]
+mod tests;

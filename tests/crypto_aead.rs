@@ -1,0 +1,157 @@
+//! Every AEAD backend against the `aes-gcm` crate.
+
+use causeway::crypto::aead::{self, Aad, Backend, Job, Key, TAG_LEN};
+use proptest::prelude::*;
+
+/// What the packet's neighbours in memory hold, and must still hold afterwards.
+const GUARD: u8 = 0xa5;
+
+fn bytes(seed: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + seed * 17 + (i >> 5) + 3) as u8).collect()
+}
+
+fn accelerated() -> Vec<Backend> {
+    Backend::available().filter(|b| *b != Backend::Reference).collect()
+}
+
+/// One packet of a test burst.
+#[derive(Debug, Clone)]
+struct Packet {
+    key: Vec<u8>,
+    salt: [u8; 4],
+    iv: [u8; 8],
+    aad: Aad,
+    text: Vec<u8>,
+    alignment: usize,
+}
+
+impl Packet {
+    fn new(seed: usize, key_bytes: usize, aad_bytes: usize, len: usize, alignment: usize) -> Self {
+        let aad = Aad::from_bytes(&bytes(seed + 2, aad_bytes)).unwrap();
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes(seed + 1, 12).first_chunk().unwrap();
+        Self {
+            key: bytes(seed, key_bytes),
+            salt: [a, b, c, d],
+            iv: [e, f, g, h, i, j, k, l],
+            aad,
+            text: bytes(seed + 3, len),
+            alignment,
+        }
+    }
+}
+
+/// A packet's bytes at its alignment, between guards.
+struct Buffer {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Buffer {
+    fn new(alignment: usize, content: &[u8]) -> Self {
+        let mut memory = vec![GUARD; content.len() + 64 + 64 + 128];
+        let start = memory.as_ptr().align_offset(64) + 64 + alignment;
+        memory[start..start + content.len()].copy_from_slice(content);
+        Self { memory, start, len: content.len() }
+    }
+
+    fn get(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+
+    fn check_guards(&self) {
+        let end = self.start + self.len;
+        let around = self.memory[..self.start].iter().chain(&self.memory[end..]);
+        assert!(around.copied().all(|byte| byte == GUARD), "wrote outside its packet");
+    }
+}
+
+/// Seals or opens the burst; returns each packet's `ok` and bytes.
+fn run(backend: Backend, packets: &[Packet], contents: &[Vec<u8>], open: bool) -> Vec<(bool, Vec<u8>)> {
+    let keys: Vec<Key> = packets.iter().map(|p| Key::new(backend, &p.key, p.salt).unwrap()).collect();
+    let mut buffers: Vec<Buffer> =
+        packets.iter().zip(contents).map(|(p, content)| Buffer::new(p.alignment, content)).collect();
+    let mut jobs: Vec<Job<'_>> = packets
+        .iter()
+        .zip(&keys)
+        .zip(&mut buffers)
+        .map(|((p, key), buffer)| Job::new(key, p.iv, p.aad, buffer.get()))
+        .collect();
+    if open {
+        aead::open(&mut jobs)
+    } else {
+        aead::seal(&mut jobs)
+    };
+    let ok: Vec<bool> = jobs.iter().map(|job| job.ok).collect();
+    buffers.iter().for_each(Buffer::check_guards);
+    ok.into_iter().zip(buffers.iter_mut().map(|b| b.get().to_vec())).collect()
+}
+
+/// Seals on the reference and on each backend, compares, opens what was sealed, and compares again.
+fn compare(packets: &[Packet]) {
+    let plain: Vec<Vec<u8>> = packets.iter().map(|p| [&p.text[..], &[0x77; TAG_LEN]].concat()).collect();
+    let expected = run(Backend::Reference, packets, &plain, false);
+    let sealed: Vec<Vec<u8>> = expected.iter().map(|(_, bytes)| bytes.clone()).collect();
+    for backend in accelerated() {
+        let got = run(backend, packets, &plain, false);
+        for ((packet, expected), got) in packets.iter().zip(&expected).zip(&got) {
+            assert!(expected.0 && got.0);
+            assert!(expected.1 == got.1, "{backend} seals {} bytes differently", packet.text.len());
+        }
+        for (packet, (ok, bytes)) in packets.iter().zip(run(backend, packets, &sealed, true)) {
+            let len = packet.text.len();
+            assert!(ok, "{backend} refuses an authentic packet of {len} bytes");
+            assert!(bytes[..len] == packet.text, "{backend} opens {len} bytes differently");
+        }
+    }
+}
+
+#[test]
+fn every_length_to_600() {
+    for len in 0..=600 {
+        for key_bytes in [16, 24, 32] {
+            compare(&[Packet::new(len, key_bytes, if len % 2 == 0 { 8 } else { 12 }, len, len % 64)]);
+        }
+    }
+}
+
+#[test]
+fn every_length_to_600_four_at_once() {
+    for len in 0..=600 {
+        let packets: Vec<Packet> =
+            (0..4).map(|i| Packet::new(len + i, 16, 12, len, (len * 5 + i * 9) % 64)).collect();
+        compare(&packets);
+    }
+}
+
+#[test]
+fn every_alignment() {
+    for alignment in 0..64 {
+        for len in [0, 1, 15, 16, 48, 49, 112, 240, 241, 1440] {
+            compare(&[Packet::new(alignment, 16, 8, len, alignment)]);
+        }
+    }
+}
+
+#[test]
+fn long_packets() {
+    for len in [601, 1023, 1024, 1025, 1439, 1440, 4079, 4080, 4081, 4096, 8192, 9000, 9199, 9200, 70_000] {
+        for key_bytes in [16, 24, 32] {
+            compare(&[Packet::new(len, key_bytes, 12, len, 3)]);
+        }
+    }
+}
+
+fn packet() -> impl Strategy<Value = Packet> {
+    let len = prop_oneof![4 => 0usize..=120, 2 => 0usize..=1600, 1 => 0usize..=9200];
+    let aad = prop_oneof![Just(8usize), Just(12usize), 0usize..=12];
+    (0usize..1000, prop::sample::select(vec![16usize, 24, 32]), aad, len, 0usize..64)
+        .prop_map(|(seed, key, aad, len, alignment)| Packet::new(seed, key, aad, len, alignment))
+}
+
+proptest! {
+    #[test]
+    fn bursts_that_mix_everything(packets in prop::collection::vec(packet(), 0..=70)) {
+        compare(&packets);
+    }
+}
