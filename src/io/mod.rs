@@ -11,7 +11,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::packet::{FramePool, FrameQueue};
 
+pub mod af_packet;
 pub mod mem;
+pub mod tap;
 pub mod xdp;
 
 /// What a port counts itself, since it was opened.

@@ -81,3 +81,38 @@ pub fn ipv6(destination: [u8; 16], next_header: u8, hop_limit: u8, payload: &[u8
     packet.extend(payload);
     ethernet(UNICAST, 0x86dd, &packet)
 }
+
+/// Runs a test in a network namespace of its own, which takes its devices along when the test ends, in whatever way.
+pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    if !is_root() {
+        return;
+    }
+    let run = std::thread::spawn(|| {
+        af_xdp::Namespace::unshare().unwrap();
+        // Or the kernel sends router solicitations and the like into the tests.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        ip("link set lo up");
+        test();
+    });
+    if let Err(panic) = run.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `ip` with these arguments in the namespace of this thread, and returns what it prints.
+#[track_caller]
+pub fn ip(arguments: &str) -> String {
+    let output = std::process::Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Makes a pair of veth devices with that many queues each way, both up.
+#[track_caller]
+pub fn veth(one: &str, other: &str, queues: u32) {
+    let q = format!("numrxqueues {queues} numtxqueues {queues}");
+    ip(&format!("link add {one} {q} type veth peer name {other} {q}"));
+    ip(&format!("link set {one} up"));
+    ip(&format!("link set {other} up"));
+}

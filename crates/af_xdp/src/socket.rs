@@ -189,6 +189,11 @@ impl Socket {
     /// # Errors
     /// Any [`Error`]; the socket can be bound again, or its fill ring be emptied.
     pub fn bind(&mut self) -> Result<(), Error> {
+        let place = (self.device.index(), self.queue);
+        if self.umem.has(place) {
+            // The kernel would say no more than "invalid argument".
+            return Err(Error::QueueBusy { device: self.device.name().to_owned(), queue: self.queue });
+        }
         let since = Instant::now();
         let mut registered = false;
         loop {
@@ -211,7 +216,7 @@ impl Socket {
                 (errno, _) => return Err(self.explain_bind(errno, error)),
             }
         }
-        self.umem.add_member(&self.fd);
+        self.umem.add_member(&self.fd, place);
         let options: Result<libc::xdp_options, _> =
             sys::get_option(&self.fd, libc::SOL_XDP, libc::XDP_OPTIONS);
         self.zero_copy = options.is_ok_and(|o| o.flags & libc::XDP_OPTIONS_ZEROCOPY != 0);

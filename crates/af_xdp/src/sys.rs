@@ -90,6 +90,14 @@ pub(crate) fn poll(socket: &impl AsRawFd, events: i16, timeout: Option<Duration>
     }
 }
 
+/// Sleeps until a socket or file can be read, at most for `timeout` (`None`: for ever). Returns whether it can.
+///
+/// # Errors
+/// Those of `poll`, an interrupting signal included.
+pub fn wait_readable(file: &impl AsRawFd, timeout: Option<Duration>) -> io::Result<bool> {
+    Ok(poll(file, libc::POLLIN, timeout)? & libc::POLLIN != 0)
+}
+
 /// Turns the error of a call into the error a person can act on.
 pub(crate) fn explain(call: &'static str, capability: &'static str, source: io::Error) -> Error {
     match source.raw_os_error() {

@@ -26,7 +26,13 @@ struct Shared {
     memory: Arc<dyn Memory>,
     headroom: u32,
     /// Bound sockets, any of which a new socket can join.
-    members: Mutex<Vec<Weak<OwnedFd>>>,
+    members: Mutex<Vec<Member>>,
+}
+
+struct Member {
+    socket: Weak<OwnedFd>,
+    /// Index of its device, and its queue.
+    place: (u32, u32),
 }
 
 impl Umem {
@@ -83,22 +89,28 @@ impl Umem {
 
     /// A bound socket to join, if there is one.
     pub(crate) fn member(&self) -> Option<Arc<OwnedFd>> {
-        self.members().iter().find_map(Weak::upgrade)
+        self.members().iter().find_map(|member| member.socket.upgrade())
+    }
+
+    /// Whether a socket of this memory has this device and queue.
+    pub(crate) fn has(&self, place: (u32, u32)) -> bool {
+        self.members().iter().any(|member| member.place == place && member.socket.strong_count() > 0)
     }
 
     /// Notes a bound socket.
-    pub(crate) fn add_member(&self, socket: &Arc<OwnedFd>) {
+    pub(crate) fn add_member(&self, socket: &Arc<OwnedFd>, place: (u32, u32)) {
         let mut members = self.members();
-        members.retain(|member| member.strong_count() > 0);
-        members.push(Arc::downgrade(socket));
+        members.retain(|member| member.socket.strong_count() > 0);
+        members.push(Member { socket: Arc::downgrade(socket), place });
     }
 
-    /// Forgets a socket that can no longer be joined, since its device went away.
+    /// Forgets a socket that can no longer be joined, since it closes or its device went away.
     pub(crate) fn remove_member(&self, socket: &OwnedFd) {
-        self.members().retain(|member| member.upgrade().is_some_and(|m| m.as_raw_fd() != socket.as_raw_fd()));
+        let stays = |fd: Arc<OwnedFd>| fd.as_raw_fd() != socket.as_raw_fd();
+        self.members().retain(|member| member.socket.upgrade().is_some_and(stays));
     }
 
-    fn members(&self) -> std::sync::MutexGuard<'_, Vec<Weak<OwnedFd>>> {
+    fn members(&self) -> std::sync::MutexGuard<'_, Vec<Member>> {
         // The list is whole between any two statements, so a panic elsewhere does not spoil it.
         self.shared.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
