@@ -13,6 +13,8 @@
 )]
 
 pub mod aead;
+pub mod replay;
+pub mod sequence;
 mod reference;
 #[cfg(target_arch = "x86_64")]
 mod vaes;

@@ -99,6 +99,9 @@ pub enum Tagging {
     Other,
 }
 
+/// In [`Meta::interface`]: not known, or none.
+pub const NO_INTERFACE: u16 = u16::MAX;
+
 /// What the pipeline knows of one packet: one cache line, wholly overwritten by the parse stage.
 ///
 /// Offsets count from the packet's first byte as it is now; a stage that moves the front moves them.
@@ -177,7 +180,7 @@ impl Meta {
         outer_tci: 0,
         inner_tci: 0,
         port: 0,
-        interface: 0,
+        interface: NO_INTERFACE,
         ingress_tunnel: 0,
         gateway: 0,
         wire_len: 0,

@@ -18,7 +18,7 @@ pub mod umem;
 pub use burst::Burst;
 pub use drop::DropReason;
 pub use frame::{Frame, FrameQueue};
-pub use meta::{Flags, Meta, Tagging};
+pub use meta::{Flags, Meta, NO_INTERFACE, Tagging};
 pub use slots::{Slot, Slots};
 pub use umem::{FramePool, HugePages, Lender, Umem, UmemError};
 

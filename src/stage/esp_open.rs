@@ -139,10 +139,10 @@ fn examine(cx: &Cx<'_>, burst: &Burst, slot: Slot) -> Result<Option<Found>, Drop
     let header = esp::Esp::at(packet, 0).ok_or(DropReason::EspLength)?;
     let (number, remote) = if meta.is_v6() {
         let outer = Ipv6::at(bytes, usize::from(meta.l3)).ok_or(DropReason::EspLength)?;
-        let number = cx.tables.sad_v6.lookup((header.spi(), outer.destination().to_bits()));
+        let number = cx.tables.sad_v6.lookup((header.spi().0, outer.destination().to_bits()));
         (number, std::net::IpAddr::V6(outer.source()))
     } else {
-        (cx.tables.sad_v4.lookup((header.spi(), meta.dst)), std::net::IpAddr::V4(meta.src.into()))
+        (cx.tables.sad_v4.lookup((header.spi().0, meta.dst)), std::net::IpAddr::V4(meta.src.into()))
     };
     let number = number.ok_or(DropReason::NoSa)?;
     let sa = cx.tables.sas.get(number as usize).ok_or(DropReason::NoSa)?;

@@ -130,7 +130,7 @@ impl EspSeal {
         tunnel.outer.write(bytes, class, df, identification);
         let sequence = self.get(slot);
         if let Some(mut header) = esp::Esp::at_mut(bytes, tunnel.outer.header_len()) {
-            header.set_spi(sa.spi);
+            header.set_spi(esp::Spi(sa.spi));
             header.set_sequence(sequence as u32);
             // The sequence number is the IV (RFC 4106 3.1): never twice under one key.
             header.set_iv(sequence.to_be_bytes());

@@ -8,7 +8,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
-pub mod account;
+
 pub mod esp_open;
 pub mod esp_seal;
 pub mod fragment;
@@ -27,8 +27,6 @@ pub mod vlan_demux;
 mod cx;
 mod event;
 mod output;
-#[cfg(test)]
-pub(crate) mod testing;
 
 pub use cx::{Cx, IcmpLimit};
 pub use event::{Event, EventQueue, NeighbourClaim};

@@ -101,9 +101,7 @@ fn parse_v4(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
         return Err(DropReason::MartianDestination);
     }
     let has_options = !packet.options.is_empty();
-    if has_options && ipv4::summarise_options(packet.options).is_ok_and(|o| o.source_route) != false
-        || has_options && ipv4::summarise_options(packet.options).is_err()
-    {
+    if has_options && !ipv4::summarise_options(packet.options).is_ok_and(|options| !options.source_route) {
         return Err(DropReason::Ipv4Options);
     }
     let later = header.fragment_offset() != 0;
@@ -136,21 +134,28 @@ fn parse_v6(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
     if ipv6::is_martian_destination(header.destination()) {
         return Err(DropReason::MartianDestination);
     }
-    let walk = packet.walk().map_err(|_| DropReason::Ipv6ExtensionHeaders)?;
-    if walk.source_route {
+    // Also a packet without a payload is carried on (RFC 8200 4.7).
+    let nothing = ipv6::WalkError::NoNextHeader;
+    let walk = match packet.walk() {
+        Err(error) if error != nothing => return Err(DropReason::Ipv6ExtensionHeaders),
+        walk => walk.ok(),
+    };
+    let (proto, offset) =
+        walk.map_or((protocol::NO_NEXT_HEADER, ipv6::HEADER_LEN as u16), |w| (w.protocol, w.offset));
+    if walk.is_some_and(|w| w.source_route) {
         return Err(DropReason::Ipv6ExtensionHeaders);
     }
-    let fragment = walk.fragment.filter(|f| !f.is_atomic());
+    let fragment = walk.and_then(|w| w.fragment).filter(|f| !f.is_atomic());
     meta.flags = (meta.flags | Flags::V6 | Flags::DONT_FRAGMENT)
         .with(Flags::FRAGMENT, fragment.is_some())
         .with(Flags::LATER_FRAGMENT, fragment.is_some_and(|f| f.offset != 0))
-        .with(Flags::OPTIONS, usize::from(walk.offset) != ipv6::HEADER_LEN);
+        .with(Flags::OPTIONS, usize::from(offset) != ipv6::HEADER_LEN);
     meta.ip_len = (ipv6::HEADER_LEN + packet.payload.len()) as u16;
-    meta.l4 = meta.l3 + walk.offset;
+    meta.l4 = meta.l3 + offset;
     meta.tos = header.traffic_class();
     meta.ttl = header.hop_limit();
-    let l4 = packet.payload.get(usize::from(walk.offset) - ipv6::HEADER_LEN..).unwrap_or(&[]);
-    transport(walk.protocol, l4, meta)
+    let l4 = packet.payload.get(usize::from(offset) - ipv6::HEADER_LEN..).unwrap_or(&[]);
+    transport(proto, l4, meta)
 }
 
 /// Reads ports, or ICMP type, code and identifier.

@@ -18,6 +18,8 @@ impl Stage for VlanDemux {
     const NAME: &'static str = "vlan-demux";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
+        // Counted in runs of packets of one interface, which a burst mostly is.
+        let (mut counted, mut packets, mut octets) = (0, 0, 0);
         for slot in (cx.lanes.ip | cx.lanes.arp) & burst.live() {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
             let Some((number, interface)) = interface(cx.tables, meta) else {
@@ -27,11 +29,18 @@ impl Stage for VlanDemux {
             meta.interface = number;
             meta.gateway = interface.gateway;
             meta.flags = meta.flags.with(Flags::FROM_LOCAL, interface.side == Side::Local);
+            if number != counted {
+                cx.counters.interface_in(counted, packets, octets);
+                (counted, packets, octets) = (number, 0, 0);
+            }
+            packets += 1;
+            octets += u64::from(meta.wire_len);
             let destination = Ethernet::at(bytes, 0).map_or(MacAddr::ZERO, |header| header.destination());
             if destination != interface.mac && !meta.flags.has(Flags::LINK_MULTICAST) {
                 burst.drop(slot, DropReason::NotForUs);
             }
         }
+        cx.counters.interface_in(counted, packets, octets);
     }
 }
 

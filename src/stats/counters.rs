@@ -213,9 +213,42 @@ pub struct WorkerCounters {
     interface: Place,
     tunnel: Place,
     sa: Place,
+    /// Cells of an older block and of this one that count the same.
+    carried: Vec<(usize, usize)>,
 }
 
 impl WorkerCounters {
+    /// The counters of worker number `worker` in a new segment that takes over from one laid out as `older`: what has
+    /// the same names in both goes on from where it stood, once [`WorkerCounters::carry_from`] is called.
+    #[must_use]
+    pub fn taking_over(segment: &Arc<Segment>, worker: usize, older: &Layout) -> Self {
+        let mut new = Self::new(segment, worker);
+        for group in &segment.layout().groups {
+            let Some(old) = older.group(&group.name) else { continue };
+            let rows: std::collections::HashMap<&String, usize> =
+                old.rows.iter().enumerate().map(|(i, name)| (name, i)).collect();
+            for (row, name) in group.rows.iter().enumerate() {
+                let Some(&old_row) = rows.get(name) else { continue };
+                for (column, name) in group.columns.iter().enumerate() {
+                    let old_column = old.columns.iter().position(|c| c == name);
+                    let from = old_column.and_then(|old_column| old.cell(old_row, old_column));
+                    new.carried.extend(from.zip(group.cell(row, column)));
+                }
+            }
+        }
+        new
+    }
+
+    /// Starts from what `old` has counted. To be called by the worker, which is the only writer of both.
+    pub fn carry_from(&self, old: &Self) {
+        for &(from, to) in &self.carried {
+            let (from, to) = (old.segment.cells().get(old.first + from), self.segment.cells().get(self.first + to));
+            if let (Some(from), Some(to)) = (from, to) {
+                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+    }
+
     /// The counters of worker number `worker`. Each number is to be taken once.
     #[must_use]
     pub fn new(segment: &Arc<Segment>, worker: usize) -> Self {
@@ -237,6 +270,7 @@ impl WorkerCounters {
             interface: place(group::INTERFACE),
             tunnel: place(group::TUNNEL),
             sa: place(group::SA),
+            carried: Vec::new(),
             segment: Arc::clone(segment),
         }
     }
@@ -372,6 +406,24 @@ impl WorkerCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_go_on_in_a_new_segment() {
+        let names = |list: &[&str]| list.iter().map(|s| (*s).to_string()).collect::<Vec<_>>();
+        let segment = |interfaces: &[&str]| {
+            let rows = Rows { interfaces: names(interfaces), ..Rows::default() };
+            Arc::new(Segment::anonymous(rows.layout("x", 1, 1)).unwrap())
+        };
+        let (old, new) = (segment(&["a", "b"]), segment(&["b", "c", "a"]));
+        let before = WorkerCounters::new(&old, 0);
+        before.worker(WorkerColumn::Received, 9);
+        before.interface_in(0, 1, 10);
+        before.interface_in(1, 2, 20);
+        let after = WorkerCounters::taking_over(&new, 0, old.layout());
+        after.carry_from(&before);
+        let packets = |row| after.get(after.interface, row, TrafficColumn::InPackets as usize);
+        assert_eq!((after.read_worker(WorkerColumn::Received), packets(0), packets(1), packets(2)), (9, 2, 0, 1));
+    }
 
     #[test]
     fn each_count_has_its_cell() {

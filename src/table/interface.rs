@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
-use crate::wire::{ethernet::MacAddr, ip::IpPrefix, vlan::L2Header};
+use crate::wire::{ethernet::MacAddr, ip::{IpPrefix, Ipv4Prefix, Ipv6Prefix}, vlan::L2Header};
 
 /// Towards whom an interface looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,17 @@ pub struct InterfaceAddress {
     pub address: IpAddr,
     /// Bits of the on-link prefix.
     pub prefix_len: u8,
+}
+
+impl InterfaceAddress {
+    /// The on-link prefix.
+    #[must_use]
+    pub const fn prefix(&self) -> IpPrefix {
+        match self.address {
+            IpAddr::V4(a) => IpPrefix::V4(Ipv4Prefix::truncated(a.to_bits(), self.prefix_len)),
+            IpAddr::V6(a) => IpPrefix::V6(Ipv6Prefix::truncated(a.to_bits(), self.prefix_len)),
+        }
+    }
 }
 
 /// A VLAN (or the untagged traffic) of a port, bound to one side of one gateway.
@@ -71,7 +82,7 @@ impl Interface {
     /// Whether `address` lies in an on-link prefix.
     #[must_use]
     pub fn is_on_link(&self, address: IpAddr) -> bool {
-        self.addresses.iter().any(|a| IpPrefix::truncated(a.address, a.prefix_len).contains(address))
+        self.addresses.iter().any(|a| a.prefix().contains(address))
     }
 }
 

@@ -11,10 +11,14 @@
 )]
 
 pub mod address;
+pub mod gateway_nat;
 pub mod hash;
+pub mod interface;
 pub mod lpm;
 pub mod nat;
 pub mod neighbour;
 pub mod prefetch;
 pub mod sad;
 pub mod spd;
+pub mod tables;
+pub mod tunnel;

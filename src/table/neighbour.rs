@@ -116,6 +116,18 @@ impl NeighbourId {
         (self.0 & (MAX_CAPACITY as u32 - 1)) as usize
     }
 
+    /// The id as a number, for a packet's metadata.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// The id that [`Self::to_bits`] gave; any other number names no entry, or a wrong one, but nothing worse.
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     #[inline(always)]
     const fn names(self, word: u64) -> bool {
         (word >> GENERATION_SHIFT) as u32 == self.0 >> 19

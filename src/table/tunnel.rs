@@ -6,6 +6,7 @@ use crate::{
     crypto::{aead::Key, replay::Window, sequence::Sequence},
     wire::{
         checksum::Sum,
+        esp,
         ip::protocol,
         ipv4::{self, Ipv4},
         ipv6::{self, Ipv6},
@@ -83,8 +84,8 @@ impl Outer {
         let mut len = ip_len;
         if udp_encapsulation {
             let (mut header, _) = udp::Udp::split_mut(bytes.get_mut(ip_len..)?)?;
-            header.set_source_port(udp::ESP_PORT);
-            header.set_destination_port(udp::ESP_PORT);
+            header.set_source_port(esp::UDP_PORT);
+            header.set_destination_port(esp::UDP_PORT);
             len += udp::HEADER_LEN;
         }
         Some(Self { bytes, len: len as u8, v6, udp: udp_encapsulation, sum })
@@ -93,14 +94,8 @@ impl Outer {
     /// Bytes of the IP header and, where there is one, the UDP header.
     #[inline]
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub const fn header_len(&self) -> usize {
         self.len as usize
-    }
-
-    /// Never: an outer header has 20 bytes at least.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        false
     }
 
     /// Whether the outer packet is IPv6.
@@ -125,8 +120,8 @@ impl Outer {
     pub fn write(&self, packet: &mut [u8], class: u8, df: bool, identification: u16) {
         let total = packet.len();
         if self.v6 {
-            let Some(target) = packet.get_mut(..self.len()) else { return };
-            target.copy_from_slice(self.bytes.get(..self.len()).unwrap_or(&[]));
+            let Some(target) = packet.get_mut(..self.header_len()) else { return };
+            target.copy_from_slice(self.bytes.get(..self.header_len()).unwrap_or(&[]));
             if let Some((mut header, _)) = Ipv6::split_mut(target) {
                 header.set_traffic_class(class);
                 header.set_payload_len((total - ipv6::HEADER_LEN) as u16);
@@ -236,7 +231,7 @@ mod tests {
             for udp in [false, true] {
                 for (class, df, id) in [(0, true, 5), (0xb9, false, 0xfffe), (255, false, 0)] {
                     let outer = Outer::new(local, remote, udp).unwrap();
-                    let mut packet = vec![0xaa; outer.len() + 40];
+                    let mut packet = vec![0xaa; outer.header_len() + 40];
                     outer.write(&mut packet, class, df, id);
                     let at = if local.is_ipv4() {
                         let parsed = ipv4::parse(&packet).unwrap();
@@ -258,7 +253,7 @@ mod tests {
                         assert_eq!((header.source_port(), header.destination_port()), (4500, 4500));
                         assert_eq!((usize::from(header.length()), header.checksum()), (packet.len() - at, 0));
                     }
-                    assert_eq!(packet[outer.len()..], [0xaa; 40]);
+                    assert_eq!(packet[outer.header_len()..], [0xaa; 40]);
                 }
             }
         }

@@ -1,0 +1,69 @@
+//! The gateway's clock: nanoseconds since it started, and raw ticks for measuring.
+
+/// Nanoseconds and ticks, from the processor's time-stamp counter where there is one.
+#[derive(Debug, Clone)]
+pub struct Clock {
+    clock: quanta::Clock,
+    start: u64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock {
+    /// A clock that starts now.
+    #[must_use]
+    pub fn new() -> Self {
+        let clock = quanta::Clock::new();
+        let start = clock.raw();
+        Self { clock, start }
+    }
+
+    /// Nanoseconds since the clock was made.
+    #[inline]
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.nanoseconds(self.start, self.clock.raw())
+    }
+
+    /// The counter as it stands.
+    #[inline]
+    #[must_use]
+    pub fn ticks(&self) -> u64 {
+        self.clock.raw()
+    }
+
+    /// Nanoseconds between two readings of the counter.
+    #[inline]
+    #[must_use]
+    pub fn nanoseconds(&self, start: u64, end: u64) -> u64 {
+        self.clock.delta_as_nanos(start, end)
+    }
+
+    /// Ticks a second.
+    #[must_use]
+    pub fn tick_hz(&self) -> u64 {
+        // Over a span long enough that rounding does not show.
+        const SPAN: u64 = 1 << 40;
+        let nanoseconds = u128::from(self.nanoseconds(0, SPAN).max(1));
+        u64::try_from(u128::from(SPAN) * 1_000_000_000 / nanoseconds).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_runs_forward_at_the_rate_it_says() {
+        let clock = Clock::new();
+        let (before, ticks) = (std::time::Instant::now(), clock.ticks());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let by_ticks = (clock.ticks() - ticks) as f64 / clock.tick_hz() as f64;
+        let real = before.elapsed().as_secs_f64();
+        assert!((by_ticks / real - 1.0).abs() < 0.1, "{by_ticks} s by ticks, {real} s really");
+    }
+}

@@ -1,0 +1,529 @@
+//! The poll-mode loop of one core.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::{
+    sync::Arc,
+    time::Duration,
+};
+
+use arrayvec::ArrayVec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot};
+use crate::{
+    io::{PacketIo, PortHealth},
+    packet::{Burst, DropReason, FramePool, FrameQueue, Meta},
+    stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed},
+    stats::{PortColumn, WorkerColumn, WorkerCounters},
+    table::{neighbour::NeighbourKey, tables::Tables},
+    wire::ethernet::{Ethernet, EtherType},
+};
+
+/// What a worker does when there is nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Polls on.
+    Spin,
+    /// Sleeps on its rings after so long without work.
+    SleepAfter(Duration),
+}
+
+/// Longest sleep, in ns: what the control thread sends, and packets that wait for neighbours, are seen to at least
+/// as often.
+const LONGEST_SLEEP: i64 = 1_000_000;
+/// A nap where a port cannot wake the worker.
+const NAP: Duration = Duration::from_micros(50);
+/// Rounds of packets that the gateway makes while it works on packets: errors about errors there are none, and a
+/// fragment is not divided again.
+const MAX_RESUMED_ROUNDS: usize = 4;
+/// How long a packet waits for its neighbour, in ns. Three solicitations a second apart (RFC 4861 10).
+const PENDING_TIME: u64 = 3_000_000_000;
+/// How often the ports' own counts and health are read, in ns: each costs a system call.
+const PORT_STATS_INTERVAL: u64 = 100_000_000;
+/// Commands taken up in one round.
+const COMMANDS_PER_ROUND: usize = 32;
+
+/// The balance of a worker's packets: where each one went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ledger {
+    /// Taken from ports and host TAPs.
+    pub received: u64,
+    /// Made here.
+    pub originated: u64,
+    /// Handed to ports.
+    pub sent: u64,
+    /// Handed to the host.
+    pub delivered: u64,
+    /// Waiting now: for neighbours, or for room in a port.
+    pub waiting: u64,
+    /// Dropped, for all reasons.
+    pub dropped: u64,
+}
+
+impl Ledger {
+    /// Whether every packet is accounted for.
+    #[must_use]
+    pub const fn balances(&self) -> bool {
+        self.received + self.originated == self.sent + self.delivered + self.waiting + self.dropped
+    }
+}
+
+/// One core's work: a queue of each port, and the pipeline between them.
+#[derive(Debug)]
+pub struct Worker<P> {
+    ports: Vec<P>,
+    /// Host TAPs, each with the interface it stands for.
+    hosts: Vec<(P, u16)>,
+    pool: FramePool,
+    tables: Arc<Tables>,
+    counters: Box<WorkerCounters>,
+    pipeline: Pipeline,
+    burst: Burst,
+    received: FrameQueue,
+    out: Output,
+    events: Arc<EventQueue>,
+    mailbox: Arc<Mailbox>,
+    icmp_limit: IcmpLimit,
+    burst_size: usize,
+    port_stats_due: u64,
+}
+
+impl<P: PacketIo> Worker<P> {
+    /// A worker over these ports. `hosts` are the TAPs, each with the number of its interface.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a worker, each made elsewhere")]
+    #[must_use]
+    pub fn new(
+        ports: Vec<P>,
+        hosts: Vec<(P, u16)>,
+        pool: FramePool,
+        tables: Arc<Tables>,
+        counters: WorkerCounters,
+        events: Arc<EventQueue>,
+        mailbox: Arc<Mailbox>,
+        burst_size: usize,
+    ) -> Self {
+        Self {
+            out: Output::new(ports.len(), hosts.len()),
+            ports,
+            hosts,
+            pool,
+            tables,
+            counters: Box::new(counters),
+            pipeline: Pipeline::default(),
+            burst: Burst::default(),
+            received: FrameQueue::new(),
+            events,
+            mailbox,
+            icmp_limit: IcmpLimit::default(),
+            burst_size: burst_size.clamp(1, crate::packet::BURST),
+            port_stats_due: 0,
+        }
+    }
+
+    /// Replaces the pipeline, to time more or fewer bursts.
+    #[must_use]
+    pub fn with_pipeline(mut self, pipeline: Pipeline) -> Self {
+        self.pipeline = pipeline;
+        self
+    }
+
+    /// Works until the mailbox says stop, then drains what is on its way and takes every frame home.
+    pub fn run(&mut self, clock: &Clock, idle: Idle) {
+        let mut last_work = clock.now();
+        while !self.mailbox.is_stopping() {
+            let now = clock.now();
+            if self.round(now) > 0 {
+                last_work = now;
+            } else if let Idle::SleepAfter(after) = idle
+                && now.saturating_sub(last_work) > after.as_nanos() as u64
+            {
+                self.sleep();
+            }
+        }
+        self.end(clock.now());
+    }
+
+    /// One round over all ports. The result is how many packets were moved.
+    pub fn round(&mut self, now: u64) -> usize {
+        self.mailbox.pass();
+        self.commands();
+        let mut moved = 0;
+        for port in 0..self.ports.len() {
+            moved += self.port(port, now);
+        }
+        for host in 0..self.hosts.len() {
+            moved += self.host(host);
+        }
+        moved += self.pending(now);
+        moved += self.transmit();
+        self.counters.worker(WorkerColumn::Rounds, 1);
+        if moved == 0 {
+            self.counters.worker(WorkerColumn::IdleRounds, 1);
+        }
+        if now >= self.port_stats_due {
+            self.port_stats_due = now + PORT_STATS_INTERVAL;
+            self.port_stats();
+        }
+        moved
+    }
+
+    /// Receives one burst from a port and takes it through the pipeline.
+    fn port(&mut self, number: usize, now: u64) -> usize {
+        let Some(port) = self.ports.get_mut(number) else { return 0 };
+        port.complete(&mut self.pool);
+        let n = port.rx_burst(&mut self.pool, &mut self.received, self.burst_size);
+        if n == 0 {
+            return 0;
+        }
+        let mut bytes = 0;
+        for frame in self.received.drain(..) {
+            self.pool.umem().prefetch(&frame);
+            bytes += frame.len() as u64;
+            let meta = Meta { port: number as u16, ..Meta::EMPTY };
+            if let Err(frame) = self.burst.push(frame, meta) {
+                // Never: the burst is empty between rounds, and no more frames come than it holds.
+                self.pool.free(frame);
+            }
+        }
+        self.counters.worker(WorkerColumn::Received, n as u64);
+        self.counters.port(number, PortColumn::RxPackets, n as u64);
+        self.counters.port(number, PortColumn::RxBytes, bytes);
+        self.pipeline(now, Entry::Rx);
+        self.resume(now);
+        self.transmit();
+        n
+    }
+
+    /// Runs what is in the burst through the pipeline and empties it.
+    fn pipeline(&mut self, now: u64, entry: Entry) {
+        let umem = Arc::clone(self.pool.umem());
+        let tables = &*self.tables;
+        let mut cx = Cx {
+            umem: &umem,
+            pool: &mut self.pool,
+            tables,
+            counters: &self.counters,
+            lanes: Lanes::default(),
+            out: &mut self.out,
+            events: &self.events,
+            icmp_limit: &mut self.icmp_limit,
+            now,
+        };
+        self.pipeline.run(&mut cx, &mut self.burst, entry);
+        self.counters.worker(WorkerColumn::Bursts, 1);
+        self.sweep();
+    }
+
+    /// Counts drops and takes their frames home.
+    fn sweep(&mut self) {
+        let interfaces = self.tables.interfaces.len();
+        self.burst.sweep(&mut self.pool, |meta, reason| {
+            let known = Some(meta.interface).filter(|&number| usize::from(number) < interfaces);
+            self.counters.drops(known, reason, 1);
+        });
+    }
+
+    /// Takes packets that the stages made or put back through the rest of their way.
+    fn resume(&mut self, now: u64) {
+        for _ in 0..MAX_RESUMED_ROUNDS {
+            let mut packets = std::mem::take(&mut self.out.resumed);
+            if packets.is_empty() {
+                return;
+            }
+            while let Some(entry) = packets.first().map(|packet| packet.entry) {
+                let mut rest: ArrayVec<Resumed, { crate::packet::BURST }> = ArrayVec::new();
+                for packet in packets.drain(..) {
+                    if packet.entry != entry {
+                        rest.push(packet);
+                    } else if let Err(frame) = self.burst.push(packet.frame, packet.meta) {
+                        self.pool.free(frame);
+                    }
+                }
+                self.pipeline(now, entry);
+                packets = rest;
+            }
+        }
+        for packet in self.out.resumed.drain(..) {
+            self.counters.drops(None, DropReason::TooManyPasses, 1);
+            self.pool.free(packet.frame);
+        }
+    }
+
+    /// Hands queued frames to their ports. What a port does not take stays for the next round.
+    fn transmit(&mut self) -> usize {
+        let mut moved = 0;
+        for (number, (port, queue)) in self.ports.iter_mut().zip(&mut self.out.ports).enumerate() {
+            if queue.is_empty() {
+                continue;
+            }
+            let lengths: ArrayVec<u16, { 2 * crate::packet::BURST }> = queue.iter().map(|f| f.len() as u16).collect();
+            let n = port.tx_burst(&mut self.pool, queue);
+            let bytes = lengths.iter().take(n).map(|&len| u64::from(len)).sum();
+            self.counters.worker(WorkerColumn::Sent, n as u64);
+            self.counters.port(number, PortColumn::TxPackets, n as u64);
+            self.counters.port(number, PortColumn::TxBytes, bytes);
+            self.counters.port(number, PortColumn::TxFull, u64::from(!queue.is_empty()));
+            moved += n;
+        }
+        for ((port, _), queue) in self.hosts.iter_mut().zip(&mut self.out.hosts) {
+            if queue.is_empty() {
+                continue;
+            }
+            let n = port.tx_burst(&mut self.pool, queue);
+            self.counters.worker(WorkerColumn::Delivered, n as u64);
+            moved += n;
+        }
+        moved
+    }
+
+    /// Takes what the host sends through a TAP, puts the interface's tags in, and queues it for the port.
+    fn host(&mut self, number: usize) -> usize {
+        let Some((port, interface)) = self.hosts.get_mut(number) else { return 0 };
+        let interface = *interface;
+        port.complete(&mut self.pool);
+        let n = port.rx_burst(&mut self.pool, &mut self.received, self.burst_size);
+        self.counters.worker(WorkerColumn::Received, n as u64);
+        let umem = Arc::clone(self.pool.umem());
+        for mut frame in self.received.drain(..) {
+            let outcome = match self.tables.interface(interface) {
+                Some(to) => {
+                    let link = Ethernet::at(umem.bytes(&frame), 0).map(|h| (h.destination(), h.ether_type()));
+                    link.ok_or(DropReason::EthernetTruncated).and_then(|(destination, kind)| {
+                        let header = to.header_v4.with_destination(destination).with_ether_type(EtherType(kind.0));
+                        frame.trim_front(14);
+                        if !frame.grow_front(header.header_len()) {
+                            return Err(DropReason::NoBuffer);
+                        }
+                        header.write(umem.bytes_mut(&mut frame));
+                        Ok(to.port)
+                    })
+                }
+                None => Err(DropReason::PortDown),
+            };
+            let queue = outcome.map(|port| self.out.ports.get_mut(usize::from(port)));
+            match queue {
+                Ok(Some(queue)) if !queue.is_full() => {
+                    self.counters.interface_out(interface, 1, frame.len() as u64);
+                    queue.push(frame);
+                }
+                other => {
+                    let reason = match other {
+                        Ok(Some(_)) => DropReason::TxFull,
+                        Ok(None) => DropReason::PortDown,
+                        Err(reason) => reason,
+                    };
+                    self.counters.drops(Some(interface), reason, 1);
+                    self.pool.free(frame);
+                }
+            }
+        }
+        n
+    }
+
+    /// Sends packets whose neighbour is known now; gives up on those that waited too long.
+    fn pending(&mut self, now: u64) -> usize {
+        let mut moved = 0;
+        let mut at = 0;
+        while let Some(packet) = self.out.pending.get(at) {
+            let key = match packet.key.address {
+                std::net::IpAddr::V4(a) => NeighbourKey::v4(packet.key.interface, a.to_bits()),
+                std::net::IpAddr::V6(a) => NeighbourKey::v6(packet.key.interface, a.to_bits()),
+            };
+            let known = self.tables.neighbours.lookup(&key).filter(|id| self.tables.neighbours.mac(*id).is_some());
+            let late = now.saturating_sub(packet.since) > PENDING_TIME;
+            if known.is_none() && !late || !self.burst.has_room() {
+                at += 1;
+                continue;
+            }
+            // In order, so that a flow's packets leave as they came.
+            let mut packet = self.out.pending.remove(at);
+            if let Some(id) = known {
+                packet.meta.neighbour = id.to_bits();
+            }
+            moved += 1;
+            match self.burst.push(packet.frame, packet.meta) {
+                Ok(slot) if known.is_none() => {
+                    self.unreachable(slot, now);
+                }
+                Ok(_) => {}
+                Err(frame) => self.pool.free(frame),
+            }
+        }
+        if moved > 0 {
+            self.pipeline(now, Entry::Tx);
+            self.resume(now);
+        }
+        moved
+    }
+
+    /// A neighbour does not answer: the packet's sender is told (RFC 1122 2.3.2.2).
+    fn unreachable(&mut self, slot: crate::packet::Slot, now: u64) {
+        use crate::stage::icmp_error::{Problem, drop_with_error};
+        let umem = Arc::clone(self.pool.umem());
+        let mut cx = Cx {
+            umem: &umem,
+            pool: &mut self.pool,
+            tables: &self.tables,
+            counters: &self.counters,
+            lanes: Lanes::default(),
+            out: &mut self.out,
+            events: &self.events,
+            icmp_limit: &mut self.icmp_limit,
+            now,
+        };
+        drop_with_error(&mut cx, &mut self.burst, slot, DropReason::NeighbourUnreachable, Problem::HostUnreachable);
+    }
+
+    /// Takes up what the control thread sent.
+    fn commands(&mut self) {
+        for _ in 0..COMMANDS_PER_ROUND {
+            let Some(command) = self.mailbox.take() else { return };
+            match command {
+                Command::Snapshot(Snapshot { tables, counters }) => {
+                    let tables = std::mem::replace(&mut self.tables, tables);
+                    let counters = counters.map(|new| {
+                        new.carry_from(&self.counters);
+                        std::mem::replace(&mut self.counters, new)
+                    });
+                    self.mailbox.give_back(Retired::Snapshot(Snapshot { tables, counters }));
+                    self.counters.worker(WorkerColumn::Snapshots, 1);
+                }
+                Command::Transmit { port, interface, frame: bytes } => {
+                    self.originate(port, interface, &bytes);
+                    self.mailbox.give_back(Retired::Frame(bytes));
+                }
+            }
+        }
+    }
+
+    fn originate(&mut self, port: u16, interface: u16, bytes: &[u8]) {
+        self.counters.worker(WorkerColumn::Originated, 1);
+        let queue = self.out.ports.get_mut(usize::from(port)).filter(|queue| !queue.is_full());
+        let Some(queue) = queue else {
+            self.counters.drops(Some(interface), DropReason::TxFull, 1);
+            return;
+        };
+        match self.pool.alloc_with(bytes) {
+            Some(frame) => {
+                self.counters.interface_out(interface, 1, frame.len() as u64);
+                queue.push(frame);
+            }
+            None => self.counters.drops(Some(interface), DropReason::NoBuffer, 1),
+        }
+    }
+
+    /// Sleeps until a frame comes, or for a millisecond.
+    fn sleep(&mut self) {
+        self.counters.worker(WorkerColumn::Sleeps, 1);
+        let io = self.ports.iter().chain(self.hosts.iter().map(|(port, _)| port));
+        let mut fds: ArrayVec<PollFd<'_>, 64> = ArrayVec::new();
+        for port in io {
+            let Some(fd) = port.fd() else {
+                std::thread::sleep(NAP);
+                return;
+            };
+            let _ = fds.try_push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        }
+        let timeout = Timespec { tv_sec: 0, tv_nsec: LONGEST_SLEEP };
+        // An interrupted or refused sleep is a short one.
+        let _ = poll(&mut fds, Some(&timeout));
+    }
+
+    fn port_stats(&mut self) {
+        for (number, port) in self.ports.iter_mut().enumerate() {
+            let stats = port.stats();
+            let health = match port.health() {
+                PortHealth::Up => 0,
+                PortHealth::Down => 1,
+                PortHealth::Gone => 2,
+            };
+            for (column, value) in [
+                (PortColumn::RxRingFull, stats.rx_ring_full),
+                (PortColumn::RxFillEmpty, stats.rx_fill_empty),
+                (PortColumn::RxDropped, stats.rx_dropped),
+                (PortColumn::InvalidDescriptors, stats.invalid_descriptors),
+                (PortColumn::TxKicks, stats.tx_kicks),
+                (PortColumn::RxWakeups, stats.rx_wakeups),
+                (PortColumn::Health, health),
+            ] {
+                self.counters.port_gauge(number, column, value);
+            }
+        }
+        self.counters.worker_gauge(WorkerColumn::Waiting, self.waiting());
+    }
+
+    /// Packets that wait now: for neighbours, or for room in a port.
+    fn waiting(&self) -> u64 {
+        let queued: usize = self.out.ports.iter().chain(&self.out.hosts).map(|queue| queue.len()).sum();
+        (self.out.pending.len() + self.out.resumed.len() + queued) as u64
+    }
+
+    /// Sends what is on its way, drops what waits, and takes every frame home.
+    pub fn end(&mut self, now: u64) {
+        self.commands();
+        self.resume(now);
+        for _ in 0..64 {
+            self.ports.iter_mut().for_each(|port| port.complete(&mut self.pool));
+            if self.transmit() == 0 {
+                break;
+            }
+        }
+        for packet in self.out.pending.drain(..) {
+            self.counters.drops(None, DropReason::Shutdown, 1);
+            self.pool.free(packet.frame);
+        }
+        for queue in self.out.ports.iter_mut().chain(&mut self.out.hosts) {
+            for frame in queue.drain(..) {
+                self.counters.drops(None, DropReason::Shutdown, 1);
+                self.pool.free(frame);
+            }
+        }
+        self.port_stats();
+        for port in self.ports.iter_mut().chain(self.hosts.iter_mut().map(|(port, _)| port)) {
+            port.shutdown(&mut self.pool);
+        }
+    }
+
+    /// The balance of this worker's packets.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        let read = |column| self.counters.read_worker(column);
+        Ledger {
+            received: read(WorkerColumn::Received),
+            originated: read(WorkerColumn::Originated),
+            sent: read(WorkerColumn::Sent),
+            delivered: read(WorkerColumn::Delivered),
+            waiting: self.waiting(),
+            dropped: DropReason::ALL.iter().map(|reason| self.counters.read_drops(*reason)).sum(),
+        }
+    }
+
+    /// Frames that are neither in the pool nor anywhere a packet may be: none, unless there is a bug.
+    #[must_use]
+    pub fn frames_missing(&self) -> usize {
+        let held: usize = self.ports.iter().chain(self.hosts.iter().map(|(port, _)| port)).map(PacketIo::held).sum();
+        (self.pool.owned()).saturating_sub(self.pool.available() + held + self.waiting() as usize)
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.counters
+    }
+
+    /// Its ports.
+    pub fn ports_mut(&mut self) -> &mut [P] {
+        &mut self.ports
+    }
+
+    /// What it looks things up in.
+    #[must_use]
+    pub const fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    /// Its free frames.
+    pub const fn pool_mut(&mut self) -> &mut FramePool {
+        &mut self.pool
+    }
+}
