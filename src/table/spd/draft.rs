@@ -20,6 +20,9 @@ const MAX_TABLES: usize = 24;
 /// Lengths of each side that a round tries.
 const LENGTHS_TRIED: usize = 5;
 
+/// The keys of a table with their rules.
+pub type Contents<A> = Vec<((A, A), Vec<Rule<A>>)>;
+
 /// Rules of one pair of prefix lengths, by their places in the list.
 struct Group {
     source: u8,
@@ -78,7 +81,7 @@ impl<A: Address> Draft<A> {
 
     /// Every key with its rules in order of priority. Keys are sorted, so that neighbours in address space become
     /// neighbours in memory.
-    pub fn contents(&self, rules: &[Rule<A>]) -> Vec<((A, A), Vec<Rule<A>>)> {
+    pub fn contents(&self, rules: &[Rule<A>]) -> Contents<A> {
         let sorted: BTreeMap<_, _> = self.buckets.iter().collect();
         let members = |places: &Vec<u32>| {
             // Places in the list of rules are in order of priority.
