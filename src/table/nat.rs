@@ -141,7 +141,7 @@ impl<A: Address> Direction<A> {
         if let Self::Hashed(tables) = self
             && let Some(table) = tables.first()
         {
-            table.rules.prefetch(table.rules.hash(address & table.mask));
+            table.rules.place(table.rules.hash(address & table.mask));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The inbound SAD: which SA an ESP packet names (RFC 4301 4.1: SPI and destination address).
 //!
-//! Built once from all SAs and never changed; a rekey builds a new one. One cache line a look-up at any size.
+//! Built once from all SAs and never changed; a rekey builds a new one. The cost does not grow with their number.
 
 use super::address::Address;
 use super::hash::{FixedMap, HashKey, Seed};
@@ -61,10 +61,14 @@ where
             let mut hashes = [0; BURST];
             for (hash, key) in hashes.iter_mut().zip(keys) {
                 *hash = self.map.hash(*key);
-                self.map.prefetch(*hash);
+                self.map.prefetch_place(*hash);
             }
-            for ((hash, key), result) in hashes.iter().zip(keys).zip(results) {
-                *result = self.map.get_hashed(*hash, *key).unwrap_or(NO_SA);
+            let mut places = [0; BURST];
+            for ((place, hash), _) in places.iter_mut().zip(hashes).zip(keys) {
+                *place = self.map.place(hash);
+            }
+            for ((place, key), result) in places.iter().zip(keys).zip(results) {
+                *result = self.map.get_at(*place, *key).unwrap_or(NO_SA);
             }
         }
     }

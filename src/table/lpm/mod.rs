@@ -7,8 +7,8 @@
 //! 64 bytes for a lone prefix and two cache lines a visit at most, and lets a million routes stay in cache.
 //!
 //! **Change.** A published node never changes. [`LpmWriter::publish`] writes new copies of the nodes that changed
-//! and of those above them, then stores the new root: at most 4 small nodes for an IPv4 route, nothing else
-//! moves. A reader loads the root once a burst, so a whole burst sees one version of the table, and any number
+//! and of those above them, then stores the new entrance: at most 4 small nodes for an IPv4 route, nothing else
+//! moves. A reader loads the entrance once a burst, so a whole burst sees one version of the table, and any number
 //! of changes become visible as one. The old nodes are used again after [`LpmWriter::quiesce`].
 
 mod arena;
@@ -43,26 +43,62 @@ pub type Lpm6 = Lpm<u128>;
 #[derive(Debug)]
 pub struct Lpm<A> {
     arena: Arena,
-    /// A packed [`Root`]; stored by the writer (Release) when the nodes it leads to are complete.
-    root: AtomicU64,
+    /// A packed [`Entrance`]; stored by the writer (Release) when the nodes it leads to are complete.
+    entrance: AtomicU64,
     address: std::marker::PhantomData<A>,
 }
 
-/// The run of the arena and the node in which every look-up starts.
+/// The run of the arena, and in it the block that holds a [`Start`].
 #[derive(Clone, Copy)]
-struct Root {
+struct Entrance {
     run: usize,
-    node: Reference,
+    start: Reference,
 }
 
-impl Root {
+impl Entrance {
     const fn pack(self) -> u64 {
-        (self.run as u64) << 32 | self.node.0 as u64
+        (self.run as u64) << 32 | self.start.0 as u64
     }
 
     #[inline(always)]
     const fn unpack(word: u64) -> Self {
-        Self { run: (word >> 32) as usize, node: Reference(word as u32) }
+        Self { run: (word >> 32) as usize, start: Reference(word as u32) }
+    }
+}
+
+/// Where every look-up of one version of the table starts. All routes of a gateway often lie under one prefix, such
+/// as 10.0.0.0/8 or 2001:db8::/32: the nodes above have one child and one value, and are passed in one step.
+#[derive(Clone, Copy)]
+struct Start<A> {
+    /// The first node with a choice, and the bits above it.
+    node: Reference,
+    depth: u8,
+    /// What holds for all addresses so far, in `node` and outside.
+    default: u32,
+    /// The addresses in `node`: those that begin with the first `depth` bits of this.
+    prefix: A,
+}
+
+impl<A: Address> Start<A> {
+    /// As a node's block: its number of lines is where [`node`] has it.
+    fn words(self) -> [u64; node::RANKS as usize + 1] {
+        let prefix = self.prefix.widen();
+        let first = u64::from(self.depth) << 32 | u64::from(self.node.0);
+        [first, self.default.into(), (prefix >> 64) as u64, prefix as u64, node::ranks_of_one_line()]
+    }
+
+    #[inline(always)]
+    fn read(view: View<'_>, block: Reference) -> Self {
+        if block == Reference::NONE {
+            return Self { node: Reference::NONE, depth: 0, default: NO_ROUTE, prefix: A::default() };
+        }
+        let [first, default, high, low] = [0, 1, 2, 3].map(|word| view.load(block.first_word() + word));
+        Self {
+            node: Reference(first as u32),
+            depth: (first >> 32) as u8,
+            default: default as u32,
+            prefix: A::truncate(u128::from(high) << 64 | u128::from(low)),
+        }
     }
 }
 
@@ -120,29 +156,32 @@ impl<A: Address> Lpm<A> {
     pub fn new() -> (Arc<Self>, LpmWriter<A>) {
         let table = Arc::new(Self {
             arena: Arena::default(),
-            root: AtomicU64::new(Root { run: 0, node: Reference::NONE }.pack()),
+            entrance: AtomicU64::new(Entrance { run: 0, start: Reference::NONE }.pack()),
             address: std::marker::PhantomData,
         });
         (Arc::clone(&table), LpmWriter::new(table))
     }
 
     #[inline(always)]
-    fn root(&self) -> Root {
-        Root::unpack(self.root.load(Ordering::Acquire))
+    fn enter(&self) -> (View<'_>, Start<A>) {
+        let entrance = Entrance::unpack(self.entrance.load(Ordering::Acquire));
+        let view = self.arena.view(entrance.run);
+        (view, Start::read(view, entrance.start))
     }
 
     /// The value of the longest prefix that covers `address`.
     #[inline]
     pub fn lookup(&self, address: A) -> Option<u32> {
-        let root = self.root();
-        let found = Self::descend(self.arena.view(root.run), root.node, address);
+        let (view, start) = self.enter();
+        let found = Self::descend(view, &start, A::mask(start.depth), address);
         (found != NO_ROUTE).then_some(found)
     }
 
     #[inline(always)]
-    fn descend(view: View<'_>, mut node: Reference, address: A) -> u32 {
-        let mut best = NO_ROUTE;
-        let mut depth = 0;
+    fn descend(view: View<'_>, start: &Start<A>, mask: A, address: A) -> u32 {
+        let mut best = start.default;
+        let mut node = if address & mask == start.prefix { start.node } else { Reference::NONE };
+        let mut depth = start.depth;
         while node != Reference::NONE && depth < A::WIDTH {
             let entry = view.entry(node, address.byte(depth));
             best = if value(entry) == NO_ROUTE { best } else { value(entry) };
@@ -157,33 +196,35 @@ impl<A: Address> Lpm<A> {
     /// The shorter of the two slices counts.
     pub fn lookup_burst(&self, addresses: &[A], results: &mut [u32]) {
         for (addresses, results) in addresses.chunks(BURST).zip(results.chunks_mut(BURST)) {
-            let root = self.root();
-            let view = self.arena.view(root.run);
+            let (view, start) = self.enter();
             if view.lines() <= NEAR_LINES {
+                let mask = A::mask(start.depth);
                 for (address, result) in addresses.iter().zip(results) {
-                    *result = Self::descend(view, root.node, *address);
+                    *result = Self::descend(view, &start, mask, *address);
                 }
             } else {
-                Self::descend_together(view, root.node, addresses, results);
+                Self::descend_together(view, &start, addresses, results);
             }
         }
     }
 
-    fn descend_together(view: View<'_>, root: Reference, addresses: &[A], results: &mut [u32]) {
+    fn descend_together(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
         let mut walk = Walk {
             addresses: [A::default(); BURST],
-            best: [NO_ROUTE; BURST],
+            best: [start.default; BURST],
             places: [0; BURST],
             nodes: [Reference::NONE; BURST],
             count: 0,
         };
         walk.addresses.iter_mut().zip(addresses).for_each(|(place, address)| *place = *address);
-        if root != Reference::NONE {
+        let (mut depth, mask) = (start.depth, A::mask(start.depth));
+        if start.node != Reference::NONE {
             for (place, address) in (0..BURST as u8).zip(addresses) {
-                walk.step(view, place, view.entry(root, address.byte(0)));
+                let entry = view.entry(start.node, address.byte(depth));
+                walk.step(view, place, if *address & mask == start.prefix { entry } else { node::EMPTY });
             }
         }
-        let mut depth = 8;
+        depth += 8;
         while walk.count > 0 && depth < A::WIDTH {
             walk.level(view, depth);
             depth += 8;

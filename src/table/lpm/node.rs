@@ -49,6 +49,11 @@ pub const fn lines_of(ranks: u64) -> usize {
     (ranks >> 32) as u16 as usize
 }
 
+/// The ranks of a block of one line that holds no node.
+pub const fn ranks_of_one_line() -> u64 {
+    1 << 32
+}
+
 /// The position of the ranks in a compressed node.
 pub const RANKS: u32 = 4;
 

@@ -62,7 +62,7 @@ fn follow<A: Address>(steps: Vec<(A, u8, u32, u8)>, probes: &[A]) {
     }
     writer.publish().unwrap();
     check(&table, &HashMap::new(), &all_probes);
-    assert_eq!(table.root().node, Reference::NONE);
+    assert_eq!(table.enter().1.node, Reference::NONE);
 }
 
 proptest! {
@@ -120,6 +120,24 @@ fn changes_show_when_they_are_published_and_all_at_once() {
     assert_eq!(table.lookup(0x0A00_0001), None);
     writer.publish().unwrap();
     assert_eq!((table.lookup(0x0A00_0001), table.lookup(5)), (Some(2), Some(1)));
+}
+
+#[test]
+fn a_common_prefix_is_passed_in_one_step() {
+    let (table, mut writer) = Lpm4::new();
+    let mut model = HashMap::new();
+    let mut probes = Vec::new();
+    // One /32; then a sibling; then a cover; then a default; then something elsewhere.
+    for (address, length, depth) in
+        [(0x0A0B_0C0D, 32, 24), (0x0A0B_0D00, 24, 16), (0x0A0B_0000, 16, 8), (0, 0, 8), (0x0B00_0000, 8, 0)]
+    {
+        writer.insert(address, length, u32::from(length)).unwrap();
+        model.insert((address, length), u32::from(length));
+        probes.extend(edges(address, length));
+        writer.publish().unwrap();
+        assert_eq!(table.enter().1.depth, depth, "after /{length}");
+        check(&table, &model, &probes);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::arena::{Allocator, Reference, View};
 use super::node::{self, Encoded, Slots, child, entry, value};
-use super::{Lpm, NO_ROUTE, Root};
+use super::{Entrance, Lpm, NO_ROUTE, Start};
 use crate::table::address::Address;
 
 /// Dense nodes that a table may have beyond those that hold many runs: with few routes every node is dense
@@ -60,6 +60,9 @@ pub struct LpmWriter<A> {
     /// By level, the nodes whose own routes changed since the last publication.
     dirty: Vec<HashSet<A>>,
     allocator: Allocator,
+    /// The node at depth 0, and the published [`Start`] block.
+    root: Reference,
+    start: Reference,
     /// Blocks that the last publications took out of the trie, which a reader may still be in.
     retired: Vec<Reference>,
     dense_nodes: usize,
@@ -80,6 +83,8 @@ impl<A: Address> LpmWriter<A> {
             routes: BTreeMap::new(),
             dirty: vec![HashSet::new(); usize::from(A::WIDTH / 8)],
             allocator,
+            root: Reference::NONE,
+            start: Reference::NONE,
             retired: Vec::new(),
             dense_nodes: 0,
         }
@@ -157,11 +162,13 @@ impl<A: Address> LpmWriter<A> {
             return Ok(());
         }
         let mut draft = Draft::default();
-        match self.rebuild(&mut draft) {
-            Some(root) => {
-                self.table
-                    .root
-                    .store(Root { run: self.allocator.run(), node: root }.pack(), Ordering::Release);
+        let rebuilt =
+            self.rebuild(&mut draft).and_then(|root| Some((root, self.write_start(&mut draft, root)?)));
+        match rebuilt {
+            Some((root, start)) => {
+                (self.root, self.start) = (root, start);
+                let entrance = Entrance { run: self.allocator.run(), start };
+                self.table.entrance.store(entrance.pack(), Ordering::Release);
                 self.dirty.iter_mut().for_each(HashSet::clear);
                 for &block in &draft.replaced {
                     self.dense_nodes -= usize::from(block.is_dense());
@@ -230,6 +237,34 @@ impl<A: Address> LpmWriter<A> {
         below.first().map(|&(_, root)| root)
     }
 
+    /// Writes the block that tells look-ups where to start: below all the nodes through which there is one way only.
+    fn write_start(&mut self, draft: &mut Draft, root: Reference) -> Option<Reference> {
+        let mut start = Start { node: root, depth: 0, default: NO_ROUTE, prefix: A::default() };
+        while start.node != Reference::NONE && start.depth + 8 < A::WIDTH {
+            let entries = (0..=u8::MAX).map(|byte| (byte, self.newest().entry(start.node, byte)));
+            let mut ways = entries.clone().filter(|(_, entry)| child(*entry) != Reference::NONE);
+            let (Some((byte, only)), None) = (ways.next(), ways.next()) else { break };
+            if entries.clone().any(|(_, entry)| value(entry) != value(only)) {
+                break;
+            }
+            start = Start {
+                node: child(only),
+                depth: start.depth + 8,
+                default: if value(only) == NO_ROUTE { start.default } else { value(only) },
+                prefix: start.prefix | A::from_byte(byte, start.depth),
+            };
+        }
+        let block = self.allocator.allocate(&self.table.arena, 1)?;
+        draft.fresh.push(block);
+        if self.start != Reference::NONE {
+            draft.replaced.push(self.start);
+        }
+        for (position, word) in (block.first_word()..).zip(start.words()) {
+            self.newest().store(position, word);
+        }
+        Some(block)
+    }
+
     /// Writes a new copy of one node, with `children` in place of those it had; none if nothing is left in it.
     fn rebuild_node(
         &mut self,
@@ -282,7 +317,7 @@ impl<A: Address> LpmWriter<A> {
 
     /// The published node of an address and depth.
     fn find(&self, address: A, depth: u8) -> Reference {
-        let mut node = self.table.root().node;
+        let mut node = self.root;
         let mut level = 0;
         while level < depth && node != Reference::NONE {
             node = child(self.newest().entry(node, address.byte(level)));

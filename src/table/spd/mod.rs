@@ -16,6 +16,7 @@
 //! no range, the full one included: RFC 4301 tells ANY and 0–65535 apart in just this way.
 
 mod classifier;
+mod draft;
 mod rule;
 mod tree;
 
@@ -87,8 +88,8 @@ impl Spd {
     pub fn build(policies: &[Policy], seed: Seed) -> Result<Self, SpdError> {
         let (v4, v6) = rule::expand(policies)?;
         Ok(Self {
-            v4: Classifier::build(v4, seed),
-            v6: Classifier::build(v6, seed),
+            v4: Classifier::build(&v4, seed),
+            v6: Classifier::build(&v6, seed),
             actions: policies.iter().map(|policy| policy.action).collect(),
         })
     }

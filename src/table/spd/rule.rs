@@ -141,6 +141,19 @@ pub struct Rule<A> {
 }
 
 impl<A: Address> Rule<A> {
+    /// A rule that covers no packet.
+    pub fn never() -> Self {
+        let any = Range { low: 0, span: 0 };
+        Self {
+            source: Range { low: A::default(), span: A::default() },
+            destination: Range { low: A::default(), span: A::default() },
+            source_port: any,
+            destination_port: any,
+            protocol: Range { low: 256, span: 0 },
+            policy: super::NO_POLICY,
+        }
+    }
+
     /// Whether the rule covers a packet. Without branches: which field fails is random.
     #[inline(always)]
     pub fn matches(&self, key: &Key<A>) -> bool {

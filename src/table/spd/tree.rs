@@ -14,7 +14,9 @@ use super::rule::{FIELDS, Field, Key, Rule};
 /// Rules in a leaf that is not worth splitting.
 const LEAF_RULES: usize = 8;
 /// Copies of rules in a tree, for each rule.
-const COPIES: usize = 8;
+const COPIES: usize = 16;
+/// Rules looked at while a tree is built, for each rule: no set of rules takes longer than linear time.
+const VISITS: usize = 256;
 
 /// A run of rules in the classifier's list, in order of priority.
 #[derive(Clone, Copy, Debug)]
@@ -77,12 +79,15 @@ pub fn build<A: Address>(rules: &[Rule<A>], nodes: &mut Vec<Node<A>>, stored: &m
     let all = within(rules, (0..rules.len() as u32).collect(), &everything);
     let mut copies = all.len();
     let bound = rules.len() * COPIES;
+    let mut visits = rules.len() * VISITS;
     let mut open =
         BinaryHeap::from([Candidate { size: all.len(), rules: all, place: root, region: everything }]);
     let mut closed = Vec::new();
     nodes.push(Node::Leaf(Leaf { start: 0, count: 0 }));
     while let Some(leaf) = open.pop() {
-        let plan = if leaf.rules.len() > LEAF_RULES { plan(rules, &leaf) } else { None };
+        let splits = leaf.size > LEAF_RULES && leaf.size <= visits;
+        visits = visits.saturating_sub(leaf.size);
+        let plan = if splits { plan(rules, &leaf) } else { None };
         let Some(plan) = plan.filter(|plan| copies - leaf.rules.len() + plan.below + plan.above <= bound)
         else {
             closed.push(leaf);
@@ -135,7 +140,7 @@ fn within<A: Address>(rules: &[Rule<A>], mut among: Vec<u32>, region: &Region) -
 }
 
 /// The best split of a leaf: in each field at the median of the rules' ends, in the field where the two sides come
-/// out smallest. None if no split makes both sides clearly smaller.
+/// out smallest. None if every split leaves nearly all rules on both sides.
 fn plan<A: Address>(rules: &[Rule<A>], leaf: &Candidate) -> Option<Plan> {
     let size = leaf.rules.len();
     let mut best: Option<Plan> = None;
@@ -155,7 +160,7 @@ fn plan<A: Address>(rules: &[Rule<A>], leaf: &Candidate) -> Option<Plan> {
         let below = members().filter(|(low, _)| *low < threshold).count();
         let above = members().filter(|(_, high)| *high >= threshold).count();
         let cost = |below: usize, above: usize| below * below + above * above;
-        if below.max(above) * 8 <= size * 7
+        if below + above <= size + size * 7 / 8
             && best.as_ref().is_none_or(|best| cost(below, above) < cost(best.below, best.above))
         {
             best = Some(Plan { field, threshold, below, above });
