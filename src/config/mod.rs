@@ -1,1 +1,149 @@
 //! The configuration file: its schema, its checks, and what is built from it.
+//!
+//! [`load`] reads a TOML file into a checked [`Config`], or says everything that is wrong with it at once: syntax,
+//! unknown and missing keys, wrong types and values, and what does not fit together, each with its place in the
+//! file and what would be right. `model` declares every key once; the decoder, the JSON Schema and the reference in
+//! `docs/` all come from there.
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+mod check;
+mod decode;
+mod derive;
+mod diagnostics;
+mod document;
+mod keys;
+mod model;
+mod prefix;
+mod quantity;
+mod redact;
+mod span;
+mod suggest;
+mod types;
+
+use decode::{Context, Names, Section};
+pub use diagnostics::{Diagnostics, MOST_PROBLEMS, Problem, Severity, Source};
+pub use keys::{Environment, Key, ProcessEnvironment};
+pub use model::{
+    Action, Cipher, Config, DontFragment, Driver, Encapsulation, Gateway, GatewayId, HugePages, Idle,
+    Interface, InterfaceId, Nat, NatKind, NextHop, Policy, Port, PortId, Route, SecurityAssociation, Side,
+    System, Tunnel, TunnelId, XdpMode, ZeroCopy,
+};
+pub use prefix::{HostOrPrefix, InterfaceAddress, Prefix};
+pub use quantity::{BitsPerSecond, Bytes, Interval, PowerOfTwo, Ranged};
+pub use span::{At, Span};
+pub use types::{
+    BufferSize, DeviceName, Dscp, IcmpMatch, Location, Mac, Name, PortRange, PortRanges, Protocol,
+    ReplayWindow, Spi, Vlan,
+};
+
+/// The largest file that is read: some millions of lines.
+pub const LARGEST_FILE: u64 = 64 << 20;
+
+/// Reads and checks a file, keys included. The [`Diagnostics`] beside the configuration hold warnings only.
+///
+/// # Errors
+///
+/// Everything that is wrong with the file.
+pub fn load(path: &Path) -> Result<(Config, Diagnostics), Diagnostics> {
+    let name = path.display().to_string();
+    let refuse = |code, message: String, help: &str| {
+        Err(Diagnostics::unreadable(&name, Problem::new(code, Span::default(), message).help(help)))
+    };
+    let mut file = match keys::open(path) {
+        Ok(file) => file,
+        Err(error) => {
+            return refuse("unreadable", format!("cannot open {name}: {error}"), "give the path of a file");
+        }
+    };
+    let metadata = match file.metadata() {
+        Ok(metadata) if metadata.is_file() => metadata,
+        _ => return refuse("unreadable", format!("{name} is not a regular file"), "give the path of a file"),
+    };
+    let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len().min(LARGEST_FILE) as usize + 1));
+    if let Err(error) = file.by_ref().take(LARGEST_FILE + 1).read_to_end(&mut bytes) {
+        return refuse("unreadable", format!("cannot read {name}: {error}"), "give the path of a file");
+    }
+    if bytes.len() as u64 > LARGEST_FILE {
+        let message = format!("{name} is larger than {} MiB", LARGEST_FILE >> 20);
+        return refuse("too-large", message, "a configuration of this size is not meant");
+    }
+    parse_bytes(path, &bytes, &ProcessEnvironment, Some(metadata.mode() & 0o7777))
+}
+
+/// Checks a text as if it stood in the file `path`, which need not exist; relative paths in it start at its directory.
+///
+/// # Errors
+///
+/// Everything that is wrong with the text.
+pub fn parse(
+    path: &Path,
+    text: &str,
+    environment: &dyn Environment,
+) -> Result<(Config, Diagnostics), Diagnostics> {
+    parse_bytes(path, text.as_bytes(), environment, None)
+}
+
+fn parse_bytes(
+    path: &Path,
+    bytes: &[u8],
+    environment: &dyn Environment,
+    file_mode: Option<u32>,
+) -> Result<(Config, Diagnostics), Diagnostics> {
+    let name = path.display().to_string();
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let start = error.valid_up_to();
+            let span = Span { start, end: start + '\u{fffd}'.len_utf8() };
+            let problem = Problem::new("not-utf-8", span, format!("byte {start} is not UTF-8"));
+            let source = Source::new(&name, &String::from_utf8_lossy(bytes));
+            return Err(Diagnostics::new(source, vec![problem.help("save the file as UTF-8")], 0));
+        }
+    };
+    let mut cx = Context {
+        base_dir: path.parent().unwrap_or(Path::new("")),
+        environment,
+        file_mode,
+        names: Names::default(),
+        incomplete: false,
+        problems: Vec::new(),
+        left_out: 0,
+    };
+    let config = config(path, text, &mut cx);
+    let failed = cx.left_out > 0 || cx.problems.iter().any(|p| p.severity == Severity::Error);
+    let diagnostics = Diagnostics::new(Source::new(&name, text), cx.problems, cx.left_out);
+    match config {
+        Some(config) if !failed => Ok((config, diagnostics)),
+        _ => Err(diagnostics),
+    }
+}
+
+/// The configuration, where nothing was wrong. What is wrong goes to the context.
+fn config(path: &Path, text: &str, cx: &mut Context<'_>) -> Option<Config> {
+    if let Some(problem) = document::too_deep(text) {
+        cx.report(problem);
+        return None;
+    }
+    let document = document::parse(text, cx);
+    let mut draft = document::decode(&document, path, cx);
+    if !cx.incomplete {
+        check::all(&mut draft, cx);
+    }
+    let mut config = Config {
+        system: System::finish(draft.system)?,
+        ports: draft.ports.into_iter().map(Port::finish).collect::<Option<_>>()?,
+        gateways: draft.gateways.into_iter().map(Gateway::finish).collect::<Option<_>>()?,
+        interfaces: draft.interfaces.into_iter().map(Interface::finish).collect::<Option<_>>()?,
+        tunnels: draft.tunnels.into_iter().map(Tunnel::finish).collect::<Option<_>>()?,
+    };
+    for gateway in &mut config.gateways {
+        // Stable: policies of one priority stay in the order of the file.
+        gateway.policies.sort_by_key(|policy| policy.priority.get());
+    }
+    Some(config)
+}

@@ -1,0 +1,591 @@
+//! The schema: every section and key of the file, declared once.
+//!
+//! The doc comments here are what `docs/configuration.md` and `docs/schema.json` say; after a change run
+//! `UPDATE_DOCS=1 cargo test --test config_docs`.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::json;
+use toml::de::{DeTable, DeValue};
+
+use super::decode::{
+    Child, Context, Count, Field, Presence, Reader, Section, SectionShape, Shape, Slot, Value, section,
+};
+use super::diagnostics::Problem;
+use super::keys::Key;
+use super::prefix::{HostOrPrefix, InterfaceAddress, Prefix};
+use super::quantity::{Interval, PowerOfTwo, Ranged};
+use super::span::{At, Span};
+use super::suggest::{self, shorten};
+use super::types::{
+    BufferSize, DeviceName, Dscp, IcmpMatch, Location, Mac, Name, PortRanges, Protocol, ReplayWindow, Spi,
+    Vlan,
+};
+
+/// A checked configuration. Sections stand in the order of the file, and identifiers are their indices.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The machine.
+    pub system: System,
+    /// NICs and their stand-ins.
+    pub ports: Vec<Port>,
+    /// VRFs.
+    pub gateways: Vec<Gateway>,
+    /// VLANs of ports.
+    pub interfaces: Vec<Interface>,
+    /// IPsec tunnels.
+    pub tunnels: Vec<Tunnel>,
+}
+
+/// Declares an enumeration that is written as one of a few words.
+macro_rules! choices {
+    ($(#[doc = $doc:literal])* $name:ident { $( $(#[doc = $variant_doc:literal])* $word:literal $variant:ident, )* }) => {
+        $(#[doc = $doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $( $(#[doc = $variant_doc])* $variant, )*
+        }
+
+        impl $name {
+            /// The words of the file.
+            pub const WORDS: &'static [&'static str] = &[$($word),*];
+
+            /// As the file writes it.
+            pub fn as_str(self) -> &'static str {
+                match self { $( $name::$variant => $word, )* }
+            }
+        }
+
+        impl Value for $name {
+            fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {
+                match value.as_str() {
+                    $( Some($word) => Some($name::$variant), )*
+                    Some(other) => {
+                        not_a_choice(other, Self::WORDS, span, cx);
+                        None
+                    }
+                    None => {
+                        cx.wrong_type(span, &Self::shape(), value);
+                        None
+                    }
+                }
+            }
+
+            fn shape() -> Shape {
+                let quoted: Vec<String> = Self::WORDS.iter().map(|word| format!("\"{word}\"")).collect();
+                let variants = json!([$( { "const": $word, "description": concat!($($variant_doc),*).trim() } ),*]);
+                Shape { words: quoted.join(" or "), example: quoted[0].clone(), schema: json!({ "oneOf": variants }) }
+            }
+        }
+    };
+}
+
+fn not_a_choice(text: &str, words: &[&'static str], span: Span, cx: &mut Context<'_>) {
+    let near = suggest::nearest(text, words.iter().copied()).map(|w| format!("did you mean \"{w}\"? "));
+    let help = format!("{}choose one of {}", near.unwrap_or_default(), words.join(", "));
+    let message = format!("\"{}\" is not a choice here", shorten(text));
+    cx.report(Problem::new("bad-value", span, message).help(help));
+}
+
+/// Declares the identifier of a kind of section: written as its name, held as its index.
+macro_rules! references {
+    ($( $(#[doc = $doc:literal])* $name:ident, $word:literal, $names:ident; )*) => { $(
+        $(#[doc = $doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub usize);
+
+        impl Value for $name {
+            fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {
+                let Some(name) = value.as_str() else {
+                    cx.wrong_type(span, &Self::shape(), value);
+                    return None;
+                };
+                let found = cx.names.$names.find(name);
+                if found.is_none() && !cx.incomplete {
+                    let problem = undefined(name, $word, &cx.names.$names.list, span);
+                    cx.report(problem);
+                }
+                found.map($name)
+            }
+
+            fn shape() -> Shape {
+                Shape {
+                    words: concat!("the name of a ", $word).into(),
+                    example: concat!("\"", $word, "-1\"").into(),
+                    schema: json!({ "type": "string", "pattern": "^[a-z0-9-]{1,32}$" }),
+                }
+            }
+        }
+    )* };
+}
+
+fn undefined(name: &str, kind: &str, names: &[String], span: Span) -> Problem {
+    let near = suggest::nearest(name, names.iter().map(String::as_str));
+    let all = match names.is_empty() {
+        true => format!("the file declares no {kind}; add a section [{kind}.{}]", shorten(name)),
+        false => format!("there are: {}", suggest::listing(names)),
+    };
+    let help = near.map_or(all.clone(), |near| format!("did you mean \"{near}\"? {all}"));
+    Problem::new("undefined-reference", span, format!("there is no {kind} \"{}\"", shorten(name))).help(help)
+}
+
+references! {
+    /// A port: an index of [`Config::ports`].
+    PortId, "port", ports;
+    /// A gateway: an index of [`Config::gateways`].
+    GatewayId, "gateway", gateways;
+    /// An interface: an index of [`Config::interfaces`].
+    InterfaceId, "interface", interfaces;
+    /// A tunnel: an index of [`Config::tunnels`].
+    TunnelId, "tunnel", tunnels;
+}
+
+choices! {
+    /// When to use huge pages for the frames' memory.
+    HugePages {
+        /// Where the system has them free.
+        "auto" Auto,
+        /// Refuse to start without them.
+        "require" Require,
+        /// Ordinary pages.
+        "never" Never,
+    }
+}
+
+choices! {
+    /// Which AES-GCM code seals and opens.
+    Cipher {
+        /// The fastest this CPU has.
+        "auto" Auto,
+        /// The portable `aes-gcm` crate.
+        "aes-gcm" AesGcm,
+        /// VAES over 512-bit registers.
+        "vaes512" Vaes512,
+        /// VAES over 256-bit registers.
+        "vaes256" Vaes256,
+    }
+}
+
+choices! {
+    /// What moves the frames of a port.
+    Driver {
+        /// AF_XDP: the fast way, on a NIC of this machine.
+        "xdp" Xdp,
+        /// AF_PACKET: any device, slower.
+        "af_packet" AfPacket,
+        /// A TAP device that is made for the purpose.
+        "tap" Tap,
+        /// Queues in memory: for measurements and tests.
+        "memory" Memory,
+    }
+}
+
+choices! {
+    /// How the XDP program is attached.
+    XdpMode {
+        /// In the driver where it can, otherwise in the kernel's generic path.
+        "auto" Auto,
+        /// In the driver, or refuse to start.
+        "native" Native,
+        /// In the kernel's generic path: works everywhere, slowly.
+        "generic" Generic,
+    }
+}
+
+choices! {
+    /// Whether the NIC reads and writes frames in place.
+    ZeroCopy {
+        /// Where the driver can.
+        "auto" Auto,
+        /// Or refuse to start.
+        "require" Require,
+        /// The kernel copies.
+        "never" Never,
+    }
+}
+
+choices! {
+    /// Which way an interface looks.
+    Side {
+        /// Towards the VPC.
+        "local" Local,
+        /// Towards the data centres.
+        "peer" Peer,
+    }
+}
+
+choices! {
+    /// How ESP travels.
+    Encapsulation {
+        /// IP protocol 50.
+        "esp" Esp,
+        /// In UDP on port 4500, through NATs (RFC 3948).
+        "udp" Udp,
+    }
+}
+
+choices! {
+    /// The "don't fragment" bit of the outer header (RFC 4301 8.1).
+    DontFragment {
+        /// As in the inner header.
+        "copy" Copy,
+        /// Always set.
+        "set" Set,
+        /// Never set.
+        "clear" Clear,
+    }
+}
+
+choices! {
+    /// What a policy does with a packet that it matches.
+    Action {
+        /// Sends it through a tunnel.
+        "protect" Protect,
+        /// Leaves it to the route table.
+        "bypass" Bypass,
+        /// Drops it.
+        "discard" Discard,
+    }
+}
+
+choices! {
+    /// Which end of the connection a 1:1 mapping stands for.
+    NatKind {
+        /// A host of the VPC appears to peers under another address.
+        "local" Local,
+        /// A host of a peer appears to the VPC under another address.
+        "peer" Peer,
+    }
+}
+
+/// What a worker does when there is no work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Keeps polling: lowest delay, a whole core.
+    Spin,
+    /// Sleeps on the rings after so long without work.
+    SleepAfter(Duration),
+}
+
+impl Value for Idle {
+    fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {
+        match value {
+            DeValue::String(text) if text == "spin" => Some(Idle::Spin),
+            DeValue::String(text) => {
+                let message = format!("\"{}\" is not a choice here", shorten(text));
+                let help = "write \"spin\" or { sleep_after = \"50us\" }";
+                cx.report(Problem::new("bad-value", span, message).help(help));
+                None
+            }
+            DeValue::Table(table) => {
+                let draft = SleepAfter::decode(table, span, cx);
+                SleepAfter::finish(draft).map(|sleep| Idle::SleepAfter(sleep.sleep_after.0))
+            }
+            _ => {
+                cx.wrong_type(span, &Self::shape(), value);
+                None
+            }
+        }
+    }
+
+    fn shape() -> Shape {
+        Shape {
+            words: "\"spin\" or after how long to sleep".into(),
+            example: "\"spin\" or { sleep_after = \"50us\" }".into(),
+            schema: json!({ "oneOf": [
+                { "const": "spin" },
+                {
+                    "type": "object",
+                    "properties": { "sleep_after": Interval::shape().schema },
+                    "required": ["sleep_after"],
+                    "additionalProperties": false,
+                },
+            ]}),
+        }
+    }
+}
+
+section! {
+    /// After how long without work a worker sleeps.
+    SleepAfter, SleepAfterDraft, "idle" {
+        /// The time.
+        "sleep_after" sleep_after: Interval, required, "\"50us\"";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// The machine and its workers. The whole section may be left out.
+    System, SystemDraft, "[system]" {
+        /// The name of this box, in statistics and in the names of its files.
+        "name" name: Name, derived "the name of the file", "\"idc\"";
+        /// The CPU cores to work on: one worker is pinned to each.
+        "cores" cores: Vec<At<Ranged<0, 4095>>>, optional "the last core of the machine", "[1, 2]";
+        /// The most packets that pass through the pipeline together.
+        "burst" burst: Ranged<1, 64>, default "64", "32";
+        /// What a worker does when there is no work. `"spin"` keeps polling and takes the whole core.
+        "idle" idle: Idle, default "{ sleep_after = \"50us\" }", "\"spin\"";
+        /// Frame buffers per worker.
+        "buffers" buffers: PowerOfTwo<256, 1_048_576>, default "8192", "16384";
+        /// The bytes of a frame buffer. An MTU above 1770 needs 4096.
+        "buffer_size" buffer_size: BufferSize, default "2048", "4096";
+        /// Whether the buffers lie in huge pages.
+        "huge_pages" huge_pages: HugePages, default "\"auto\"", "\"require\"";
+        /// The file that remembers sequence numbers, so that no key meets the same one twice, whatever happens.
+        "state" state: Location, derived "`/var/lib/causeway/NAME.state`", "\"/var/lib/causeway/idc.state\"";
+        /// The directory of the statistics segment and the control socket.
+        "run_dir" run_dir: Location, derived "`/run/causeway/NAME`", "\"/run/causeway/idc\"";
+        /// Which AES-GCM code seals and opens.
+        "cipher" cipher: Cipher, default "\"auto\"", "\"vaes512\"";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// A line: a NIC, or something that stands in for one.
+    Port, PortDraft, "[port.NAME]" {
+        /// What moves the frames.
+        "driver" driver: Driver, required, "\"xdp\"";
+        /// The network device. Every driver needs one but `memory`, which has none.
+        "device" device: DeviceName, optional "none, for driver `memory`", "\"eth1\"";
+        /// The MAC address that frames are sent from and taken for.
+        "mac" mac: Mac, optional "the device's own; for driver `memory` one made from the names", "\"02:00:00:00:00:01\"";
+        /// The largest IP packet, without Ethernet header and VLAN tags. Header, tags and 256 bytes of headroom
+        /// must fit into the buffer with it.
+        "mtu" mtu: Ranged<576, 3840>, default "1500", "1600";
+        /// Descriptors of each ring.
+        "ring" ring: PowerOfTwo<64, 32_768>, default "2048", "4096";
+        /// Whether the NIC passes on frames for other MAC addresses.
+        "promiscuous" promiscuous: bool, default "false", "true";
+        /// How the XDP program is attached. Driver `xdp` only.
+        "xdp_mode" xdp_mode: XdpMode, default "\"auto\"", "\"native\"";
+        /// Whether the NIC reads and writes frames in place. Driver `xdp` only.
+        "zero_copy" zero_copy: ZeroCopy, default "\"auto\"", "\"require\"";
+        /// How long the kernel busy-polls the NIC for us. Driver `xdp` only.
+        "busy_poll" busy_poll: Interval, optional "no busy polling", "\"20us\"";
+        /// Whether the kernel keeps ARP, neighbour discovery and what is not the gateway's, so that the device
+        /// goes on serving the host. Driver `xdp` only.
+        "share_with_host" share_with_host: bool, default "false", "true";
+    }
+    children {}
+    computed {
+        /// Its name.
+        name: At<Name>;
+    }
+}
+
+section! {
+    /// A VRF: routes, policies and address mappings of its own. Two gateways never see each other's packets unless
+    /// a route says so, and may use the same addresses.
+    Gateway, GatewayDraft, "[gateway.NAME]" {
+        /// The prefixes of the VPC itself: what is `local`.
+        "prefixes" prefixes: Vec<At<Prefix>>, default "[]", "[\"10.2.0.0/16\"]";
+        /// Whether peers may reach each other through this gateway. `false` drops what comes from one peer and
+        /// goes to another.
+        "transit" transit: bool, default "true", "false";
+    }
+    children {
+        /// What is protected, passed on or dropped, before the route table is asked.
+        "policy" policies: many Policy;
+        /// Where packets go.
+        "route" routes: many Route;
+        /// Address mappings, one to one.
+        "nat" nat: many Nat;
+    }
+    computed {
+        /// Its name.
+        name: At<Name>;
+    }
+}
+
+section! {
+    /// A VLAN of a port, or the port's untagged frames: where a gateway touches a line.
+    Interface, InterfaceDraft, "[interface.NAME]" {
+        /// The port.
+        "port" port: PortId, required, "\"line\"";
+        /// The VLAN: a number, 0 for untagged, or `{ outer = 200, inner = 100 }` for an 802.1ad tag around an
+        /// 802.1Q one.
+        "vlan" vlan: Vlan, default "0", "100";
+        /// The gateway it belongs to.
+        "gateway" gateway: GatewayId, required, "\"vpc\"";
+        /// Which way it looks: towards the VPC, or towards the data centres.
+        "side" side: Side, required, "\"peer\"";
+        /// Its addresses, each with the length of the prefix that is directly connected.
+        "addresses" addresses: Vec<At<InterfaceAddress>>, default "[]", "[\"192.0.2.1/30\", \"2001:db8::1/64\"]";
+        /// The largest IP packet.
+        "mtu" mtu: Ranged<576, 3840>, derived "the port's", "1400";
+        /// A TAP device for packets to the interface's own addresses, so that ping, BGP or IKE of the host work.
+        "host_tap" host_tap: DeviceName, optional "such packets are answered here or dropped", "\"cw-wan\"";
+    }
+    children {}
+    computed {
+        /// Its name.
+        name: At<Name>;
+    }
+}
+
+section! {
+    /// An IPsec tunnel between two addresses: ESP in tunnel mode with AES-GCM.
+    Tunnel, TunnelDraft, "[tunnel.NAME]" {
+        /// The gateway whose packets go through it.
+        "gateway" gateway: GatewayId, required, "\"vpc\"";
+        /// The gateway that carries the encrypted packets.
+        "underlay" underlay: GatewayId, derived "the same gateway", "\"internet\"";
+        /// This end: an address of an interface of the underlay.
+        "local" local: IpAddr, required, "\"192.0.2.2\"";
+        /// The other end.
+        "remote" remote: IpAddr, required, "\"192.0.2.1\"";
+        /// How ESP travels.
+        "encapsulation" encapsulation: Encapsulation, default "\"esp\"", "\"udp\"";
+        /// Extended sequence numbers of 64 bits (RFC 4303 2.2.1). Both ends must agree.
+        "esn" esn: bool, default "true", "false";
+        /// How far behind the newest packet a late one may be. 0 switches the check for replays off.
+        "replay_window" replay_window: ReplayWindow, default "1024", "4096";
+        /// The "don't fragment" bit of the outer header.
+        "df" df: DontFragment, default "\"copy\"", "\"clear\"";
+        /// The DSCP of the outer header.
+        "dscp" dscp: Dscp, default "\"copy\"", "46";
+        /// The largest inner packet.
+        "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";
+    }
+    children {
+        /// The security association that seals. One is current.
+        "out" outbound: one SecurityAssociation;
+        /// The security associations that open. Several live side by side while keys change.
+        "in" inbound: some SecurityAssociation;
+    }
+    computed {
+        /// Its name.
+        name: At<Name>;
+    }
+}
+
+section! {
+    /// One direction of a tunnel: an identifier and a key that nothing else uses.
+    SecurityAssociation, SecurityAssociationDraft, "{ spi, key }" {
+        /// What names it in the packet.
+        "spi" spi: Spi, required, "0x1001";
+        /// Where the key is: the AES key and its salt of 4 bytes as hexadecimal digits. A file or variable is
+        /// better than `hex`, which needs the configuration file itself to be secret.
+        "key" key: Key, required, "{ env = \"DC_KEY_OUT\" }";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// A policy of the SPD. The first that matches decides; with none, the route table does.
+    Policy, PolicyDraft, "[[gateway.NAME.policy]]" {
+        /// What statistics call it.
+        "name" name: Name, derived "`policy-` and its number in the file", "\"to-dc\"";
+        /// Lower goes first; equal ones in the order of the file.
+        "priority" priority: Ranged<0, 65_535>, default "1000", "10";
+        /// What to do with a packet that matches.
+        "action" action: Action, required, "\"protect\"";
+        /// Through which tunnel, for `protect`.
+        "tunnel" tunnel: TunnelId, optional "for `bypass` and `discard`", "\"dc\"";
+        /// Where the packet comes from, after NAT.
+        "source" source: Vec<At<Prefix>>, optional "anywhere", "[\"10.2.0.0/16\"]";
+        /// Where it goes, after NAT.
+        "destination" destination: Vec<At<Prefix>>, optional "anywhere", "[\"10.1.0.0/16\"]";
+        /// The protocol above IP.
+        "protocol" protocol: Protocol, optional "every protocol", "\"tcp\"";
+        /// The source ports; only with a protocol that has ports.
+        "source_port" source_port: PortRanges, optional "every port", "\"1024-65535\"";
+        /// The destination ports; only with a protocol that has ports.
+        "destination_port" destination_port: PortRanges, optional "every port", "443";
+        /// The ICMP type, or type and code; only with protocol `icmp` or `icmpv6`.
+        "icmp" icmp: IcmpMatch, optional "every type", "\"8/0\"";
+    }
+    children {}
+    computed {}
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHop {
+    /// To a router on a connected prefix.
+    Via {
+        /// The router.
+        address: IpAddr,
+        /// The interface towards it.
+        interface: InterfaceId,
+    },
+    /// To the destination itself, which is on the line.
+    Connected(InterfaceId),
+    /// Through a tunnel.
+    Tunnel(TunnelId),
+    /// To another gateway's route table.
+    Gateway(GatewayId),
+    /// Nowhere.
+    Blackhole,
+}
+
+section! {
+    /// A route: the longest prefix that holds the destination decides. It leads to exactly one of `via`,
+    /// `interface` alone, `tunnel`, `gateway` and `blackhole`.
+    Route, RouteDraft, "[[gateway.NAME.route]]" {
+        /// The destinations.
+        "to" to: Prefix, required, "\"10.1.0.0/16\"";
+        /// The address of a router on a connected prefix.
+        "via" via: IpAddr, optional "no router", "\"192.0.2.1\"";
+        /// The interface: with `via` the one the router is on, alone the one the destinations are on.
+        "interface" interface: InterfaceId, optional "with `via`: the one whose prefix holds it", "\"wan\"";
+        /// A tunnel of this gateway.
+        "tunnel" tunnel: TunnelId, optional "no tunnel", "\"dc\"";
+        /// Another gateway, whose route table goes on.
+        "gateway" gateway: GatewayId, optional "no other gateway", "\"hub\"";
+        /// `true` drops the packets.
+        "blackhole" blackhole: bool, default "false", "true";
+    }
+    children {}
+    computed {
+        /// Where it leads.
+        next_hop: NextHop;
+    }
+}
+
+section! {
+    /// A 1:1 mapping of addresses, both ways, without state. Policies and routes see translated addresses.
+    Nat, NatDraft, "[[gateway.NAME.nat]]" {
+        /// Which end is mapped.
+        "kind" kind: NatKind, required, "\"local\"";
+        /// The address or prefix that the host really has.
+        "original" original: HostOrPrefix, required, "\"10.2.0.5\"";
+        /// The address or prefix it appears under, of the same length.
+        "translated" translated: HostOrPrefix, required, "\"203.0.113.5\"";
+    }
+    children {}
+    computed {}
+}
+
+impl Config {
+    /// The port of an identifier of this configuration.
+    pub fn port(&self, id: PortId) -> &Port {
+        &self.ports[id.0]
+    }
+
+    /// The gateway of an identifier of this configuration.
+    pub fn gateway(&self, id: GatewayId) -> &Gateway {
+        &self.gateways[id.0]
+    }
+
+    /// The interface of an identifier of this configuration.
+    pub fn interface(&self, id: InterfaceId) -> &Interface {
+        &self.interfaces[id.0]
+    }
+
+    /// The tunnel of an identifier of this configuration.
+    pub fn tunnel(&self, id: TunnelId) -> &Tunnel {
+        &self.tunnels[id.0]
+    }
+
+    /// The interfaces of a gateway.
+    pub fn interfaces_of(&self, gateway: GatewayId) -> impl Iterator<Item = (InterfaceId, &Interface)> {
+        let all = self.interfaces.iter().enumerate().map(|(i, interface)| (InterfaceId(i), interface));
+        all.filter(move |(_, interface)| interface.gateway.value == gateway)
+    }
+}
