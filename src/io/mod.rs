@@ -12,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use crate::packet::{FramePool, FrameQueue};
 
 pub mod mem;
+pub mod pcap;
 pub mod xdp;
 
 /// What a port counts itself, since it was opened.
