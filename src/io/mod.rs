@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::packet::{FramePool, FrameQueue};
 
+pub mod fault;
 pub mod mem;
 pub mod pcap;
 pub mod xdp;

@@ -151,7 +151,7 @@ fn pcapng_units_and_offsets_are_those_of_each_interface() {
             file.extend(enhanced(order, id, tick, 1, &[id as u8]));
         }
         file.extend(enhanced(order, 5, 3, 1, &[5]));
-        let shift = (tick * NANOS >> 10) - 2 * NANOS;
+        let shift = ((tick * NANOS) >> 10) - 2 * NANOS;
         let times = [tick * 1000, tick, shift, tick / 1000, 0, 3 * NANOS];
         let expected: Vec<Packet> =
             times.iter().zip(0..).map(|(t, id)| (*t, vec![id as u8], 1, id)).collect();
