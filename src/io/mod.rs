@@ -14,6 +14,8 @@ use crate::packet::{FramePool, FrameQueue};
 pub mod af_packet;
 pub mod mem;
 pub mod tap;
+pub mod fault;
+pub mod pcap;
 pub mod xdp;
 
 /// What a port counts itself, since it was opened.
