@@ -560,6 +560,28 @@ fn what_cannot_be_opened_says_why() {
 }
 
 #[test]
+fn a_device_that_strips_tags_is_told_to_stop() {
+    in_namespace(|| {
+        veth("gw", "peer", 1);
+        let (umem, mut pools) = pools(1);
+        for expected in [&["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"][..], &[]] {
+            let (device, mut ports) =
+                XdpDevice::open(&umem, "gw", &options(Attach::Native), &mut pools).unwrap();
+            assert_eq!(device.turned_off, expected);
+            ports[0].shutdown(&mut pools[0]);
+        }
+        let features = Command::new("ethtool").args(["-k", "gw"]).output().unwrap().stdout;
+        let features = String::from_utf8(features).unwrap();
+        assert!(features.contains("rx-vlan-offload: off"), "{features}");
+        assert!(features.contains("rx-vlan-stag-hw-parse: off"), "{features}");
+        // A feature that is there and fixed, and one that is not.
+        let device = Device::by_name("lo").unwrap();
+        let stubborn = device.turn_off(&["loopback", "no-such-feature"]).unwrap();
+        assert_eq!(stubborn, (vec![], vec!["loopback"]));
+    });
+}
+
+#[test]
 fn a_foreign_pool_is_refused() {
     in_namespace(|| {
         veth("gw", "peer", 1);

@@ -4,6 +4,14 @@ use std::{ffi::CString, fmt, io, mem, os::fd::AsRawFd};
 
 use crate::{Error, sys};
 
+// From linux/ethtool.h.
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
+const ETHTOOL_SFEATURES: u32 = 0x3b;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETH_SS_FEATURES: u32 = 4;
+
 /// Whether a device can carry frames now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
@@ -104,17 +112,77 @@ impl Device {
         Ok(())
     }
 
+    /// Turns features off, named as `ethtool -k` does within the driver ("rx-vlan-hw-parse", "rx-lro"). Returns those
+    /// that were on and are off now, and those that stay on since the driver will not let go of them. Features that
+    /// the kernel does not know are off.
+    ///
+    /// # Errors
+    /// [`Error::Privilege`] without CAP_NET_ADMIN, [`Error::DeviceMissing`], [`Error::System`].
+    pub fn turn_off<'a>(&self, features: &[&'a str]) -> Result<(Vec<&'a str>, Vec<&'a str>), Error> {
+        let names = self.feature_names()?;
+        let place = |feature: &str| names.iter().position(|name| name == feature);
+        let before = self.active_features(names.len())?;
+        let on = |active: &[bool], feature: &str| {
+            place(feature).and_then(|i| active.get(i).copied()).unwrap_or(false)
+        };
+        let wanted: Vec<_> = features.iter().copied().filter(|feature| on(&before, feature)).collect();
+        if wanted.is_empty() {
+            return Ok((wanted, Vec::new()));
+        }
+        // struct ethtool_sfeatures: cmd, number of blocks, then for each 32 features which to set, and to what.
+        let mut request = vec![0u32; 2 + 2 * names.len().div_ceil(32)];
+        request[0] = ETHTOOL_SFEATURES;
+        request[1] = names.len().div_ceil(32) as u32;
+        for i in wanted.iter().filter_map(|feature| place(feature)) {
+            request[2 + 2 * (i / 32)] |= 1 << (i % 32);
+        }
+        self.ethtool(&mut request)?;
+        let after = self.active_features(names.len())?;
+        Ok(wanted.into_iter().partition(|feature| !on(&after, feature)))
+    }
+
+    fn feature_names(&self) -> Result<Vec<String>, Error> {
+        // struct ethtool_sset_info: cmd, reserved, mask of sets (u64), count.
+        let mut count = [ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0, 0];
+        self.ethtool(&mut count)?;
+        let count = count[4] as usize;
+        // struct ethtool_gstrings: cmd, set, count, then strings of 32 bytes.
+        let mut request = vec![0u32; 3 + count * 8];
+        request[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count as u32]);
+        self.ethtool(&mut request)?;
+        let name = |words: &[u32]| {
+            let bytes = words.iter().flat_map(|word| word.to_ne_bytes()).take_while(|&byte| byte != 0);
+            String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
+        };
+        Ok(request[3..].chunks_exact(8).map(name).collect())
+    }
+
+    fn active_features(&self, count: usize) -> Result<Vec<bool>, Error> {
+        // struct ethtool_gfeatures: cmd, number of blocks, then for each 32 features: available, requested,
+        // active, never changed.
+        let blocks = count.div_ceil(32);
+        let mut request = vec![0u32; 2 + 4 * blocks];
+        request[0] = ETHTOOL_GFEATURES;
+        request[1] = blocks as u32;
+        self.ethtool(&mut request)?;
+        let blocks = request[2..].chunks_exact(4).map(|block| block[2]);
+        Ok(blocks.flat_map(|active| (0..32).map(move |bit| active >> bit & 1 == 1)).collect())
+    }
+
     /// How many queues it has: the larger of its receive and transmit queues. A driver that does not say has 1.
     pub fn queues(&self) -> u32 {
-        const ETHTOOL_GCHANNELS: u32 = 0x3c;
         // struct ethtool_channels: cmd, max_{rx,tx,other,combined}, {rx,tx,other,combined}_count.
         let mut channels = [0u32; 9];
         channels[0] = ETHTOOL_GCHANNELS;
-        let asked = self.ioctl(libc::SIOCETHTOOL as _, |request| {
-            request.ifr_ifru.ifru_data = (&raw mut channels).cast();
-        });
+        let asked = self.ethtool(&mut channels);
         let [.., rx, tx, _, combined] = channels;
         if asked.is_ok() { (combined + rx.max(tx)).max(1) } else { 1 }
+    }
+
+    /// Makes an ethtool request, whose structure consists of words and has the length that its command expects.
+    fn ethtool(&self, request: &mut [u32]) -> Result<(), Error> {
+        let data = request.as_mut_ptr();
+        self.ioctl(libc::SIOCETHTOOL as _, |ifreq| ifreq.ifr_ifru.ifru_data = data.cast()).map(drop)
     }
 
     fn flags(&self) -> Result<i32, Error> {
@@ -135,7 +203,8 @@ impl Device {
         prepare(&mut request);
         // SAFETY: every request used here reads and writes an `ifreq`; data pointers set by `prepare` lead to
         // memory of the caller that outlives the call.
-        if unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw mut request) } == 0 {
+        // Some ethtool commands answer with a positive number, of what they could do in part only.
+        if unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw mut request) } >= 0 {
             return Ok(request);
         }
         let source = io::Error::last_os_error();

@@ -14,6 +14,10 @@ use crate::packet::FramePool;
 /// Bytes of an Ethernet header with two VLAN tags, which an MTU does not count.
 pub(super) const LINK_HEADER: usize = 14 + 4 + 4;
 
+/// What a device must not do before the XDP program sees a frame. Tags that it strips are invisible there: the
+/// frame would arrive untagged, and so with the wrong interface. Frames that it joins would not fit a buffer.
+const HARMFUL: [&str; 4] = ["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse", "rx-lro", "rx-gro-hw"];
+
 /// Why a device cannot be used through AF_XDP.
 #[derive(Debug, Error)]
 pub enum XdpError {
@@ -23,6 +27,14 @@ pub enum XdpError {
     /// The XDP program.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// The device does to received frames what must not be done, and cannot be stopped.
+    #[error("`{device}` insists on {features:?}, with which frames would lose their VLAN tags or be joined")]
+    Offload {
+        /// Name of the device.
+        device: String,
+        /// The features, as ethtool names them.
+        features: Vec<&'static str>,
+    },
     /// Frames would not fit the buffers.
     #[error(
         "`{device}` has an MTU of {mtu}, but a buffer of {chunk} bytes takes an MTU of at most {largest}; lower the \
@@ -106,10 +118,13 @@ pub struct XdpDevice {
     pub program: Program,
     /// How it was attached.
     pub attached: Attached,
+    /// Features of the device that had to be turned off, and stay off afterwards.
+    pub turned_off: Vec<&'static str>,
 }
 
 impl XdpDevice {
-    /// Opens one port for each pool, on queues from 0, and attaches the program.
+    /// Opens one port for each pool, on queues from 0, and attaches the program. Offloads of the device that would
+    /// hide VLAN tags or join frames are turned off first.
     ///
     /// # Errors
     /// [`XdpError`]. Frames that ports had taken are home again.
@@ -124,34 +139,39 @@ impl XdpDevice {
         if queues as usize > pools.len() {
             return Err(XdpError::Queues { device: name.to_owned(), queues, workers: pools.len() });
         }
+        let (turned_off, features) = device.turn_off(&HARMFUL)?;
+        if !features.is_empty() {
+            return Err(XdpError::Offload { device: name.to_owned(), features });
+        }
         let mut ports = Vec::new();
-        let opened = Self::open_ports(umem, device, options, pools, &mut ports);
+        let opened = Self::open_ports(umem, &device, options, pools, &mut ports);
         if opened.is_err() {
             for (port, pool) in ports.iter_mut().zip(pools) {
                 super::super::PacketIo::shutdown(port, pool);
             }
         }
-        Ok((opened?, ports))
+        let (program, attached) = opened?;
+        Ok((Self { device, program, attached, turned_off }, ports))
     }
 
     fn open_ports(
         umem: &Umem,
-        device: Device,
+        device: &Device,
         options: &XdpOptions,
         pools: &mut [FramePool],
         ports: &mut Vec<XdpPort>,
-    ) -> Result<Self, XdpError> {
+    ) -> Result<(Program, Attached), XdpError> {
         let mut program = Program::load()?;
         program.set_addresses(&options.addresses)?;
         program.set_services(&options.services)?;
         for (queue, pool) in (0..).zip(pools) {
-            let port = XdpPort::open(umem, &device, queue, &options.socket, pool)?;
+            let port = XdpPort::open(umem, device, queue, &options.socket, pool)?;
             let added = program.add_socket(queue, &port);
             ports.push(port);
             added?;
         }
         program.set_division(options.division)?;
-        let attached = program.attach(&device, options.attach)?;
-        Ok(Self { device, program, attached })
+        let attached = program.attach(device, options.attach)?;
+        Ok((program, attached))
     }
 }
