@@ -11,6 +11,7 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
+pub mod build;
 mod check;
 mod decode;
 mod derive;

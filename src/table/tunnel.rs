@@ -185,7 +185,7 @@ pub struct SaIn {
     /// Whether sequence numbers have 64 bits (RFC 4304).
     pub esn: bool,
     /// The numbers seen.
-    pub window: Window,
+    pub window: Arc<Window>,
     /// The tunnel it belongs to.
     pub tunnel: u16,
     /// Where its packets must come from.

@@ -1,0 +1,696 @@
+//! From a checked configuration to the tables that workers read.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use thiserror::Error;
+
+use super::{
+    Action, Cipher, Config, DontFragment, Dscp, Encapsulation, GatewayId, NatKind, NextHop as Where, Prefix, Side, Vlan,
+};
+use crate::{
+    crypto::{
+        aead::{Backend, Key},
+        replay::Window,
+        sequence::Sequence,
+    },
+    stats::counters::Rows,
+    table::{
+        gateway_nat::{GatewayNat, Rules},
+        hash::Seed,
+        interface::{self, Demux, Interface, InterfaceAddress, OwnAddresses},
+        lpm::{Lpm4, Lpm6, LpmWriter},
+        nat::{Rule, Static1to1},
+        neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
+        sad::Sad,
+        spd::{self, Ports, Spd},
+        tables::{Gateway, NextHop, PolicyAction, Tables},
+        tunnel::{Df, Outer, SaIn, SaOut, Tunnel},
+    },
+    wire::{
+        ethernet::{EtherType, MacAddr},
+        ip::{IpPrefix, Ipv4Prefix, Ipv6Prefix},
+        vlan::{L2Header, Tag, TagKind, Tags, VlanId},
+    },
+};
+
+/// Why tables cannot be built from a configuration that was found good.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The sequence state of an outbound key is lost or cannot be had.
+    #[error("tunnel {tunnel}: {source}")]
+    Sequence {
+        /// The tunnel.
+        tunnel: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The cipher asked for is not for this processor.
+    #[error("this processor has no {0}: set cipher = \"auto\"")]
+    Cipher(Backend),
+    /// Something a table refuses.
+    #[error("{what}: {source}")]
+    Table {
+        /// Which table, of what.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What names an outbound association's sequence numbers or an inbound one's window across reloads: a digest of
+/// the key and what it is used for, never the key.
+pub type Fingerprint = crate::crypto::sequence::Fingerprint;
+
+/// Where sequence numbers come from.
+pub trait Sequences {
+    /// The numbers of the key with this fingerprint.
+    ///
+    /// # Errors
+    /// Its state is lost, or cannot be read or written.
+    fn sequence(
+        &mut self,
+        fingerprint: Fingerprint,
+        esn: bool,
+    ) -> Result<Arc<Sequence>, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// Numbers from 1 on, for benchmarks and replays: nothing that is sealed with them may leave the machine.
+#[derive(Debug, Default)]
+pub struct Ephemeral(HashMap<Fingerprint, Arc<Sequence>>);
+
+impl Sequences for Ephemeral {
+    fn sequence(
+        &mut self,
+        fingerprint: Fingerprint,
+        esn: bool,
+    ) -> Result<Arc<Sequence>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Arc::clone(self.0.entry(fingerprint).or_insert_with(|| Arc::new(Sequence::ephemeral(1, esn)))))
+    }
+}
+
+/// Numbers for names that stay the same over reloads: what is in flight keeps meaning what it meant.
+#[derive(Debug, Default)]
+struct Numbering(Vec<String>);
+
+impl Numbering {
+    /// Gives each name its number: the one it had, a free one, or a new one. The names that are gone stay free.
+    fn assign<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<u16> {
+        let names: Vec<&str> = names.collect();
+        let mut numbers: Vec<Option<usize>> =
+            names.iter().map(|name| self.0.iter().position(|known| known == name)).collect();
+        let mut free: Vec<usize> = (0..self.0.len()).rev().filter(|n| !numbers.contains(&Some(*n))).collect();
+        for &number in &free {
+            self.0[number].clear();
+        }
+        for (name, number) in names.iter().zip(&mut numbers) {
+            let number = number.get_or_insert_with(|| {
+                free.pop().unwrap_or_else(|| {
+                    self.0.push(String::new());
+                    self.0.len() - 1
+                })
+            });
+            self.0[*number] = (*name).to_string();
+        }
+        numbers.into_iter().flatten().map(|n| n as u16).collect()
+    }
+}
+
+/// What outlives a reload.
+pub struct Kept {
+    /// The neighbour table's only writer.
+    pub neighbours: NeighbourWriter,
+    windows: HashMap<Fingerprint, (Arc<Window>, u32)>,
+    interfaces: Numbering,
+    gateways: Numbering,
+    tunnels: Numbering,
+    pinned: Vec<NeighbourId>,
+    seed: Seed,
+    generation: u64,
+    /// Whether several workers share the associations.
+    shared: bool,
+}
+
+impl Kept {
+    /// Nothing kept yet. `workers`: how many share the associations; `seed`: of all hashes, secret where the
+    /// traffic is somebody else's, fixed where a run is to be repeated.
+    #[must_use]
+    pub fn new(neighbours: NeighbourWriter, workers: usize, seed: Seed) -> Self {
+        Self {
+            neighbours,
+            windows: HashMap::new(),
+            interfaces: Numbering::default(),
+            gateways: Numbering::default(),
+            tunnels: Numbering::default(),
+            pinned: Vec::new(),
+            seed,
+            generation: 0,
+            shared: workers > 1,
+        }
+    }
+}
+
+/// Tables, and what the control thread needs to know of them.
+pub struct Built {
+    /// For the workers.
+    pub tables: Arc<Tables>,
+    /// Rows of the statistics.
+    pub rows: Rows,
+    /// Writers of the route tables, by gateway number.
+    pub routes: Vec<(LpmWriter<u32>, LpmWriter<u128>)>,
+    /// Number of each interface, in the order of the configuration.
+    pub interfaces: Vec<u16>,
+    /// Number of each tunnel, in the order of the configuration.
+    pub tunnels: Vec<u16>,
+    /// Number of each gateway, in the order of the configuration.
+    pub gateways: Vec<u16>,
+    /// Sequences in use, to be topped up.
+    pub sequences: Vec<Arc<Sequence>>,
+    /// Interfaces with a host TAP, in the order of their host numbers.
+    pub hosts: Vec<u16>,
+    /// Next hops pinned by the snapshot before; to be let go once no worker uses it.
+    pub unpin: Vec<NeighbourId>,
+}
+
+/// The backend that a configuration asks for.
+///
+/// # Errors
+/// This processor has it not.
+pub fn backend(cipher: Cipher) -> Result<Backend, BuildError> {
+    let backend = match cipher {
+        Cipher::Auto => return Ok(Backend::best()),
+        Cipher::AesGcm => Backend::Reference,
+        Cipher::Vaes512 => Backend::Vaes512,
+        Cipher::Vaes256 => Backend::Vaes256,
+    };
+    if backend.is_available() { Ok(backend) } else { Err(BuildError::Cipher(backend)) }
+}
+
+fn table_error<E: std::error::Error + Send + Sync + 'static>(what: String) -> impl FnOnce(E) -> BuildError {
+    move |source| BuildError::Table { what, source: Box::new(source) }
+}
+
+/// Builds tables. `macs`: the MAC address of each port, in the order of the configuration. `now`: ns on the gateway's
+/// clock.
+///
+/// # Errors
+/// [`BuildError`]; what was kept is unchanged then, but for numbers given to new names.
+pub fn build(
+    config: &Config,
+    macs: &[MacAddr],
+    kept: &mut Kept,
+    sequences: &mut dyn Sequences,
+    now: u64,
+) -> Result<Built, BuildError> {
+    let backend = backend(config.system.cipher.value)?;
+    let mut builder = Builder {
+        config,
+        seed: kept.seed,
+        interfaces: kept.interfaces.assign(config.interfaces.iter().map(|i| i.name.value.as_str())),
+        gateways: kept.gateways.assign(config.gateways.iter().map(|g| g.name.value.as_str())),
+        tunnels: kept.tunnels.assign(config.tunnels.iter().map(|t| t.name.value.as_str())),
+        neighbours: &mut kept.neighbours,
+        next_hops: Vec::new(),
+        pinned: Vec::new(),
+        now,
+    };
+    let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
+    let hosts = number_hosts(config, &builder.interfaces, &mut interfaces);
+    let mut gateways = Vec::new();
+    let mut routes = Vec::new();
+    let by_number = |list: &[u16], number: usize| list.iter().position(|n| usize::from(*n) == number);
+    for number in 0..kept.gateways.0.len() {
+        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number), &interfaces)?;
+        gateways.push(gateway);
+        routes.push(writers);
+    }
+    let mut sas_out = Vec::new();
+    let mut sas_in = Vec::new();
+    let mut sa_names = Vec::new();
+    let mut windows = HashMap::new();
+    let mut tunnels = Vec::new();
+    for number in 0..kept.tunnels.0.len() {
+        let Some(place) = by_number(&builder.tunnels, number) else {
+            tunnels.push(vacant_tunnel());
+            continue;
+        };
+        let tunnel = &config.tunnels[place];
+        let name = tunnel.name.value.as_str();
+        let expand = |key: &super::Key| {
+            Key::new(backend, key.aes(), key.salt()).map_err(table_error(format!("key of tunnel {name}")))
+        };
+        let out = &tunnel.outbound;
+        let fingerprint = Fingerprint::of(out.spi.value.0, out.key.value.aes(), out.key.value.salt());
+        let sequence = sequences
+            .sequence(fingerprint, *tunnel.esn)
+            .map_err(|source| BuildError::Sequence { tunnel: name.to_string(), source })?;
+        let sa = Arc::new(SaOut {
+            index: sa_names.len() as u32,
+            spi: out.spi.value.0,
+            key: expand(&out.key.value)?,
+            esn: *tunnel.esn,
+            sequence: Arc::clone(&sequence),
+        });
+        sa_names.push(format!("{name}/out/{:#x}", sa.spi));
+        sas_out.push(sequence);
+        for inbound in &tunnel.inbound {
+            let (spi, key) = (inbound.spi.value.0, &inbound.key.value);
+            let fingerprint = Fingerprint::of(spi, key.aes(), key.salt());
+            let size = tunnel.replay_window.0;
+            let known = kept.windows.get(&fingerprint).filter(|(_, known)| *known == size);
+            let window = known.map_or_else(
+                || {
+                    Arc::new(match size {
+                        0 => Window::disabled(),
+                        size => Window::new(size, !kept.shared),
+                    })
+                },
+                |(window, _)| Arc::clone(window),
+            );
+            windows.insert(fingerprint, (Arc::clone(&window), size));
+            sas_in.push((
+                tunnel.local.value,
+                Arc::new(SaIn {
+                    index: sa_names.len() as u32,
+                    spi,
+                    key: expand(key)?,
+                    esn: *tunnel.esn,
+                    window,
+                    tunnel: number as u16,
+                    remote: tunnel.remote.value,
+                    udp: *tunnel.encapsulation == Encapsulation::Udp,
+                }),
+            ));
+            sa_names.push(format!("{name}/in/{spi:#x}"));
+        }
+        tunnels.push(builder.tunnel(place, sa, &gateways)?);
+    }
+    let sas = |v4: bool| {
+        let chosen = sas_in.iter().enumerate().filter(move |(_, (local, _))| local.is_ipv4() == v4);
+        chosen.map(|(i, (local, sa))| (*local, sa.spi, i as u32))
+    };
+    let v4: Vec<_> = sas(true)
+        .filter_map(|(local, spi, i)| match local {
+            IpAddr::V4(a) => Some(((spi, a.to_bits()), i)),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    let v6: Vec<_> = sas(false)
+        .filter_map(|(local, spi, i)| match local {
+            IpAddr::V6(a) => Some(((spi, a.to_bits()), i)),
+            IpAddr::V4(_) => None,
+        })
+        .collect();
+    let sad_v4 = Sad::build(&v4, kept.seed).map_err(table_error("security associations".into()))?;
+    let sad_v6 = Sad::build(&v6, kept.seed).map_err(table_error("security associations".into()))?;
+    kept.generation += 1;
+    let tables = Tables {
+        generation: kept.generation,
+        demux: builder.demux(),
+        interfaces,
+        gateways,
+        next_hops: std::mem::take(&mut builder.next_hops),
+        tunnels,
+        sad_v4,
+        sad_v6,
+        sas: sas_in.into_iter().map(|(_, sa)| sa).collect(),
+        neighbours: Arc::clone(builder.neighbours.table()),
+    };
+    let built = Built {
+        rows: Rows {
+            stages: crate::runtime::pipeline::STAGE_NAMES.iter().map(|s| (*s).to_string()).collect(),
+            ports: config.ports.iter().map(|p| p.name.value.as_str().to_string()).collect(),
+            interfaces: kept.interfaces.0.clone(),
+            tunnels: kept.tunnels.0.clone(),
+            sas: sa_names,
+        },
+        tables: Arc::new(tables),
+        routes,
+        interfaces: builder.interfaces,
+        tunnels: builder.tunnels,
+        gateways: builder.gateways,
+        sequences: sas_out,
+        hosts,
+        unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
+    };
+    kept.windows = windows;
+    Ok(built)
+}
+
+fn vacant_tunnel() -> Tunnel {
+    let nowhere = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+    Tunnel {
+        gateway: u16::MAX,
+        underlay: u16::MAX,
+        outer: Outer::new(nowhere, nowhere, false).unwrap_or_else(|| unreachable!("one family")),
+        sa: None,
+        next_hop: None,
+        mtu: 0,
+        df: Df::Copy,
+        dscp: None,
+        routed: false,
+    }
+}
+
+fn number_hosts(config: &Config, numbers: &[u16], interfaces: &mut [Interface]) -> Vec<u16> {
+    let mut hosts = Vec::new();
+    for (interface, &number) in config.interfaces.iter().zip(numbers) {
+        if interface.host_tap.is_some() {
+            interfaces[usize::from(number)].host = Some(hosts.len() as u16);
+            hosts.push(number);
+        }
+    }
+    hosts
+}
+
+struct Builder<'a> {
+    config: &'a Config,
+    seed: Seed,
+    interfaces: Vec<u16>,
+    gateways: Vec<u16>,
+    tunnels: Vec<u16>,
+    neighbours: &'a mut NeighbourWriter,
+    next_hops: Vec<NextHop>,
+    pinned: Vec<NeighbourId>,
+    now: u64,
+}
+
+impl Builder<'_> {
+    fn interfaces(&self, macs: &[MacAddr], count: usize) -> Vec<Interface> {
+        let header = L2Header::new(MacAddr::ZERO, MacAddr::ZERO, Tags::None, EtherType::IPV4);
+        let vacant = Interface {
+            port: u16::MAX,
+            gateway: u16::MAX,
+            side: interface::Side::Peer,
+            mac: MacAddr::ZERO,
+            mtu: 0,
+            header_v4: header,
+            header_v6: header.with_ether_type(EtherType::IPV6),
+            addresses: smallvec::SmallVec::new(),
+            proxied: Vec::new(),
+            host: None,
+        };
+        let mut interfaces = vec![vacant; count];
+        for (interface, &number) in self.config.interfaces.iter().zip(&self.interfaces) {
+            let mac = macs.get(interface.port.value.0).copied().unwrap_or(MacAddr::ZERO);
+            let tag = |kind, id| Tag::new(kind, VlanId::new(id).unwrap_or(VlanId::UNTAGGED), 0, false);
+            let tags = match interface.vlan.value {
+                Vlan::Untagged => Tags::None,
+                Vlan::Tagged(id) => Tags::One(tag(TagKind::Customer, id)),
+                Vlan::Stacked { outer, inner } => {
+                    Tags::Two(tag(TagKind::Service, outer), tag(TagKind::Customer, inner))
+                }
+            };
+            let header = L2Header::new(MacAddr::ZERO, mac, tags, EtherType::IPV4);
+            let addresses: smallvec::SmallVec<[InterfaceAddress; 2]> = interface
+                .addresses
+                .iter()
+                .map(|a| InterfaceAddress { address: a.value.address, prefix_len: a.value.length })
+                .collect();
+            // Mapped addresses that look on-link from here are answered for (RFC 1027, in its modern use).
+            let gateway = &self.config.gateways[interface.gateway.value.0];
+            let proxied = gateway.nat.iter().map(|nat| nat.translated.value.0);
+            let on_link = |prefix: &Prefix| interface.addresses.iter().any(|a| a.value.network().covers(*prefix));
+            interfaces[usize::from(number)] = Interface {
+                port: interface.port.value.0 as u16,
+                gateway: self.gateways[interface.gateway.value.0],
+                side: match *interface.side {
+                    Side::Local => interface::Side::Local,
+                    Side::Peer => interface::Side::Peer,
+                },
+                mac,
+                mtu: interface.mtu.value.get() as u16,
+                header_v4: header,
+                header_v6: header.with_ether_type(EtherType::IPV6),
+                addresses,
+                proxied: proxied.filter(on_link).map(wire_prefix).collect(),
+                host: None,
+            };
+        }
+        interfaces
+    }
+
+    fn demux(&self) -> Vec<Demux> {
+        let mut all = vec![Demux::default(); self.config.ports.len()];
+        for (interface, &number) in self.config.interfaces.iter().zip(&self.interfaces) {
+            let demux = &mut all[interface.port.value.0];
+            match interface.vlan.value {
+                Vlan::Untagged => demux.bind(0, number),
+                Vlan::Tagged(id) => demux.bind(id, number),
+                Vlan::Stacked { outer, inner } => demux.bind_double(outer, inner, number),
+            }
+        }
+        all
+    }
+
+    /// The number of a next hop, which is listed once.
+    fn next_hop(&mut self, hop: NextHop) -> u32 {
+        let known = self.next_hops.iter().position(|known| *known == hop);
+        known.unwrap_or_else(|| {
+            self.next_hops.push(hop);
+            self.next_hops.len() - 1
+        }) as u32
+    }
+
+    /// A router or peer on a link, with a place of its own in the neighbour table.
+    fn via(&mut self, interface: u16, address: IpAddr) -> Result<NextHop, BuildError> {
+        let key = match address {
+            IpAddr::V4(a) => NeighbourKey::v4(interface, a.to_bits()),
+            IpAddr::V6(a) => NeighbourKey::v6(interface, a.to_bits()),
+        };
+        let id = self.neighbours.ensure(&key, self.now).map_err(table_error(format!("next hop {address}")))?;
+        self.neighbours.pin(id);
+        self.pinned.push(id);
+        Ok(NextHop::Via { interface, neighbour: id, address })
+    }
+
+    /// The gateway at `place` in the configuration; an empty one for a number that is free.
+    fn gateway(
+        &mut self,
+        place: Option<usize>,
+        interfaces: &[Interface],
+    ) -> Result<(Gateway, (LpmWriter<u32>, LpmWriter<u128>)), BuildError> {
+        let (routes_v4, mut writer_v4) = Lpm4::new();
+        let (routes_v6, mut writer_v6) = Lpm6::new();
+        let mut own = OwnAddresses::default();
+        let mut policies = Vec::new();
+        let mut actions = Vec::new();
+        let mut nat = None;
+        let mut icmp_source = (None, None);
+        let name = place.map_or("", |place| self.config.gateways[place].name.value.as_str());
+        let mut insert = |prefix: Prefix, hop: u32| -> Result<(), BuildError> {
+            let what = || format!("routes of gateway {name}");
+            match prefix.address() {
+                IpAddr::V4(a) => writer_v4.insert(a.to_bits(), prefix.length(), hop).map(drop).map_err(table_error(what())),
+                IpAddr::V6(a) => writer_v6.insert(a.to_bits(), prefix.length(), hop).map(drop).map_err(table_error(what())),
+            }
+        };
+        if let Some(place) = place {
+            let gateway = &self.config.gateways[place];
+            let mine = |interface: &&super::Interface| interface.gateway.value.0 == place;
+            for (interface, number) in self.config.interfaces.iter().zip(self.interfaces.clone()).filter(|(i, _)| mine(i)) {
+                for address in interface.addresses.iter().map(|a| a.value) {
+                    let connected = self.next_hop(NextHop::Connected { interface: number });
+                    insert(address.network(), connected)?;
+                    // The directed broadcast of a link is nobody's address (RFC 2644).
+                    if address.address.is_ipv4() && address.length <= 30 {
+                        let broadcast = self.next_hop(NextHop::Broadcast);
+                        insert(Prefix::host(address.network().last()), broadcast)?;
+                        insert(Prefix::host(address.network().address()), broadcast)?;
+                    }
+                }
+            }
+            for route in &gateway.routes {
+                let hop = match route.next_hop {
+                    Where::Via { address, interface } => self.via(self.interfaces[interface.0], address)?,
+                    Where::Connected(interface) => NextHop::Connected { interface: self.interfaces[interface.0] },
+                    Where::Tunnel(tunnel) => NextHop::Tunnel(self.tunnels[tunnel.0]),
+                    Where::Gateway(gateway) => NextHop::Gateway(self.gateways[gateway.0]),
+                    Where::Blackhole => NextHop::Blackhole,
+                };
+                let hop = self.next_hop(hop);
+                insert(route.to.value, hop)?;
+            }
+            // Own addresses go last: no route may take them away.
+            let local = self.next_hop(NextHop::Local);
+            let numbers = self.config.interfaces.iter().zip(&self.interfaces).filter(|(i, _)| mine(i));
+            // The VPC's side first: errors about tunnel traffic come from an address that policies know.
+            let mut numbers: Vec<_> = numbers.collect();
+            numbers.sort_by_key(|(interface, _)| *interface.side != Side::Local);
+            for (interface, &number) in numbers {
+                for address in interface.addresses.iter().map(|a| a.value.address) {
+                    insert(Prefix::host(address), local)?;
+                    own.insert(address, number);
+                    match address {
+                        IpAddr::V4(a) => icmp_source.0 = icmp_source.0.or(Some(a)),
+                        IpAddr::V6(a) => icmp_source.1 = icmp_source.1.or(Some(a)),
+                    }
+                }
+            }
+            for policy in &gateway.policies {
+                policies.push(spd_policy(policy, actions.len() as u32));
+                actions.push(match *policy.action {
+                    Action::Protect => {
+                        let tunnel = policy.tunnel.as_ref().map(|t| self.tunnels[t.value.0]);
+                        tunnel.map_or(PolicyAction::Discard, PolicyAction::Protect)
+                    }
+                    Action::Bypass => PolicyAction::Bypass,
+                    Action::Discard => PolicyAction::Discard,
+                });
+            }
+            if !gateway.nat.is_empty() {
+                nat = Some(self.nat(place)?);
+            }
+        }
+        writer_v4.publish().map_err(table_error(format!("routes of gateway {name}")))?;
+        writer_v6.publish().map_err(table_error(format!("routes of gateway {name}")))?;
+        let spd = Spd::build(&policies, self.seed).map_err(table_error(format!("policies of gateway {name}")))?;
+        let _ = interfaces;
+        let gateway = Gateway {
+            own,
+            routes_v4,
+            routes_v6,
+            spd,
+            protects: actions.iter().any(|a| matches!(a, PolicyAction::Protect(_))),
+            actions,
+            nat,
+            transit: place.is_some_and(|place| *self.config.gateways[place].transit),
+            icmp_source,
+        };
+        Ok((gateway, (writer_v4, writer_v6)))
+    }
+
+    fn nat(&self, place: usize) -> Result<GatewayNat, BuildError> {
+        let gateway = &self.config.gateways[place];
+        let what = format!("nat of gateway {}", gateway.name.value.as_str());
+        let rules = |kind: NatKind| {
+            let chosen = gateway.nat.iter().filter(move |nat| *nat.kind == kind);
+            chosen.map(|nat| (nat.original.value.0, nat.translated.value.0))
+        };
+        let v4 = |kind| {
+            let rules: Vec<_> = rules(kind)
+                .filter_map(|(original, translated)| match (original.address(), translated.address()) {
+                    (IpAddr::V4(o), IpAddr::V4(t)) => {
+                        Some(Rule { original: o.to_bits(), translated: t.to_bits(), length: original.length() })
+                    }
+                    _ => None,
+                })
+                .collect();
+            Static1to1::build(&rules, self.seed).map_err(table_error(what.clone()))
+        };
+        let v6 = |kind| {
+            let rules: Vec<_> = rules(kind)
+                .filter_map(|(original, translated)| match (original.address(), translated.address()) {
+                    (IpAddr::V6(o), IpAddr::V6(t)) => {
+                        Some(Rule { original: o.to_bits(), translated: t.to_bits(), length: original.length() })
+                    }
+                    _ => None,
+                })
+                .collect();
+            Static1to1::build(&rules, self.seed).map_err(table_error(what.clone()))
+        };
+        let vpc = || gateway.prefixes.iter().map(|p| wire_prefix(p.value));
+        Ok(GatewayNat {
+            v4: Rules { local: v4(NatKind::Local)?, peer: v4(NatKind::Peer)? },
+            v6: Rules { local: v6(NatKind::Local)?, peer: v6(NatKind::Peer)? },
+            vpc_v4: vpc().filter_map(|p| if let IpPrefix::V4(p) = p { Some(p) } else { None }).collect(),
+            vpc_v6: vpc().filter_map(|p| if let IpPrefix::V6(p) = p { Some(p) } else { None }).collect(),
+        })
+    }
+
+    fn tunnel(&mut self, place: usize, sa: Arc<SaOut>, gateways: &[Gateway]) -> Result<Tunnel, BuildError> {
+        let tunnel = &self.config.tunnels[place];
+        let (local, remote) = (tunnel.local.value, tunnel.remote.value);
+        let underlay = self.gateways[tunnel.underlay.value.0];
+        let next_hop = self.towards(underlay, remote, gateways)?;
+        let number = self.tunnels[place];
+        let routed = self.config.gateways.iter().flat_map(|g| &g.routes).any(|route| {
+            matches!(route.next_hop, Where::Tunnel(t) if self.tunnels[t.0] == number)
+        });
+        let udp = *tunnel.encapsulation == Encapsulation::Udp;
+        let outer = Outer::new(local, remote, udp).ok_or_else(|| BuildError::Table {
+            what: format!("tunnel {}", tunnel.name.value.as_str()),
+            source: "its two ends are of different IP versions".into(),
+        })?;
+        Ok(Tunnel {
+            gateway: self.gateways[tunnel.gateway.value.0],
+            underlay,
+            outer,
+            sa: Some(sa),
+            next_hop,
+            mtu: tunnel.mtu.value.get() as u16,
+            df: match *tunnel.df {
+                DontFragment::Copy => Df::Copy,
+                DontFragment::Set => Df::Set,
+                DontFragment::Clear => Df::Clear,
+            },
+            dscp: match *tunnel.dscp {
+                Dscp::Copy => None,
+                Dscp::Set(value) => Some(value),
+            },
+            routed,
+        })
+    }
+
+    /// The next hop of outer packets to `remote`; `None` when no route leads there over an interface.
+    fn towards(&mut self, mut gateway: u16, remote: IpAddr, gateways: &[Gateway]) -> Result<Option<u32>, BuildError> {
+        for _ in 0..gateways.len() {
+            let tables = &gateways[usize::from(gateway)];
+            let hop = match remote {
+                IpAddr::V4(a) => tables.routes_v4.lookup(a.to_bits()),
+                IpAddr::V6(a) => tables.routes_v6.lookup(a.to_bits()),
+            };
+            match hop.and_then(|hop| self.next_hops.get(hop as usize).copied()) {
+                Some(NextHop::Via { .. }) => return Ok(hop),
+                Some(NextHop::Connected { interface }) => {
+                    let via = self.via(interface, remote)?;
+                    return Ok(Some(self.next_hop(via)));
+                }
+                Some(NextHop::Gateway(next)) => gateway = next,
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn wire_prefix(prefix: Prefix) -> IpPrefix {
+    match prefix.address() {
+        IpAddr::V4(a) => IpPrefix::V4(Ipv4Prefix::truncated(a.to_bits(), prefix.length())),
+        IpAddr::V6(a) => IpPrefix::V6(Ipv6Prefix::truncated(a.to_bits(), prefix.length())),
+    }
+}
+
+fn spd_policy(policy: &super::Policy, action: u32) -> spd::Policy {
+    let prefix = |p: &super::At<Prefix>| match p.value.address() {
+        IpAddr::V4(a) => spd::Prefix::V4(a.to_bits(), p.value.length()),
+        IpAddr::V6(a) => spd::Prefix::V6(a.to_bits(), p.value.length()),
+    };
+    let ports = |ranges: Option<&super::PortRanges>| {
+        ranges.map_or(Ports::Any, |r| Ports::Ranges(r.0.iter().map(|p| (p.first, p.last)).collect()))
+    };
+    let (mut source_ports, mut destination_ports) =
+        (ports(policy.source_port.as_ref().map(|p| &p.value)), ports(policy.destination_port.as_ref().map(|p| &p.value)));
+    if let Some(icmp) = &policy.icmp {
+        source_ports = Ports::Ranges(vec![(icmp.value.kind.into(), icmp.value.kind.into())]);
+        destination_ports =
+            icmp.value.code.map_or(Ports::Any, |code| Ports::Ranges(vec![(code.into(), code.into())]));
+    }
+    spd::Policy {
+        sources: policy.source.iter().flat_map(|s| &s.value).map(prefix).collect(),
+        destinations: policy.destination.iter().flat_map(|d| &d.value).map(prefix).collect(),
+        protocol: policy.protocol.as_ref().map(|p| p.value.0),
+        source_ports,
+        destination_ports,
+        action,
+    }
+}
+
+/// The gateway's number, for whoever has its place in the configuration.
+#[must_use]
+pub fn gateway_number(built: &Built, id: GatewayId) -> Option<u16> {
+    built.gateways.get(id.0).copied()
+}
