@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::address::Address;
 use super::hash::{FixedMap, Seed};
 
-/// Rules up to which a set is compared in order; beyond, hashing measured faster.
+/// Rules up to which a set is compared in order: one comparison costs a third of a look-up by hash.
 pub const INLINE: usize = 4;
 
 /// One rule: the addresses under `original` appear as those under `translated`.
