@@ -1,1 +1,5 @@
-//! What runs beside the workers: neighbours, reload, the control socket.
+//! What runs beside the workers: neighbours, ports, reload, the control socket.
+
+pub mod gateway;
+pub mod neighbours;
+pub mod ports;

@@ -12,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use crate::packet::{FramePool, FrameQueue};
 
 pub mod af_packet;
+pub mod any;
 pub mod mem;
 pub mod tap;
 pub mod fault;
