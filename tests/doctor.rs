@@ -306,6 +306,11 @@ fn harm_is_a_problem_on_a_port_and_a_warning_elsewhere() {
     machine.features("eth0", &["rx-gro-hw [fixed]"]);
     is(machine.check(&["eth0"], "merging"), Problem, "on (rx-gro-hw)", "hypervisor");
     is(machine.check(&[], "merging"), Warning, "on (rx-gro-hw)", "hypervisor");
+    machine.device("eth1", "virtio_net", 3);
+    machine.features("eth1", &["rx-gro-hw"]);
+    is(machine.check(&["eth1"], "merging"), Good, "off while an XDP program is attached", "");
+    machine.features("eth1", &["rx-gro-hw [fixed]"]);
+    is(machine.check(&["eth1"], "merging"), Problem, "on (rx-gro-hw)", "hypervisor");
 }
 
 #[test]

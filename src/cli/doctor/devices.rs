@@ -177,13 +177,18 @@ fn merging(area: &mut Area<'_>, device: &Device) {
         return;
     }
     let fixed = on.iter().any(|f| device.features.get(*f).is_some_and(|feature| feature.fixed));
+    // This driver turns it off itself when a program is attached, if the hypervisor lets it.
+    if device.driver.as_deref() == Some("virtio_net") && !fixed {
+        area.add(Status::Ok, "merging", "off while an XDP program is attached", "");
+        return;
+    }
     let advice = if fixed {
-        "the device merges packets and does not let it be turned off, so native XDP is refused; on a virtual machine \
-         turn it off at the hypervisor (`guest_tso4=off,guest_tso6=off,guest_ufo=off` of QEMU)"
+        "the device merges packets and does not let it be turned off, so its driver refuses XDP programs; on a virtual \
+         machine turn it off at the hypervisor (`guest_tso4=off,guest_tso6=off,guest_ufo=off` of QEMU)"
             .to_owned()
     } else {
         let off: String = on.iter().map(|feature| format!(" {feature} off")).collect();
-        format!("native XDP is refused while the device merges packets: `ethtool -K {name}{off}`")
+        format!("drivers refuse XDP programs while the device merges packets: `ethtool -K {name}{off}`")
     };
     area.add(harm(device), "merging", format!("on ({})", on.join(", ")), advice);
 }
