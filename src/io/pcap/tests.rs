@@ -1,6 +1,9 @@
 //! Captures are put together byte by byte here, so that reader and writer are not judged by themselves.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+};
 
 use proptest::prelude::*;
 
