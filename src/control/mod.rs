@@ -3,3 +3,4 @@
 pub mod gateway;
 pub mod neighbours;
 pub mod ports;
+pub mod single;

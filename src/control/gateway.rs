@@ -1,0 +1,541 @@
+//! A running gateway: its workers, and everything beside them.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+
+use super::{
+    neighbours::{Resolver, Transmit},
+    ports::{self, PortError, Wires},
+    single::{EVENTS, NEIGHBOURS, transmit},
+};
+use crate::{
+    config::{
+        self, Config,
+        build::{self, BuildError, Built, Fingerprint, Kept, Sequences},
+    },
+    crypto::sequence::{Sequence, StateError, StateFile},
+    io::any::AnyPort,
+    packet::{HugePages, Umem, UmemError},
+    runtime::{Clock, Command, Idle, Ledger, Mailbox, Snapshot, Worker},
+    stage::EventQueue,
+    stats::{Segment, SegmentError, WorkerCounters},
+    table::{hash::Seed, interface::Interface, neighbour::{NeighbourId, NeighbourTable, NeighbourWriter}, tables::Tables},
+    wire::ethernet::MacAddr,
+};
+
+/// Why a gateway does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A port.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// Packet memory.
+    #[error(transparent)]
+    Umem(#[from] UmemError),
+    /// The tables.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The sequence state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The statistics segment.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// A directory or thread cannot be made.
+    #[error("cannot make {what}: {source}")]
+    Make {
+        /// What was to be made.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A core that the machine has not, or that this process may not use.
+    #[error("there is no core {core} for a worker: this process may use {usable}; set `cores` in [system]")]
+    Core {
+        /// The core of the configuration.
+        core: usize,
+        /// Cores that may be used.
+        usable: String,
+    },
+    /// Another gateway of this name runs.
+    #[error("a gateway of this name runs already (process {pid}); stop it, or give this one another name or run_dir")]
+    Running {
+        /// Its process.
+        pid: u32,
+    },
+}
+
+/// Why a new configuration is not taken up. Nothing has changed then.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    /// What can change only with a restart.
+    #[error("{0} cannot change while the gateway runs: restart it")]
+    NeedsRestart(&'static str),
+    /// The tables.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The statistics segment.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// A worker does not take the new tables.
+    #[error("a worker has not taken up earlier changes; try again")]
+    Busy,
+}
+
+/// How a gateway is to start, beyond its configuration.
+#[derive(Debug, Default)]
+pub struct StartOptions {
+    /// Make the sequence state file where there is none: all keys are declared never used.
+    pub new_state: bool,
+    /// Wires for memory ports.
+    pub wires: Wires,
+}
+
+/// What a gateway leaves when it has ended.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    /// The balance of each worker's packets.
+    pub ledgers: Vec<Ledger>,
+    /// Buffers that did not come home. Zero, unless there is a bug.
+    pub frames_missing: usize,
+}
+
+impl Summary {
+    /// Whether every packet and every buffer is accounted for.
+    #[must_use]
+    pub fn balances(&self) -> bool {
+        self.frames_missing == 0 && self.ledgers.iter().all(Ledger::balances)
+    }
+
+    /// All workers together.
+    #[must_use]
+    pub fn total(&self) -> Ledger {
+        self.ledgers.iter().fold(Ledger::default(), |sum, l| Ledger {
+            received: sum.received + l.received,
+            originated: sum.originated + l.originated,
+            sent: sum.sent + l.sent,
+            delivered: sum.delivered + l.delivered,
+            waiting: sum.waiting + l.waiting,
+            dropped: sum.dropped + l.dropped,
+        })
+    }
+}
+
+/// Sequence numbers from the state file.
+struct Persistent<'a>(&'a mut Option<StateFile>);
+
+impl Sequences for Persistent<'_> {
+    fn sequence(
+        &mut self,
+        fingerprint: Fingerprint,
+        esn: bool,
+    ) -> Result<Arc<Sequence>, Box<dyn std::error::Error + Send + Sync>> {
+        let file = self.0.as_mut().ok_or("the gateway started without tunnels and so without a state file: restart it")?;
+        Ok(file.sequence(fingerprint, esn)?)
+    }
+}
+
+/// How often the control thread looks at everything.
+pub const TICK: Duration = Duration::from_millis(1);
+
+/// A running gateway. Whoever has it calls [`Gateway::tick`] every [`TICK`].
+pub struct Gateway {
+    config: Config,
+    clock: Clock,
+    kept: Kept,
+    built: Built,
+    umem_huge: bool,
+    macs: Vec<MacAddr>,
+    devices: Vec<Option<crate::io::xdp::XdpDevice>>,
+    descriptions: Vec<String>,
+    segment: Arc<Segment>,
+    events: Arc<EventQueue>,
+    mailboxes: Vec<Arc<Mailbox>>,
+    workers: Vec<JoinHandle<Worker<AnyPort>>>,
+    resolver: Resolver,
+    state: Option<StateFile>,
+    /// Next hops to unpin, once every worker has passed the epoch.
+    unpin: Vec<(u64, Vec<NeighbourId>)>,
+    epoch: u64,
+}
+
+/// The file of the statistics segment of a gateway with this run directory.
+#[must_use]
+pub fn segment_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("stats")
+}
+
+/// The control socket of a gateway with this run directory.
+#[must_use]
+pub fn socket_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("control.sock")
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), StartError> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let failed = |source| StartError::Make { what: format!("directory {}", path.display()), source };
+    fs::create_dir_all(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+fn open_state(config: &Config, new: bool) -> Result<Option<StateFile>, StartError> {
+    if config.tunnels.is_empty() {
+        return Ok(None);
+    }
+    let path = &config.system.state.value.0;
+    if new && !path.exists() {
+        make_dir(path.parent().unwrap_or(Path::new("")), 0o700)?;
+        return Ok(Some(StateFile::create(path)?));
+    }
+    Ok(Some(StateFile::open(path)?))
+}
+
+/// The core of each worker; the last core that may be used where the configuration names none.
+fn cores(config: &Config) -> Result<Vec<core_affinity::CoreId>, StartError> {
+    let usable = core_affinity::get_core_ids().unwrap_or_default();
+    let Some(wanted) = &config.system.cores else {
+        return Ok(usable.last().copied().into_iter().collect());
+    };
+    let find = |core: usize| {
+        let list = || usable.iter().map(|c| c.id.to_string()).collect::<Vec<_>>().join(", ");
+        usable.iter().find(|c| c.id == core).copied().ok_or_else(|| StartError::Core { core, usable: list() })
+    };
+    wanted.value.iter().map(|core| find(core.value.get() as usize)).collect()
+}
+
+impl Gateway {
+    /// Opens ports, builds tables and starts the workers.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub fn start(config: Config, mut options: StartOptions) -> Result<Self, StartError> {
+        let cores = cores(&config)?;
+        let workers = cores.len().max(1);
+        let run_dir = &config.system.run_dir.value.0;
+        make_dir(run_dir, 0o755)?;
+        let segment_file = segment_path(run_dir);
+        if let Ok(reader) = crate::stats::Reader::open(&segment_file) {
+            let pid = reader.layout().pid;
+            if pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists() {
+                return Err(StartError::Running { pid });
+            }
+        }
+        let mut state = open_state(&config, options.new_state)?;
+        let pages = match *config.system.huge_pages {
+            config::HugePages::Auto => HugePages::Auto,
+            config::HugePages::Require => HugePages::Require,
+            config::HugePages::Never => HugePages::Never,
+        };
+        let buffers = config.system.buffers.get() as usize * workers;
+        let umem = Umem::new(buffers, config.system.buffer_size.get() as usize, pages)?;
+        let umem_huge = umem.memory().is_huge();
+        if !umem_huge && pages == HugePages::Auto {
+            tracing::warn!("packet memory lies on ordinary pages: reserve huge pages (see `causeway doctor`) for less work per packet");
+        }
+        let mut pools = umem.into_pools(workers);
+        let shared = pools.first().map(|pool| Arc::clone(pool.umem()));
+        let shared = shared.ok_or(UmemError::Count(0))?;
+        let opened = ports::open(&config, &shared, &mut pools, &mut options.wires)?;
+        let clock = Clock::new();
+        let seed = Seed::random();
+        let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
+        let mut kept = Kept::new(writer, workers, seed);
+        let built = build::build(&config, &opened.macs, &mut kept, &mut Persistent(&mut state), clock.now())?;
+        let name = config.system.name.value.as_str();
+        let layout = built.rows.clone().layout(name, workers, clock.tick_hz());
+        let segment = Arc::new(Segment::create(&segment_file, layout)?);
+        let hosts = open_hosts(&config, &built)?;
+        let mut gateway = Self {
+            events: Arc::new(EventQueue::new(EVENTS)),
+            mailboxes: (0..workers).map(|_| Arc::new(Mailbox::default())).collect(),
+            workers: Vec::new(),
+            resolver: Resolver::default(),
+            macs: opened.macs,
+            devices: opened.devices,
+            descriptions: opened.descriptions,
+            unpin: Vec::new(),
+            epoch: 0,
+            config,
+            clock,
+            kept,
+            built,
+            umem_huge,
+            segment,
+            state,
+        };
+        gateway.spawn(opened.queues, pools, hosts, &cores)?;
+        let mailboxes = &gateway.mailboxes;
+        let mut send = |t| to_first(mailboxes, t);
+        gateway.resolver.announce(&gateway.built.tables, &gateway.kept.neighbours, gateway.clock.now(), &mut send);
+        Ok(gateway)
+    }
+
+    fn spawn(
+        &mut self,
+        queues: Vec<Vec<AnyPort>>,
+        pools: Vec<crate::packet::FramePool>,
+        hosts: Vec<(AnyPort, u16)>,
+        cores: &[core_affinity::CoreId],
+    ) -> Result<(), StartError> {
+        // A TAP has one queue: the first worker serves it.
+        let mut hosts = Some(hosts);
+        let idle = match *self.config.system.idle {
+            config::Idle::Spin => Idle::Spin,
+            config::Idle::SleepAfter(after) => Idle::SleepAfter(after),
+        };
+        for (number, (ports, pool)) in queues.into_iter().zip(pools).enumerate() {
+            let mut worker = Worker::new(
+                ports,
+                hosts.take().unwrap_or_default(),
+                pool,
+                Arc::clone(&self.built.tables),
+                WorkerCounters::new(&self.segment, number),
+                Arc::clone(&self.events),
+                Arc::clone(&self.mailboxes[number]),
+                self.config.system.burst.get() as usize,
+            );
+            let (clock, core) = (self.clock.clone(), cores.get(number).copied());
+            let body = move || {
+                if let Some(core) = core
+                    && !core_affinity::set_for_current(core)
+                {
+                    tracing::warn!(core = core.id, "a worker could not be pinned to its core");
+                }
+                worker.run(&clock, idle);
+                worker
+            };
+            let name = format!("worker-{number}");
+            let spawned = thread::Builder::new().name(name.clone()).spawn(body);
+            self.workers.push(spawned.map_err(|source| StartError::Make { what: format!("thread {name}"), source })?);
+        }
+        Ok(())
+    }
+
+    /// Does what is due: neighbours, sequence numbers, and what workers gave back. The time until it wants to be
+    /// called again is [`TICK`].
+    ///
+    /// # Errors
+    /// The sequence state cannot be written: then tunnels stop when their reserved numbers are used up.
+    pub fn tick(&mut self) -> Result<(), StateError> {
+        let now = self.clock.now();
+        let mailboxes = &self.mailboxes;
+        let mut send = |t| to_first(mailboxes, t);
+        self.resolver.tick(&self.built.tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
+        let passed = |epoch: u64| self.mailboxes.iter().all(|mailbox| mailbox.has_passed(epoch));
+        let neighbours = &mut self.kept.neighbours;
+        self.unpin.retain(|(epoch, ids)| {
+            let done = passed(*epoch);
+            if done {
+                unpin(neighbours, ids, now);
+            }
+            !done
+        });
+        self.state.as_mut().map_or(Ok(()), StateFile::top_up)
+    }
+
+    /// Takes up a new configuration. Packets, sequence numbers and replay windows of what has not changed go on.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; the old configuration stays in force.
+    pub fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
+        self.check_reload(&config)?;
+        let now = self.clock.now();
+        let built =
+            build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
+        let same_rows = built.rows.clone().layout("", 1, 1).groups == self.segment.layout().groups;
+        let segment = if same_rows {
+            None
+        } else {
+            let name = config.system.name.value.as_str();
+            let layout = built.rows.clone().layout(name, self.mailboxes.len(), self.clock.tick_hz());
+            Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
+        };
+        for (number, mailbox) in self.mailboxes.iter().enumerate() {
+            let counters = segment.as_ref().map(|new| {
+                Box::new(WorkerCounters::taking_over(new, number, self.segment.layout()))
+            });
+            let snapshot = Snapshot { tables: Arc::clone(&built.tables), counters };
+            mailbox.send(Command::Snapshot(snapshot)).map_err(|_| ReloadError::Busy)?;
+        }
+        for (port, device) in self.devices.iter_mut().enumerate() {
+            if let Some(device) = device
+                && let Err(error) = device.program.set_addresses(&ports::own_prefixes(&config, port))
+            {
+                tracing::error!(%error, "the XDP program did not take the new addresses");
+            }
+        }
+        self.epoch += 1;
+        self.mailboxes.iter().for_each(|mailbox| mailbox.want(self.epoch));
+        let mut old = std::mem::replace(&mut self.built, built);
+        self.unpin.push((self.epoch, std::mem::take(&mut self.built.unpin)));
+        old.unpin.clear();
+        if let Some(segment) = segment {
+            self.segment = segment;
+        }
+        self.config = config;
+        let mailboxes = &self.mailboxes;
+        let mut send = |t| to_first(mailboxes, t);
+        self.resolver.announce(&self.built.tables, &self.kept.neighbours, now, &mut send);
+        Ok(())
+    }
+
+    /// What a reload cannot change: the machine, and the ports.
+    fn check_reload(&self, new: &Config) -> Result<(), ReloadError> {
+        let old = &self.config;
+        let port = |p: &config::Port| {
+            let device = p.device.as_ref().map(|d| d.value.as_str().to_string());
+            (p.name.value.as_str().to_string(), *p.driver, device, p.ring.get(), *p.share_with_host)
+        };
+        if old.ports.iter().map(port).ne(new.ports.iter().map(port)) {
+            return Err(ReloadError::NeedsRestart("the list of ports, their drivers, devices and rings"));
+        }
+        let machine = |c: &Config| {
+            let cores = c.system.cores.as_ref().map(|l| l.value.iter().map(|c| c.value.get()).collect::<Vec<_>>());
+            let sizes = (c.system.buffers.get(), c.system.buffer_size.get(), c.system.burst.get());
+            (cores, sizes, c.system.run_dir.value.0.clone(), c.system.state.value.0.clone())
+        };
+        if machine(old) != machine(new) {
+            return Err(ReloadError::NeedsRestart("cores, buffers, burst, run_dir and state of [system]"));
+        }
+        let taps = |c: &Config| {
+            let tap = |i: &config::Interface| Some((i.name.value.as_str().to_string(), i.host_tap.as_ref()?.value.as_str().to_string()));
+            c.interfaces.iter().filter_map(tap).collect::<Vec<_>>()
+        };
+        if taps(old) != taps(new) {
+            return Err(ReloadError::NeedsRestart("host_tap of interfaces"));
+        }
+        Ok(())
+    }
+
+    /// Stops the workers, when what is on its way has been sent, and takes stock.
+    pub fn stop(mut self) -> Summary {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.stop());
+        let mut summary = Summary::default();
+        for worker in self.workers.drain(..) {
+            match worker.join() {
+                Ok(worker) => {
+                    summary.ledgers.push(worker.ledger());
+                    summary.frames_missing += worker.frames_missing();
+                }
+                Err(_) => {
+                    tracing::error!("a worker panicked: its packets are not accounted for");
+                    summary.frames_missing += 1;
+                }
+            }
+        }
+        self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
+        summary
+    }
+
+    /// Whether a worker has ended on its own, which is a bug.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.workers.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Ticks for at least `time`, whatever happens meanwhile.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            if let Err(error) = self.tick() {
+                tracing::error!(%error, "sequence state");
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tables in force.
+    #[must_use]
+    pub const fn tables(&self) -> &Arc<Tables> {
+        &self.built.tables
+    }
+
+    /// What was built of the configuration.
+    #[must_use]
+    pub const fn built(&self) -> &Built {
+        &self.built
+    }
+
+    /// The statistics segment.
+    #[must_use]
+    pub const fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// How each port was opened, in the order of the configuration.
+    #[must_use]
+    pub fn port_descriptions(&self) -> &[String] {
+        &self.descriptions
+    }
+
+    /// The XDP program of each port, where there is one.
+    #[must_use]
+    pub fn devices(&self) -> &[Option<crate::io::xdp::XdpDevice>] {
+        &self.devices
+    }
+
+    /// Whether packet memory lies on huge pages.
+    #[must_use]
+    pub const fn has_huge_pages(&self) -> bool {
+        self.umem_huge
+    }
+
+    /// Nanoseconds on the gateway's clock.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// The interface of this number.
+    #[must_use]
+    pub fn interface(&self, number: u16) -> Option<&Interface> {
+        self.built.tables.interface(number)
+    }
+}
+
+fn to_first(mailboxes: &[Arc<Mailbox>], t: Transmit) {
+    if let Some(first) = mailboxes.first() {
+        transmit(first, t);
+    }
+}
+
+fn unpin(neighbours: &mut NeighbourWriter, ids: &[NeighbourId], now: u64) {
+    for &id in ids {
+        neighbours.unpin(id, now);
+    }
+}
+
+/// Opens the host TAPs, in the order of their numbers, each with its interface's MAC address.
+fn open_hosts(config: &Config, built: &Built) -> Result<Vec<(AnyPort, u16)>, StartError> {
+    let mut hosts = Vec::new();
+    for (interface, &number) in config.interfaces.iter().zip(&built.interfaces) {
+        let Some(tap) = &interface.host_tap else { continue };
+        let failed = |source| {
+            StartError::Port(PortError::Socket { port: format!("host_tap of interface {}", interface.name.value.as_str()), source })
+        };
+        let port = crate::io::tap::TapPort::open(tap.value.as_str()).map_err(failed)?;
+        if let Some(known) = built.tables.interface(number) {
+            port.device().set_mac(known.mac.0).map_err(failed)?;
+        }
+        port.device().set_up().map_err(failed)?;
+        hosts.push((AnyPort::Tap(Box::new(port)), number));
+    }
+    Ok(hosts)
+}

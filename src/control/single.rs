@@ -1,0 +1,134 @@
+//! One worker and its control in one thread, by whatever clock: for replays, benchmarks and tests, where what happens
+//! must not depend on how threads are scheduled.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::neighbours::Resolver;
+use crate::{
+    config::{
+        Config,
+        build::{self, BuildError, Built, Kept, Sequences},
+    },
+    io::PacketIo,
+    packet::{FramePool, HugePages, Umem, UmemError},
+    runtime::{Command, Mailbox, Worker},
+    stage::EventQueue,
+    stats::{Segment, WorkerCounters},
+    table::{hash::Seed, neighbour::NeighbourTable},
+    wire::ethernet::MacAddr,
+};
+
+/// Neighbours that a gateway can know.
+pub const NEIGHBOURS: usize = 16_384;
+/// Events on their way to the control thread.
+pub const EVENTS: usize = 4_096;
+
+/// Why a gateway in one thread cannot be made.
+#[derive(Debug, Error)]
+pub enum SingleError {
+    /// No tables.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// No packet memory.
+    #[error(transparent)]
+    Umem(#[from] UmemError),
+    /// No memory for counters.
+    #[error("cannot map memory for statistics: {0}")]
+    Counters(#[from] std::io::Error),
+}
+
+/// A gateway in one thread.
+pub struct Single<P> {
+    /// The worker.
+    pub worker: Worker<P>,
+    /// What outlives a reload; holds the neighbour table's writer.
+    pub kept: Kept,
+    /// What was built of the configuration.
+    pub built: Built,
+    /// The counters' memory.
+    pub segment: Arc<Segment>,
+    resolver: Resolver,
+    events: Arc<EventQueue>,
+    mailbox: Arc<Mailbox>,
+}
+
+impl<P: PacketIo> Single<P> {
+    /// A gateway over `ports`, one for each of the configuration, made by `ports` from the pool of frames. `seed` is of
+    /// all hashes.
+    ///
+    /// # Errors
+    /// [`SingleError`].
+    pub fn new(
+        config: &Config,
+        macs: &[MacAddr],
+        sequences: &mut dyn Sequences,
+        seed: Seed,
+        ports: impl FnOnce(&mut FramePool) -> Vec<P>,
+    ) -> Result<Self, SingleError> {
+        let pages = if cfg!(test) { HugePages::Never } else { HugePages::Auto };
+        let (count, size) = (config.system.buffers.get() as usize, config.system.buffer_size.get() as usize);
+        let mut pools = Umem::new(count, size, pages)?.into_pools(1);
+        // One was asked for.
+        let Some(mut pool) = pools.pop() else { return Err(UmemError::Count(0).into()) };
+        let ports = ports(&mut pool);
+        let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
+        let mut kept = Kept::new(writer, 1, seed);
+        let built = build::build(config, macs, &mut kept, sequences, 0)?;
+        let clock = crate::runtime::Clock::new();
+        let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, clock.tick_hz());
+        let segment = Arc::new(Segment::anonymous(layout)?);
+        let events = Arc::new(EventQueue::new(EVENTS));
+        let mailbox = Arc::new(Mailbox::default());
+        let worker = Worker::new(
+            ports,
+            Vec::new(),
+            pool,
+            Arc::clone(&built.tables),
+            WorkerCounters::new(&segment, 0),
+            Arc::clone(&events),
+            Arc::clone(&mailbox),
+            config.system.burst.get() as usize,
+        );
+        Ok(Self { worker, kept, built, segment, resolver: Resolver::default(), events, mailbox })
+    }
+
+    /// Announces the gateway's addresses and asks for its routers, as at the start of a gateway.
+    pub fn announce(&mut self, now: u64) {
+        let mailbox = &self.mailbox;
+        let mut send = |t| transmit(mailbox, t);
+        self.resolver.announce(&self.built.tables, &self.kept.neighbours, now, &mut send);
+    }
+
+    /// One round of the worker and of its control, at `now` (ns). The result is how many packets were moved.
+    pub fn step(&mut self, now: u64) -> usize {
+        let moved = self.worker.round(now);
+        let mailbox = &self.mailbox;
+        let mut send = |t| transmit(mailbox, t);
+        let tables = &self.built.tables;
+        self.resolver.tick(tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        self.mailbox.collect();
+        moved
+    }
+
+    /// Rounds at `now` until nothing moves any more, at most `rounds` of them.
+    pub fn settle(&mut self, now: u64, rounds: usize) {
+        let mut quiet = 0;
+        for _ in 0..rounds {
+            quiet = if self.step(now) == 0 { quiet + 1 } else { 0 };
+            // What control answers in one round the worker sends in the next.
+            if quiet == 3 {
+                break;
+            }
+        }
+    }
+}
+
+/// Hands a frame to the worker. A full mailbox loses it, as a full link would.
+pub fn transmit(mailbox: &Mailbox, t: super::neighbours::Transmit) {
+    let command = Command::Transmit { port: t.port, interface: t.interface, frame: t.frame };
+    if mailbox.send(command).is_err() {
+        tracing::warn!("a worker takes no more commands: a frame of the control thread is lost");
+    }
+}
