@@ -11,7 +11,7 @@ use std::{
 };
 
 use af_xdp::{
-    Device, Error, Hook, Mode, SocketConfig,
+    BusyPoll, Device, Error, Hook, Mode, SocketConfig,
     packet_socket::{PacketConfig, PacketSocket, Stop},
 };
 use causeway::{
@@ -579,6 +579,64 @@ fn a_device_that_strips_tags_is_told_to_stop() {
         let stubborn = device.turn_off(&["loopback", "no-such-feature"]).unwrap();
         assert_eq!(stubborn, (vec![], vec!["loopback"]));
     });
+}
+
+#[test]
+fn every_option_of_a_socket_carries_frames() {
+    let busy_poll = Some(BusyPoll { micros: 20, budget: 64 });
+    for socket in [
+        SocketConfig { need_wakeup: false, ..small() },
+        SocketConfig { busy_poll, ..small() },
+        SocketConfig { tx_budget: None, mode: Mode::Copy, ..small() },
+        SocketConfig { rx_size: 64, tx_size: 32, fill_size: 128, completion_size: 32, ..small() },
+    ] {
+        in_namespace(move || {
+            veth("gw", "peer", 1);
+            let (umem, mut pools) = pools(1);
+            let options = XdpOptions { socket, ..options(Attach::Native) };
+            let (_device, mut ports) = XdpDevice::open(&umem, "gw", &options, &mut pools).unwrap();
+            let mut peer = Peer::new("peer");
+            for chunk in frames(240).chunks(60) {
+                peer.send(chunk);
+                assert_eq!(receive(&mut ports[0], &mut pools[0], 60), chunk);
+                send(&mut ports[0], &mut pools[0], chunk);
+                assert_eq!(peer.receive(60), chunk);
+            }
+            assert_eq!(ports[0].shutdown(&mut pools[0]), 0);
+            all_home(&pools);
+        });
+    }
+}
+
+#[test]
+fn larger_buffers_carry_larger_frames() {
+    in_namespace(|| {
+        veth("gw", "peer", 1);
+        ip("link set gw mtu 3400");
+        ip("link set peer mtu 3400");
+        let umem = Umem::new(1024, 4096, HugePages::Never).unwrap();
+        let shared = share(&umem).unwrap();
+        let mut pools = umem.into_pools(1);
+        let (_device, mut ports) =
+            XdpDevice::open(&shared, "gw", &options(Attach::Native), &mut pools).unwrap();
+        let sent: Vec<_> = (3380..=3400).map(|n| ethernet(UNICAST, EXPERIMENT, &vec![n as u8; n])).collect();
+        let mut peer = Peer::new("peer");
+        peer.send(&sent);
+        assert_eq!(receive(&mut ports[0], &mut pools[0], sent.len()), sent);
+        send(&mut ports[0], &mut pools[0], &sent);
+        assert_eq!(peer.receive(sent.len()), sent);
+        ports[0].shutdown(&mut pools[0]);
+        all_home(&pools);
+    });
+}
+
+#[test]
+fn ports_can_move_to_the_thread_of_their_worker() {
+    fn can_move<T: Send>() {}
+    can_move::<XdpPort>();
+    can_move::<PacketPort>();
+    can_move::<TapPort>();
+    can_move::<XdpDevice>();
 }
 
 #[test]
