@@ -27,7 +27,7 @@ use causeway::{
     },
     packet::{FramePool, FrameQueue, HugePages, Umem},
 };
-use xdp_common::{Ipv4, UNICAST, ethernet, in_namespace, ip, udp, veth};
+use xdp_common::{Ipv4, UNICAST, be_quiet, ethernet, in_namespace, ip, is_root, udp, veth};
 
 /// How long to wait for what must come. Reached only by a test that fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -714,4 +714,75 @@ fn a_killed_process_leaves_no_program_behind() {
         ports[0].shutdown(&mut pools[0]);
         all_home(&pools);
     });
+}
+
+/// Set: this process is the one below, in a mount and a network namespace of its own.
+const PINNED: &str = "CAUSEWAY_TEST_PINNED";
+
+/// A BPF file system needs a mount, so the test runs in a process that can have one without anybody seeing it.
+#[test]
+fn a_pinned_program_stays_and_is_replaced_in_place() {
+    if std::env::var_os(PINNED).is_none() {
+        if !is_root() {
+            return;
+        }
+        let status = Command::new("unshare")
+            .args(["--mount", "--net"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "a_pinned_program_stays_and_is_replaced_in_place", "--nocapture"])
+            .env(PINNED, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    be_quiet();
+    let directory = tempfile::tempdir().unwrap();
+    let pins = directory.path();
+    let mounted = Command::new("mount").args(["-t", "bpf", "none"]).arg(pins).status().unwrap();
+    assert!(mounted.success());
+    let attached = || {
+        let shown = ip("-details link show gw.1");
+        let id = shown.split_whitespace().skip_while(|&word| word != "prog/xdp").nth(2);
+        id.map(|id| id.parse::<u32>().unwrap())
+    };
+    // Made again under the same name, a device is another one, whose former pin means nothing.
+    for _ in 0..2 {
+        veth("gw.1", "peer", 1);
+        let (umem, mut pools) = pools(1);
+        let options = XdpOptions { pin: Some(pins.to_owned()), ..options(Attach::Native) };
+        let mut before = None;
+        for _ in 0..3 {
+            let (device, mut ports) = XdpDevice::open(&umem, "gw.1", &options, &mut pools).unwrap();
+            assert_eq!(device.attached.hook, Hook::Native);
+            assert_ne!(attached(), before, "the new program");
+            before = attached();
+            let sent = frames(10);
+            Peer::new("peer").send(&sent);
+            assert_eq!(receive(&mut ports[0], &mut pools[0], 10), sent);
+            ports[0].shutdown(&mut pools[0]);
+            drop(device);
+            assert_eq!(attached(), before, "it stays");
+            assert!(before.is_some());
+        }
+        ip("link del gw.1");
+        all_home(&pools);
+    }
+    // Another hook than the one pinned, and an end of it by hand.
+    veth("gw.1", "peer", 1);
+    let device = Device::by_name("gw.1").unwrap();
+    for attach in [Attach::Native, Attach::Generic, Attach::Auto] {
+        let mut program = Program::load().unwrap();
+        let expected = if attach == Attach::Native { Hook::Native } else { Hook::Generic };
+        assert_eq!(program.attach_pinned(&device, attach, pins).unwrap().hook, expected);
+    }
+    assert!(ip("-details link show gw.1").contains("xdpgeneric"));
+    assert!(Program::clean_up("gw.1", pins));
+    assert!(!Program::clean_up("gw.1", pins));
+    let since = Instant::now();
+    while ip("-details link show gw.1").contains("xdpgeneric") {
+        assert!(since.elapsed() < PATIENCE, "the program is still attached");
+    }
+    assert!(Program::load().unwrap().attach_pinned(&device, Attach::Auto, "/nowhere".as_ref()).is_err());
+    Command::new("umount").arg(pins).status().unwrap();
 }
