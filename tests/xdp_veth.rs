@@ -11,7 +11,7 @@ use std::{
 };
 
 use af_xdp::{
-    Device, Error, Hook, Mode, SocketConfig,
+    BusyPoll, Device, Error, Hook, Mode, SocketConfig,
     packet_socket::{PacketConfig, PacketSocket, Stop},
 };
 use causeway::{
@@ -27,7 +27,7 @@ use causeway::{
     },
     packet::{FramePool, FrameQueue, HugePages, Umem},
 };
-use xdp_common::{Ipv4, UNICAST, ethernet, in_namespace, ip, udp, veth};
+use xdp_common::{Ipv4, UNICAST, be_quiet, ethernet, in_namespace, ip, is_root, udp, veth};
 
 /// How long to wait for what must come. Reached only by a test that fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -195,7 +195,7 @@ fn frames_pass_a_packet_port_both_ways_with_their_tags() {
         let long = ethernet(UNICAST, EXPERIMENT, &[1; 1700]);
         let short = ethernet(UNICAST, EXPERIMENT, b"short");
         send(&mut port, &mut pools[0], &[long, short.clone()]);
-        assert_eq!(peer.receive(1), [short.clone()]);
+        assert_eq!(peer.receive(1), std::slice::from_ref(&short));
         assert_eq!(port.stats().invalid_descriptors, 1);
         ip("link del gw");
         let mut queue = FrameQueue::new();
@@ -582,6 +582,64 @@ fn a_device_that_strips_tags_is_told_to_stop() {
 }
 
 #[test]
+fn every_option_of_a_socket_carries_frames() {
+    let busy_poll = Some(BusyPoll { micros: 20, budget: 64 });
+    for socket in [
+        SocketConfig { need_wakeup: false, ..small() },
+        SocketConfig { busy_poll, ..small() },
+        SocketConfig { tx_budget: None, mode: Mode::Copy, ..small() },
+        SocketConfig { rx_size: 64, tx_size: 32, fill_size: 128, completion_size: 32, ..small() },
+    ] {
+        in_namespace(move || {
+            veth("gw", "peer", 1);
+            let (umem, mut pools) = pools(1);
+            let options = XdpOptions { socket, ..options(Attach::Native) };
+            let (_device, mut ports) = XdpDevice::open(&umem, "gw", &options, &mut pools).unwrap();
+            let mut peer = Peer::new("peer");
+            for chunk in frames(240).chunks(60) {
+                peer.send(chunk);
+                assert_eq!(receive(&mut ports[0], &mut pools[0], 60), chunk);
+                send(&mut ports[0], &mut pools[0], chunk);
+                assert_eq!(peer.receive(60), chunk);
+            }
+            assert_eq!(ports[0].shutdown(&mut pools[0]), 0);
+            all_home(&pools);
+        });
+    }
+}
+
+#[test]
+fn larger_buffers_carry_larger_frames() {
+    in_namespace(|| {
+        veth("gw", "peer", 1);
+        ip("link set gw mtu 3400");
+        ip("link set peer mtu 3400");
+        let umem = Umem::new(1024, 4096, HugePages::Never).unwrap();
+        let shared = share(&umem).unwrap();
+        let mut pools = umem.into_pools(1);
+        let (_device, mut ports) =
+            XdpDevice::open(&shared, "gw", &options(Attach::Native), &mut pools).unwrap();
+        let sent: Vec<_> = (3380..=3400).map(|n| ethernet(UNICAST, EXPERIMENT, &vec![n as u8; n])).collect();
+        let mut peer = Peer::new("peer");
+        peer.send(&sent);
+        assert_eq!(receive(&mut ports[0], &mut pools[0], sent.len()), sent);
+        send(&mut ports[0], &mut pools[0], &sent);
+        assert_eq!(peer.receive(sent.len()), sent);
+        ports[0].shutdown(&mut pools[0]);
+        all_home(&pools);
+    });
+}
+
+#[test]
+fn ports_can_move_to_the_thread_of_their_worker() {
+    fn can_move<T: Send>() {}
+    can_move::<XdpPort>();
+    can_move::<PacketPort>();
+    can_move::<TapPort>();
+    can_move::<XdpDevice>();
+}
+
+#[test]
 fn a_foreign_pool_is_refused() {
     in_namespace(|| {
         veth("gw", "peer", 1);
@@ -656,4 +714,75 @@ fn a_killed_process_leaves_no_program_behind() {
         ports[0].shutdown(&mut pools[0]);
         all_home(&pools);
     });
+}
+
+/// Set: this process is the one below, in a mount and a network namespace of its own.
+const PINNED: &str = "CAUSEWAY_TEST_PINNED";
+
+/// A BPF file system needs a mount, so the test runs in a process that can have one without anybody seeing it.
+#[test]
+fn a_pinned_program_stays_and_is_replaced_in_place() {
+    if std::env::var_os(PINNED).is_none() {
+        if !is_root() {
+            return;
+        }
+        let status = Command::new("unshare")
+            .args(["--mount", "--net"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "a_pinned_program_stays_and_is_replaced_in_place", "--nocapture"])
+            .env(PINNED, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    be_quiet();
+    let directory = tempfile::tempdir().unwrap();
+    let pins = directory.path();
+    let mounted = Command::new("mount").args(["-t", "bpf", "none"]).arg(pins).status().unwrap();
+    assert!(mounted.success());
+    let attached = || {
+        let shown = ip("-details link show gw.1");
+        let id = shown.split_whitespace().skip_while(|&word| word != "prog/xdp").nth(2);
+        id.map(|id| id.parse::<u32>().unwrap())
+    };
+    // Made again under the same name, a device is another one, whose former pin means nothing.
+    for _ in 0..2 {
+        veth("gw.1", "peer", 1);
+        let (umem, mut pools) = pools(1);
+        let options = XdpOptions { pin: Some(pins.to_owned()), ..options(Attach::Native) };
+        let mut before = None;
+        for _ in 0..3 {
+            let (device, mut ports) = XdpDevice::open(&umem, "gw.1", &options, &mut pools).unwrap();
+            assert_eq!(device.attached.hook, Hook::Native);
+            assert_ne!(attached(), before, "the new program");
+            before = attached();
+            let sent = frames(10);
+            Peer::new("peer").send(&sent);
+            assert_eq!(receive(&mut ports[0], &mut pools[0], 10), sent);
+            ports[0].shutdown(&mut pools[0]);
+            drop(device);
+            assert_eq!(attached(), before, "it stays");
+            assert!(before.is_some());
+        }
+        ip("link del gw.1");
+        all_home(&pools);
+    }
+    // Another hook than the one pinned, and an end of it by hand.
+    veth("gw.1", "peer", 1);
+    let device = Device::by_name("gw.1").unwrap();
+    for attach in [Attach::Native, Attach::Generic, Attach::Auto] {
+        let mut program = Program::load().unwrap();
+        let expected = if attach == Attach::Native { Hook::Native } else { Hook::Generic };
+        assert_eq!(program.attach_pinned(&device, attach, pins).unwrap().hook, expected);
+    }
+    assert!(ip("-details link show gw.1").contains("xdpgeneric"));
+    assert!(Program::clean_up("gw.1", pins));
+    assert!(!Program::clean_up("gw.1", pins));
+    let since = Instant::now();
+    while ip("-details link show gw.1").contains("xdpgeneric") {
+        assert!(since.elapsed() < PATIENCE, "the program is still attached");
+    }
+    assert!(Program::load().unwrap().attach_pinned(&device, Attach::Auto, "/nowhere".as_ref()).is_err());
+    Command::new("umount").arg(pins).status().unwrap();
 }

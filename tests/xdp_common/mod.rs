@@ -89,14 +89,18 @@ pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
     let run = std::thread::spawn(|| {
         af_xdp::Namespace::unshare().unwrap();
-        // Or the kernel sends router solicitations and the like into the tests.
-        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-        ip("link set lo up");
+        be_quiet();
         test();
     });
     if let Err(panic) = run.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Prepares a new network namespace: the kernel shall not send router solicitations and the like into the test.
+pub fn be_quiet() {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+    ip("link set lo up");
 }
 
 /// Runs `ip` with these arguments in the namespace of this thread, and returns what it prints.

@@ -1,6 +1,6 @@
 //! A whole device: its queues as ports, and its XDP program.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use af_xdp::{Device, SocketConfig, Umem};
 use thiserror::Error;
@@ -91,6 +91,9 @@ pub struct XdpOptions {
     pub socket: SocketConfig,
     /// Where the program is attached.
     pub attach: Attach,
+    /// Directory of a BPF file system that keeps the program attached between processes; see
+    /// [`Program::attach_pinned`].
+    pub pin: Option<PathBuf>,
     /// Who gets what.
     pub division: Division,
     /// Our addresses.
@@ -109,7 +112,7 @@ pub fn share(umem: &crate::packet::Umem) -> Result<Umem, af_xdp::Error> {
     Umem::new(memory, 0)
 }
 
-/// The part of a device that no worker owns: its program. The program is detached when this goes.
+/// The part of a device that no worker owns: its program. The program is detached when this goes, unless pinned.
 #[derive(Debug)]
 pub struct XdpDevice {
     /// The device.
@@ -171,7 +174,10 @@ impl XdpDevice {
             added?;
         }
         program.set_division(options.division)?;
-        let attached = program.attach(device, options.attach)?;
+        let attached = match &options.pin {
+            Some(directory) => program.attach_pinned(device, options.attach, directory)?,
+            None => program.attach(device, options.attach)?,
+        };
         Ok((program, attached))
     }
 }

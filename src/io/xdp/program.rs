@@ -7,6 +7,7 @@ use std::{
     fmt,
     net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
+    path::{Path, PathBuf},
 };
 
 use af_xdp::{Device, Hook, XdpLink};
@@ -205,10 +206,12 @@ pub struct Attached {
     pub fallback: Option<af_xdp::Error>,
 }
 
-/// The XDP program of one port. It is detached when this value goes, also by `kill -9`.
+/// The XDP program of one port. It is detached when this value goes, also by `kill -9`, unless it is pinned.
 pub struct Program {
     bpf: Ebpf,
     link: Option<XdpLink>,
+    /// The file that keeps the program attached.
+    pin: Option<PathBuf>,
 }
 
 impl fmt::Debug for Program {
@@ -241,7 +244,7 @@ impl Program {
         let program = bpf.program_mut(PROGRAM).ok_or_else(|| ProgramError::Load("no program".into()))?;
         let program: &mut Xdp = program.try_into().map_err(|e| refused(&e))?;
         program.load().map_err(|e| refused(&e))?;
-        Ok(Self { bpf, link: None })
+        Ok(Self { bpf, link: None, pin: None })
     }
 
     /// Attaches the program to a device.
@@ -268,9 +271,58 @@ impl Program {
         Ok(Attached { hook, fallback })
     }
 
-    /// Takes the program off its device. Frames go to the kernel again.
+    /// Attaches the program so that it stays when the process ends, in whatever way, by a file for the device in
+    /// `directory` (of a BPF file system). If one is there from an earlier process, this program takes the place of
+    /// that one's, and no frame passes between the two: neither does the kernel see what is the gateway's, nor does
+    /// the driver reset the device. Until the next process comes, what is the gateway's is dropped.
+    ///
+    /// # Errors
+    /// As [`Program::attach`], and what the file system says.
+    pub fn attach_pinned(
+        &mut self,
+        device: &Device,
+        attach: Attach,
+        directory: &Path,
+    ) -> Result<Attached, ProgramError> {
+        self.detach();
+        for hook in [Hook::Native, Hook::Generic] {
+            let path = pin_path(directory, device, hook);
+            if !path.exists() {
+                continue;
+            }
+            let fits =
+                !matches!((attach, hook), (Attach::Native, Hook::Generic) | (Attach::Generic, Hook::Native));
+            let taken =
+                if fits { XdpLink::take_over(&path, self.descriptor()?, device, hook)? } else { None };
+            if taken.is_some() {
+                (self.link, self.pin) = (taken, Some(path));
+                return Ok(Attached { hook, fallback: None });
+            }
+            // Of a device that is no more, or not wanted so.
+            remove(&path);
+        }
+        let attached = self.attach(device, attach)?;
+        let path = pin_path(directory, device, attached.hook);
+        if let Some(link) = &self.link {
+            link.pin(&path)?;
+        }
+        self.pin = Some(path);
+        Ok(attached)
+    }
+
+    /// Takes the program off its device, and its file away. Frames go to the kernel again.
     pub fn detach(&mut self) {
+        if let Some(path) = self.pin.take() {
+            remove(&path);
+        }
         self.link = None;
+    }
+
+    /// Detaches what an earlier process left attached to a device of that name by [`Program::attach_pinned`]. Returns
+    /// whether there was something.
+    pub fn clean_up(device: &str, directory: &Path) -> bool {
+        let paths = [Hook::Native, Hook::Generic].map(|hook| directory.join(pin_name(device, hook)));
+        paths.iter().filter(|path| remove(path)).count() > 0
     }
 
     /// Where the program runs, if it is attached.
@@ -399,6 +451,25 @@ impl Program {
         let map = self.bpf.map_mut(name).ok_or_else(missing)?;
         T::try_from(map).map_err(|source| ProgramError::Map { what, source })
     }
+}
+
+fn pin_path(directory: &Path, device: &Device, hook: Hook) -> PathBuf {
+    directory.join(pin_name(device.name(), hook))
+}
+
+/// The hook is in the name, since the kernel does not tell it of a link.
+fn pin_name(device: &str, hook: Hook) -> String {
+    let hook = match hook {
+        Hook::Native => "native",
+        Hook::Generic => "generic",
+    };
+    // A BPF file system takes no dots in names, and devices may have them.
+    format!("causeway-{}-{hook}", device.replace('.', "_"))
+}
+
+/// Removes a file. That it is gone already is no error, and nothing can be done about another.
+fn remove(path: &Path) -> bool {
+    std::fs::remove_file(path).is_ok()
 }
 
 /// The address with all bits behind the prefix zero, as the map returns it.
