@@ -476,6 +476,7 @@ macro_rules! section {
         #[derive(Debug, Clone)]
         pub struct $name {
             /// Where the section starts.
+            #[allow(dead_code, reason = "a section that is only part of a value is not asked where it was")]
             pub at: Span,
             $( $(#[doc = $computed_doc])* pub $computed: $computed_ty, )*
             $( $(#[doc = $field_doc])* pub $field: section!(@final $presence $ty), )*

@@ -21,6 +21,7 @@ mod model;
 mod prefix;
 mod quantity;
 mod redact;
+pub mod reference;
 mod span;
 mod suggest;
 mod types;
