@@ -184,9 +184,8 @@ impl<T: Value> Value for Vec<At<T>> {
 
     fn shape() -> Shape {
         let item = T::shape();
-        let noun = item.words.strip_prefix("a ").or(item.words.strip_prefix("an ")).unwrap_or(&item.words);
         Shape {
-            words: format!("a list of {noun}s"),
+            words: format!("a list, each element {}", item.words),
             example: format!("[{}]", item.example),
             schema: json!({ "type": "array", "items": item.schema }),
         }

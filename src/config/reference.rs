@@ -146,8 +146,8 @@ fn section_page(section: SectionShape, level: usize, page: &mut String) {
     for child in section.children {
         let inner = (child.section)();
         let (count, without) = match child.count {
-            Count::One => ("one", "an error"),
-            Count::Some => ("a list of at least one", "an error"),
+            Count::One => ("one", "**required**"),
+            Count::Some => ("a list of at least one", "**required**"),
             Count::Many => ("a list of sections", "none"),
         };
         let _ = writeln!(
@@ -182,7 +182,7 @@ fn meaning(field: &Field) -> String {
 
 fn without(field: &Field) -> String {
     match field.presence {
-        Presence::Required => "an error".to_owned(),
+        Presence::Required => "**required**".to_owned(),
         Presence::Optional(words) | Presence::Derived(words) => words.to_owned(),
         Presence::Default(toml) => format!("`{toml}`"),
     }
