@@ -184,9 +184,8 @@ impl<T: Value> Value for Vec<At<T>> {
 
     fn shape() -> Shape {
         let item = T::shape();
-        let noun = item.words.strip_prefix("a ").or(item.words.strip_prefix("an ")).unwrap_or(&item.words);
         Shape {
-            words: format!("a list of {noun}s"),
+            words: format!("a list, each element {}", item.words),
             example: format!("[{}]", item.example),
             schema: json!({ "type": "array", "items": item.schema }),
         }
@@ -476,6 +475,7 @@ macro_rules! section {
         #[derive(Debug, Clone)]
         pub struct $name {
             /// Where the section starts.
+            #[allow(dead_code, reason = "a section that is only part of a value is not asked where it was")]
             pub at: Span,
             $( $(#[doc = $computed_doc])* pub $computed: $computed_ty, )*
             $( $(#[doc = $field_doc])* pub $field: section!(@final $presence $ty), )*

@@ -22,6 +22,7 @@ mod model;
 mod prefix;
 mod quantity;
 mod redact;
+pub mod reference;
 mod span;
 mod suggest;
 mod types;

@@ -3,15 +3,24 @@
 //! The checks run over drafts, so that a wrong value in one place does not hide what is wrong in another; a check
 //! looks only at values that could be read.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::config::decode::Context;
+use crate::config::diagnostics::Problem;
 use crate::config::document::Draft;
 use crate::config::prefix::{InterfaceAddress, Prefix};
-use crate::config::span::At;
+use crate::config::span::{At, Span};
 
+mod address;
+mod gateway;
 mod lookup;
+mod nat;
+mod policy;
+mod port;
 mod route;
+mod security;
+mod tunnel;
 
 use lookup::PrefixMap;
 
@@ -19,6 +28,15 @@ use lookup::PrefixMap;
 pub(crate) fn all(draft: &mut Draft, cx: &mut Context<'_>) {
     let networks = Networks::of(draft);
     route::resolve(draft, &networks, cx);
+    let tables = route::tables(draft, &networks, cx);
+    route::loops(draft, &tables, cx);
+    port::check(draft, cx);
+    address::check(&networks, cx);
+    tunnel::check(draft, &networks, &tables, cx);
+    security::check(draft, cx);
+    policy::check(draft, cx);
+    nat::check(draft, &networks, cx);
+    gateway::check(draft, cx);
 }
 
 /// An address of an interface.
@@ -33,6 +51,7 @@ pub(crate) struct Network {
     pub connected: Vec<Connected>,
     /// From a connected prefix to an index of `connected`: the first address on it.
     by_prefix: PrefixMap<usize>,
+    by_address: HashMap<IpAddr, usize>,
     /// Some interface of the gateway could not be read: it may have had any address.
     pub incomplete: bool,
 }
@@ -45,7 +64,7 @@ impl Network {
 
     /// The interface address that is exactly this one.
     pub fn own(&self, address: IpAddr) -> Option<&Connected> {
-        self.connected.iter().find(|c| c.address.address == address)
+        self.by_address.get(&address).map(|index| &self.connected[*index])
     }
 }
 
@@ -68,9 +87,30 @@ impl Networks {
             for address in addresses.iter() {
                 let place = network.connected.len();
                 network.by_prefix.insert_first(address.network(), place);
+                network.by_address.entry(address.address).or_insert(place);
                 network.connected.push(Connected { interface: index, address: address.clone() });
             }
         }
         Networks(networks)
     }
+}
+
+/// Keeps the first of each key; gives back the place of the first when there was one already.
+pub(crate) fn seen<K: std::hash::Hash + Eq>(
+    places: &mut HashMap<K, Span>,
+    key: K,
+    place: Span,
+) -> Option<Span> {
+    match places.entry(key) {
+        std::collections::hash_map::Entry::Occupied(first) => Some(*first.get()),
+        std::collections::hash_map::Entry::Vacant(free) => {
+            free.insert(place);
+            None
+        }
+    }
+}
+
+/// The same thing twice.
+pub(crate) fn duplicate(code: &'static str, span: Span, first: Span, message: String, help: &str) -> Problem {
+    Problem::new(code, span, message).label("again here").also(first, "first here").help(help)
 }

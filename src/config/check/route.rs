@@ -1,10 +1,14 @@
 //! Routes: each leads somewhere, and somewhere that can be reached.
 
-use super::{Network, Networks};
+use std::collections::HashSet;
+
+use super::lookup::PrefixMap;
+use super::{Network, Networks, duplicate};
 use crate::config::decode::{Context, Slot};
 use crate::config::diagnostics::Problem;
 use crate::config::document::Draft;
-use crate::config::model::{GatewayId, InterfaceId, NextHop, RouteDraft};
+use crate::config::model::{GatewayId, InterfaceDraft, InterfaceId, NextHop, RouteDraft, TunnelId};
+use crate::config::prefix::Prefix;
 use crate::config::span::Span;
 
 /// Finds the next hop of every route.
@@ -36,13 +40,18 @@ pub(crate) fn resolve(draft: &mut Draft, networks: &Networks, cx: &mut Context<'
                     continue;
                 }
             }
-            route.next_hop = next_hop(route, network, cx);
+            route.next_hop = next_hop(route, interfaces, network, cx);
         }
     }
 }
 
 /// The one place a route leads to.
-fn next_hop(route: &RouteDraft, network: &Network, cx: &mut Context<'_>) -> Option<NextHop> {
+fn next_hop(
+    route: &RouteDraft,
+    interfaces: &[InterfaceDraft],
+    network: &Network,
+    cx: &mut Context<'_>,
+) -> Option<NextHop> {
     let blackhole = match &route.blackhole {
         Slot::Given(at) if !at.value => {
             let problem = Problem::new("bad-value", at.span, "`blackhole = false` says nothing");
@@ -70,7 +79,7 @@ fn next_hop(route: &RouteDraft, network: &Network, cx: &mut Context<'_>) -> Opti
         return None;
     }
     match named[0] {
-        "via" => via(route, network, cx),
+        "via" => via(route, interfaces, network, cx),
         "interface" => route.interface.get().map(|at| NextHop::Connected(at.value)),
         "tunnel" => route.tunnel.get().map(|at| NextHop::Tunnel(at.value)),
         "gateway" => route.gateway.get().map(|at| NextHop::Gateway(at.value)),
@@ -79,7 +88,12 @@ fn next_hop(route: &RouteDraft, network: &Network, cx: &mut Context<'_>) -> Opti
 }
 
 /// The router must be on a prefix of the interface named, or of any of the gateway's.
-fn via(route: &RouteDraft, network: &Network, cx: &mut Context<'_>) -> Option<NextHop> {
+fn via(
+    route: &RouteDraft,
+    interfaces: &[InterfaceDraft],
+    network: &Network,
+    cx: &mut Context<'_>,
+) -> Option<NextHop> {
     let via = route.via.get()?;
     if let Slot::Broken = route.interface {
         return None;
@@ -104,23 +118,24 @@ fn via(route: &RouteDraft, network: &Network, cx: &mut Context<'_>) -> Option<Ne
         );
         return None;
     }
-    let on = |c: &&super::Connected| c.address.network().contains(via.value);
-    let found = match route.interface.get() {
-        Some(wanted) => network.connected.iter().filter(|c| c.interface == wanted.value.0).find(on),
-        None => network.towards(via.value),
+    let prefixes: Vec<Prefix> = match route.interface.get() {
+        Some(wanted) => interface_prefixes(interfaces, wanted.value),
+        None => Vec::new(),
     };
-    if let Some(found) = found {
-        return Some(NextHop::Via { address: via.value, interface: InterfaceId(found.interface) });
+    let found = match route.interface.get() {
+        Some(wanted) => prefixes.iter().any(|prefix| prefix.contains(via.value)).then_some(wanted.value),
+        None => network.towards(via.value).map(|found| InterfaceId(found.interface)),
+    };
+    if let Some(interface) = found {
+        return Some(NextHop::Via { address: via.value, interface });
     }
     if network.incomplete {
         return None;
     }
-    let prefixes: Vec<String> = network
-        .connected
-        .iter()
-        .filter(|c| route.interface.get().is_none_or(|wanted| wanted.value.0 == c.interface))
-        .map(|c| c.address.network().to_string())
-        .collect();
+    let prefixes: Vec<String> = match route.interface.get() {
+        Some(_) => prefixes.iter().map(Prefix::to_string).collect(),
+        None => network.connected.iter().take(100).map(|c| c.address.network().to_string()).collect(),
+    };
     let whose = if route.interface.get().is_some() { "this interface" } else { "this gateway" };
     let help = match prefixes.is_empty() {
         true => format!("{whose} has no addresses; give an interface one on the router's prefix"),
@@ -129,4 +144,91 @@ fn via(route: &RouteDraft, network: &Network, cx: &mut Context<'_>) -> Option<Ne
     let message = format!("no connected prefix holds {}", via.value);
     cx.report(Problem::new("via-unreachable", via.span, message).help(help));
     None
+}
+
+fn interface_prefixes(interfaces: &[InterfaceDraft], id: InterfaceId) -> Vec<Prefix> {
+    let addresses = interfaces.get(id.0).and_then(|interface| interface.addresses.get());
+    addresses.map_or_else(Vec::new, |all| all.iter().map(|address| address.network()).collect())
+}
+
+/// Where a prefix of a gateway leads, as far as the checks care.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Leads {
+    /// To a line, or nowhere.
+    Out,
+    /// Into a tunnel, by the route here.
+    Tunnel(TunnelId, Span),
+    /// To another gateway.
+    Gateway(GatewayId),
+}
+
+/// The route table of a gateway, connected prefixes included.
+#[derive(Default)]
+pub(crate) struct Table {
+    pub map: PrefixMap<Leads>,
+    /// Some route or interface could not be read: it may have led anywhere.
+    pub incomplete: bool,
+}
+
+/// Builds the tables, and finds prefixes that stand twice.
+pub(crate) fn tables(draft: &Draft, networks: &Networks, cx: &mut Context<'_>) -> Vec<Table> {
+    let mut tables = Vec::with_capacity(draft.gateways.len());
+    for (gateway, network) in draft.gateways.iter().zip(&networks.0) {
+        let mut table = Table { incomplete: network.incomplete, ..Table::default() };
+        for connected in &network.connected {
+            table.map.insert_first(connected.address.network(), Leads::Out);
+        }
+        let mut first = PrefixMap::default();
+        for route in &gateway.routes {
+            let Some(to) = route.to.get() else {
+                table.incomplete = true;
+                continue;
+            };
+            if let Some(first) = first.insert_first(to.value, to.span) {
+                let message = format!("this gateway has a route to {} already", to.value);
+                let help = "a prefix has one route: take one out, or make one longer";
+                cx.report(duplicate("duplicate-route", to.span, *first, message, help));
+                continue;
+            }
+            let leads = match (route.tunnel.get(), route.gateway.get()) {
+                (Some(tunnel), _) => Leads::Tunnel(tunnel.value, route.at),
+                (None, Some(gateway)) => Leads::Gateway(gateway.value),
+                (None, None) => Leads::Out,
+            };
+            table.map.insert_first(to.value, leads);
+        }
+        tables.push(table);
+    }
+    tables
+}
+
+/// Follows every route into another gateway: the packet must not come back to a gateway that it has been through.
+/// In each gateway the longest route that holds the whole prefix is followed; longer ones may lead parts of it
+/// elsewhere, but what they leave over would still go round.
+pub(crate) fn loops(draft: &Draft, tables: &[Table], cx: &mut Context<'_>) {
+    for (index, gateway) in draft.gateways.iter().enumerate() {
+        for route in &gateway.routes {
+            let (Some(to), Some(next)) = (route.to.get(), route.gateway.get()) else { continue };
+            let mut path = vec![GatewayId(index)];
+            let mut visited = HashSet::from([GatewayId(index)]);
+            let mut at = next.value;
+            let goes_round = loop {
+                path.push(at);
+                if !visited.insert(at) {
+                    break true;
+                }
+                match tables.get(at.0).and_then(|table| table.map.longest(to.value)) {
+                    Some((_, Leads::Gateway(next))) => at = *next,
+                    _ => break false,
+                }
+            };
+            if goes_round {
+                let names: Vec<&str> = path.iter().map(|id| cx.names.gateways.list[id.0].as_str()).collect();
+                let message = format!("packets to {} go round: {}", to.value, names.join(" → "));
+                let help = "lead the prefix out of one of these gateways, or drop what is left of it there with a \
+                            route `blackhole = true`";
+                cx.report(Problem::new("gateway-loop", next.span, message).help(help));
+            }
+        }
+    }
 }
