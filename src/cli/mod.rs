@@ -1,3 +1,81 @@
 //! The commands, one file each.
 
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub mod check;
 pub mod doctor;
+pub mod run;
+
+/// A poll-mode packet gateway: VLAN, NAT, SPD, LPM and AES-GCM ESP over AF_XDP.
+#[derive(Debug, Parser)]
+#[command(name = "causeway", version, about, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Cli {
+    /// What is written to the log: a level (error, warn, info, debug, trace), or levels by module.
+    #[arg(long, global = true, value_name = "FILTER", env = "CAUSEWAY_LOG", default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; everything is well
+  1  what was asked for is not well: errors in a file, a problem of the machine, packets not accounted for
+  2  the command line is wrong
+  3  it cannot be done here: no privilege, no device, no such gateway, a tool is missing
+  4  a bug: please report it with what was printed";
+
+/// Exit code: what was asked for is not well.
+pub const NOT_WELL: u8 = 1;
+/// Exit code: it cannot be done here.
+pub const CANNOT: u8 = 3;
+/// Exit code: a bug.
+pub const BUG: u8 = 4;
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway that a file describes.
+    Run(run::Run),
+    /// Check a file: every error at once, each with its place and what would be right.
+    Check(check::Check),
+    /// Say what this machine offers, and what to do about it.
+    Doctor(doctor::Doctor),
+    /// Print a shell's completion script.
+    #[command(after_help = "Example:\n  causeway completions bash > /etc/bash_completion.d/causeway")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log);
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("causeway: --log {}: {error}", cli.log);
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Prints an error of a command to the standard error, as one sentence.
+pub(crate) fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("causeway: {error}");
+    ExitCode::from(code)
+}

@@ -1,15 +1,12 @@
 //! From a checked configuration to the tables that workers read.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use thiserror::Error;
 
 use super::{
-    Action, Cipher, Config, DontFragment, Dscp, Encapsulation, GatewayId, NatKind, NextHop as Where, Prefix, Side, Vlan,
+    Action, Cipher, Config, DontFragment, Dscp, Encapsulation, GatewayId, NatKind, NextHop as Where, Prefix,
+    Side, Vlan,
 };
 use crate::{
     crypto::{
@@ -413,7 +410,8 @@ impl Builder<'_> {
             // Mapped addresses that look on-link from here are answered for (RFC 1027, in its modern use).
             let gateway = &self.config.gateways[interface.gateway.value.0];
             let proxied = gateway.nat.iter().map(|nat| nat.translated.value.0);
-            let on_link = |prefix: &Prefix| interface.addresses.iter().any(|a| a.value.network().covers(*prefix));
+            let on_link =
+                |prefix: &Prefix| interface.addresses.iter().any(|a| a.value.network().covers(*prefix));
             interfaces[usize::from(number)] = Interface {
                 port: interface.port.value.0 as u16,
                 gateway: self.gateways[interface.gateway.value.0],
@@ -461,7 +459,8 @@ impl Builder<'_> {
             IpAddr::V4(a) => NeighbourKey::v4(interface, a.to_bits()),
             IpAddr::V6(a) => NeighbourKey::v6(interface, a.to_bits()),
         };
-        let id = self.neighbours.ensure(&key, self.now).map_err(table_error(format!("next hop {address}")))?;
+        let id =
+            self.neighbours.ensure(&key, self.now).map_err(table_error(format!("next hop {address}")))?;
         self.neighbours.pin(id);
         self.pinned.push(id);
         Ok(NextHop::Via { interface, neighbour: id, address })
@@ -484,14 +483,20 @@ impl Builder<'_> {
         let mut insert = |prefix: Prefix, hop: u32| -> Result<(), BuildError> {
             let what = || format!("routes of gateway {name}");
             match prefix.address() {
-                IpAddr::V4(a) => writer_v4.insert(a.to_bits(), prefix.length(), hop).map(drop).map_err(table_error(what())),
-                IpAddr::V6(a) => writer_v6.insert(a.to_bits(), prefix.length(), hop).map(drop).map_err(table_error(what())),
+                IpAddr::V4(a) => {
+                    writer_v4.insert(a.to_bits(), prefix.length(), hop).map(drop).map_err(table_error(what()))
+                }
+                IpAddr::V6(a) => {
+                    writer_v6.insert(a.to_bits(), prefix.length(), hop).map(drop).map_err(table_error(what()))
+                }
             }
         };
         if let Some(place) = place {
             let gateway = &self.config.gateways[place];
             let mine = |interface: &&super::Interface| interface.gateway.value.0 == place;
-            for (interface, number) in self.config.interfaces.iter().zip(self.interfaces.clone()).filter(|(i, _)| mine(i)) {
+            for (interface, number) in
+                self.config.interfaces.iter().zip(self.interfaces.clone()).filter(|(i, _)| mine(i))
+            {
                 for address in interface.addresses.iter().map(|a| a.value) {
                     let connected = self.next_hop(NextHop::Connected { interface: number });
                     insert(address.network(), connected)?;
@@ -506,7 +511,9 @@ impl Builder<'_> {
             for route in &gateway.routes {
                 let hop = match route.next_hop {
                     Where::Via { address, interface } => self.via(self.interfaces[interface.0], address)?,
-                    Where::Connected(interface) => NextHop::Connected { interface: self.interfaces[interface.0] },
+                    Where::Connected(interface) => {
+                        NextHop::Connected { interface: self.interfaces[interface.0] }
+                    }
                     Where::Tunnel(tunnel) => NextHop::Tunnel(self.tunnels[tunnel.0]),
                     Where::Gateway(gateway) => NextHop::Gateway(self.gateways[gateway.0]),
                     Where::Blackhole => NextHop::Blackhole,
@@ -547,7 +554,8 @@ impl Builder<'_> {
         }
         writer_v4.publish().map_err(table_error(format!("routes of gateway {name}")))?;
         writer_v6.publish().map_err(table_error(format!("routes of gateway {name}")))?;
-        let spd = Spd::build(&policies, self.seed).map_err(table_error(format!("policies of gateway {name}")))?;
+        let spd =
+            Spd::build(&policies, self.seed).map_err(table_error(format!("policies of gateway {name}")))?;
         let _ = interfaces;
         let gateway = Gateway {
             own,
@@ -573,9 +581,11 @@ impl Builder<'_> {
         let v4 = |kind| {
             let rules: Vec<_> = rules(kind)
                 .filter_map(|(original, translated)| match (original.address(), translated.address()) {
-                    (IpAddr::V4(o), IpAddr::V4(t)) => {
-                        Some(Rule { original: o.to_bits(), translated: t.to_bits(), length: original.length() })
-                    }
+                    (IpAddr::V4(o), IpAddr::V4(t)) => Some(Rule {
+                        original: o.to_bits(),
+                        translated: t.to_bits(),
+                        length: original.length(),
+                    }),
                     _ => None,
                 })
                 .collect();
@@ -584,9 +594,11 @@ impl Builder<'_> {
         let v6 = |kind| {
             let rules: Vec<_> = rules(kind)
                 .filter_map(|(original, translated)| match (original.address(), translated.address()) {
-                    (IpAddr::V6(o), IpAddr::V6(t)) => {
-                        Some(Rule { original: o.to_bits(), translated: t.to_bits(), length: original.length() })
-                    }
+                    (IpAddr::V6(o), IpAddr::V6(t)) => Some(Rule {
+                        original: o.to_bits(),
+                        translated: t.to_bits(),
+                        length: original.length(),
+                    }),
                     _ => None,
                 })
                 .collect();
@@ -607,9 +619,12 @@ impl Builder<'_> {
         let underlay = self.gateways[tunnel.underlay.value.0];
         let next_hop = self.towards(underlay, remote, gateways)?;
         let number = self.tunnels[place];
-        let routed = self.config.gateways.iter().flat_map(|g| &g.routes).any(|route| {
-            matches!(route.next_hop, Where::Tunnel(t) if self.tunnels[t.0] == number)
-        });
+        let routed = self
+            .config
+            .gateways
+            .iter()
+            .flat_map(|g| &g.routes)
+            .any(|route| matches!(route.next_hop, Where::Tunnel(t) if self.tunnels[t.0] == number));
         let udp = *tunnel.encapsulation == Encapsulation::Udp;
         let outer = Outer::new(local, remote, udp).ok_or_else(|| BuildError::Table {
             what: format!("tunnel {}", tunnel.name.value.as_str()),
@@ -636,7 +651,12 @@ impl Builder<'_> {
     }
 
     /// The next hop of outer packets to `remote`; `None` when no route leads there over an interface.
-    fn towards(&mut self, mut gateway: u16, remote: IpAddr, gateways: &[Gateway]) -> Result<Option<u32>, BuildError> {
+    fn towards(
+        &mut self,
+        mut gateway: u16,
+        remote: IpAddr,
+        gateways: &[Gateway],
+    ) -> Result<Option<u32>, BuildError> {
         for _ in 0..gateways.len() {
             let tables = &gateways[usize::from(gateway)];
             let hop = match remote {
@@ -672,8 +692,10 @@ fn spd_policy(policy: &super::Policy, action: u32) -> spd::Policy {
     let ports = |ranges: Option<&super::PortRanges>| {
         ranges.map_or(Ports::Any, |r| Ports::Ranges(r.0.iter().map(|p| (p.first, p.last)).collect()))
     };
-    let (mut source_ports, mut destination_ports) =
-        (ports(policy.source_port.as_ref().map(|p| &p.value)), ports(policy.destination_port.as_ref().map(|p| &p.value)));
+    let (mut source_ports, mut destination_ports) = (
+        ports(policy.source_port.as_ref().map(|p| &p.value)),
+        ports(policy.destination_port.as_ref().map(|p| &p.value)),
+    );
     if let Some(icmp) = &policy.icmp {
         source_ports = Ports::Ranges(vec![(icmp.value.kind.into(), icmp.value.kind.into())]);
         destination_ports =

@@ -27,7 +27,12 @@ use crate::{
     runtime::{Clock, Command, Idle, Ledger, Mailbox, Snapshot, Worker},
     stage::EventQueue,
     stats::{Segment, SegmentError, WorkerCounters},
-    table::{hash::Seed, interface::Interface, neighbour::{NeighbourId, NeighbourTable, NeighbourWriter}, tables::Tables},
+    table::{
+        hash::Seed,
+        interface::Interface,
+        neighbour::{NeighbourId, NeighbourTable, NeighbourWriter},
+        tables::Tables,
+    },
     wire::ethernet::MacAddr,
 };
 
@@ -66,7 +71,9 @@ pub enum StartError {
         usable: String,
     },
     /// Another gateway of this name runs.
-    #[error("a gateway of this name runs already (process {pid}); stop it, or give this one another name or run_dir")]
+    #[error(
+        "a gateway of this name runs already (process {pid}); stop it, or give this one another name or run_dir"
+    )]
     Running {
         /// Its process.
         pid: u32,
@@ -138,7 +145,10 @@ impl Sequences for Persistent<'_> {
         fingerprint: Fingerprint,
         esn: bool,
     ) -> Result<Arc<Sequence>, Box<dyn std::error::Error + Send + Sync>> {
-        let file = self.0.as_mut().ok_or("the gateway started without tunnels and so without a state file: restart it")?;
+        let file = self
+            .0
+            .as_mut()
+            .ok_or("the gateway started without tunnels and so without a state file: restart it")?;
         Ok(file.sequence(fingerprint, esn)?)
     }
 }
@@ -240,7 +250,9 @@ impl Gateway {
         let umem = Umem::new(buffers, config.system.buffer_size.get() as usize, pages)?;
         let umem_huge = umem.memory().is_huge();
         if !umem_huge && pages == HugePages::Auto {
-            tracing::warn!("packet memory lies on ordinary pages: reserve huge pages (see `causeway doctor`) for less work per packet");
+            tracing::warn!(
+                "packet memory lies on ordinary pages: reserve huge pages (see `causeway doctor`) for less work per packet"
+            );
         }
         let mut pools = umem.into_pools(workers);
         let shared = pools.first().map(|pool| Arc::clone(pool.umem()));
@@ -276,7 +288,12 @@ impl Gateway {
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
         let mut send = |t| to_first(mailboxes, t);
-        gateway.resolver.announce(&gateway.built.tables, &gateway.kept.neighbours, gateway.clock.now(), &mut send);
+        gateway.resolver.announce(
+            &gateway.built.tables,
+            &gateway.kept.neighbours,
+            gateway.clock.now(),
+            &mut send,
+        );
         Ok(gateway)
     }
 
@@ -316,7 +333,8 @@ impl Gateway {
             };
             let name = format!("worker-{number}");
             let spawned = thread::Builder::new().name(name.clone()).spawn(body);
-            self.workers.push(spawned.map_err(|source| StartError::Make { what: format!("thread {name}"), source })?);
+            self.workers
+                .push(spawned.map_err(|source| StartError::Make { what: format!("thread {name}"), source })?);
         }
         Ok(())
     }
@@ -351,8 +369,7 @@ impl Gateway {
     pub fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
         self.check_reload(&config)?;
         let now = self.clock.now();
-        let built =
-            build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
+        let built = build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
         let same_rows = built.rows.clone().layout("", 1, 1).groups == self.segment.layout().groups;
         let segment = if same_rows {
             None
@@ -362,9 +379,9 @@ impl Gateway {
             Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
         };
         for (number, mailbox) in self.mailboxes.iter().enumerate() {
-            let counters = segment.as_ref().map(|new| {
-                Box::new(WorkerCounters::taking_over(new, number, self.segment.layout()))
-            });
+            let counters = segment
+                .as_ref()
+                .map(|new| Box::new(WorkerCounters::taking_over(new, number, self.segment.layout())));
             let snapshot = Snapshot { tables: Arc::clone(&built.tables), counters };
             mailbox.send(Command::Snapshot(snapshot)).map_err(|_| ReloadError::Busy)?;
         }
@@ -401,7 +418,8 @@ impl Gateway {
             return Err(ReloadError::NeedsRestart("the list of ports, their drivers, devices and rings"));
         }
         let machine = |c: &Config| {
-            let cores = c.system.cores.as_ref().map(|l| l.value.iter().map(|c| c.value.get()).collect::<Vec<_>>());
+            let cores =
+                c.system.cores.as_ref().map(|l| l.value.iter().map(|c| c.value.get()).collect::<Vec<_>>());
             let sizes = (c.system.buffers.get(), c.system.buffer_size.get(), c.system.burst.get());
             (cores, sizes, c.system.run_dir.value.0.clone(), c.system.state.value.0.clone())
         };
@@ -409,7 +427,9 @@ impl Gateway {
             return Err(ReloadError::NeedsRestart("cores, buffers, burst, run_dir and state of [system]"));
         }
         let taps = |c: &Config| {
-            let tap = |i: &config::Interface| Some((i.name.value.as_str().to_string(), i.host_tap.as_ref()?.value.as_str().to_string()));
+            let tap = |i: &config::Interface| {
+                Some((i.name.value.as_str().to_string(), i.host_tap.as_ref()?.value.as_str().to_string()))
+            };
             c.interfaces.iter().filter_map(tap).collect::<Vec<_>>()
         };
         if taps(old) != taps(new) {
@@ -528,7 +548,10 @@ fn open_hosts(config: &Config, built: &Built) -> Result<Vec<(AnyPort, u16)>, Sta
     for (interface, &number) in config.interfaces.iter().zip(&built.interfaces) {
         let Some(tap) = &interface.host_tap else { continue };
         let failed = |source| {
-            StartError::Port(PortError::Socket { port: format!("host_tap of interface {}", interface.name.value.as_str()), source })
+            StartError::Port(PortError::Socket {
+                port: format!("host_tap of interface {}", interface.name.value.as_str()),
+                source,
+            })
         };
         let port = crate::io::tap::TapPort::open(tap.value.as_str()).map_err(failed)?;
         if let Some(known) = built.tables.interface(number) {

@@ -29,7 +29,8 @@ const SECOND: u64 = 1_000_000_000;
 const RETRY: u64 = SECOND;
 const TRIES: u8 = 3;
 /// How long a confirmed neighbour counts as reachable (RFC 4861 10), and how long an unused one is remembered.
-const AGES: NeighbourAges = NeighbourAges { incomplete: 4 * SECOND, reachable: 30 * SECOND, stale: 600 * SECOND };
+const AGES: NeighbourAges =
+    NeighbourAges { incomplete: 4 * SECOND, reachable: 30 * SECOND, stale: 600 * SECOND };
 /// A neighbour in use is asked again when its confirmation is this old: before it turns stale.
 const REFRESH: u64 = 25 * SECOND;
 /// An address is defended at most so often (RFC 5227 2.4 b).
@@ -70,13 +71,23 @@ pub struct Resolver {
 impl Resolver {
     /// Announces the gateway's own addresses, and those it answers for, to all (gratuitous ARP, RFC 5227 3;
     /// unsolicited advertisements, RFC 4861 7.2.6), and asks for the routers that routes lead to.
-    pub fn announce(&mut self, tables: &Tables, writer: &NeighbourWriter, now: u64, send: &mut dyn FnMut(Transmit)) {
+    pub fn announce(
+        &mut self,
+        tables: &Tables,
+        writer: &NeighbourWriter,
+        now: u64,
+        send: &mut dyn FnMut(Transmit),
+    ) {
         for (number, interface) in tables.interfaces.iter().enumerate() {
             let number = number as u16;
             for address in interface.addresses.iter().map(|a| a.address) {
                 send(announcement(number, interface, address));
             }
-            for prefix in interface.proxied.iter().filter(|p| p.len() == if matches!(p, crate::wire::ip::IpPrefix::V4(_)) { 32 } else { 128 }) {
+            for prefix in interface
+                .proxied
+                .iter()
+                .filter(|p| p.len() == if matches!(p, crate::wire::ip::IpPrefix::V4(_)) { 32 } else { 128 })
+            {
                 send(announcement(number, interface, prefix.network()));
             }
         }
@@ -135,7 +146,9 @@ impl Resolver {
                 let known = writer.table().lookup(&key(interface, address));
                 let id = match claim {
                     // It will want an answer; and an answer to us was asked for.
-                    NeighbourClaim::Asked => known.or_else(|| writer.ensure(&key(interface, address), now).ok()),
+                    NeighbourClaim::Asked => {
+                        known.or_else(|| writer.ensure(&key(interface, address), now).ok())
+                    }
                     // What nobody asked for changes what is known, but adds nothing (RFC 826, RFC 4861 7.2.5).
                     NeighbourClaim::Answered { .. } => known,
                 };
@@ -240,7 +253,13 @@ fn arp_frame(interface: &Interface, to: MacAddr, packet: &arp::Repr) -> Vec<u8> 
     frame
 }
 
-fn discovery_frame(interface: &Interface, message: &Neighbour, from: Ipv6Addr, to: Ipv6Addr, mac: MacAddr) -> Vec<u8> {
+fn discovery_frame(
+    interface: &Interface,
+    message: &Neighbour,
+    from: Ipv6Addr,
+    to: Ipv6Addr,
+    mac: MacAddr,
+) -> Vec<u8> {
     let link = &interface.header_v6;
     let mut frame = vec![0; wire_neighbour::discovery_len(link, message)];
     // The buffer has the length that is asked for, so it is written.
@@ -278,7 +297,8 @@ fn solicitation(interface: &Interface, address: IpAddr, to: Option<MacAddr>) -> 
         (IpAddr::V6(target), IpAddr::V6(own)) => {
             let message = Neighbour::Solicitation { target, source_mac: Some(interface.mac) };
             let group = ipv6::solicited_node(target);
-            let (destination, mac) = to.map_or((group, MacAddr::of_ipv6_multicast(group)), |mac| (target, mac));
+            let (destination, mac) =
+                to.map_or((group, MacAddr::of_ipv6_multicast(group)), |mac| (target, mac));
             Some(discovery_frame(interface, &message, own, destination, mac))
         }
         _ => None,

@@ -42,7 +42,9 @@ pub enum PortError {
         source: af_xdp::Error,
     },
     /// A memory port that nobody holds the other end of.
-    #[error("port {0} has driver memory: it is for `causeway bench`, `causeway demo --memory` and tests; choose xdp, af_packet or tap")]
+    #[error(
+        "port {0} has driver memory: it is for `causeway bench`, `causeway demo --memory` and tests; choose xdp, af_packet or tap"
+    )]
     NoOtherEnd(String),
 }
 
@@ -139,7 +141,8 @@ fn open_packet(port: &Port, workers: usize, number: usize) -> Result<One, PortEr
     let failed = socket_error(port);
     let device = Device::by_name(device_name(port)).map_err(&failed)?;
     // A group of one needs no fan-out; of more, its number is unique on this machine but for other gateways.
-    let fanout = (workers > 1).then(|| (std::process::id() as u16).wrapping_mul(31).wrapping_add(number as u16));
+    let fanout =
+        (workers > 1).then(|| (std::process::id() as u16).wrapping_mul(31).wrapping_add(number as u16));
     let config = PacketConfig { promiscuous: *port.promiscuous, fanout, ..PacketConfig::default() };
     let open = |_| PacketPort::open(&device, &config).map(|p| AnyPort::Packet(Box::new(p)));
     let queues: Vec<AnyPort> = (0..workers).map(open).collect::<Result<_, _>>().map_err(&failed)?;
@@ -200,13 +203,15 @@ fn open_xdp(
         division: if *port.share_with_host { Division::HostShared } else { Division::Exclusive },
         addresses: own_prefixes(config, number),
         services: Vec::new(),
+        pin: None,
     };
     let (device, ports) = XdpDevice::open(umem, device_name(port), &options, pools).map_err(failed)?;
     let mac = MacAddr(device.device.mac().map_err(|source| PortError::Socket { port: name(), source })?);
     let zero_copy = if ports.iter().all(|p| p.is_zero_copy()) { "zero-copy" } else { "copy" };
     let Attached { hook, fallback } = &device.attached;
     let mut description =
-        format!("{}: xdp, {hook:?} mode, {zero_copy}, {} queue(s)", device.device.name(), ports.len()).to_lowercase();
+        format!("{}: xdp, {hook:?} mode, {zero_copy}, {} queue(s)", device.device.name(), ports.len())
+            .to_lowercase();
     if let Some(reason) = fallback {
         description.push_str(&format!(" (not in the driver: {reason})"));
     }

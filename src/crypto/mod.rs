@@ -13,9 +13,9 @@
 )]
 
 pub mod aead;
+mod reference;
 pub mod replay;
 pub mod sequence;
-mod reference;
 #[cfg(target_arch = "x86_64")]
 mod vaes;
 #[cfg(target_arch = "x86_64")]

@@ -13,10 +13,10 @@ use crate::packet::{FramePool, FrameQueue};
 
 pub mod af_packet;
 pub mod any;
-pub mod mem;
-pub mod tap;
 pub mod fault;
+pub mod mem;
 pub mod pcap;
+pub mod tap;
 pub mod xdp;
 
 /// What a port counts itself, since it was opened.

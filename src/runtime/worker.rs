@@ -1,10 +1,7 @@
 //! The poll-mode loop of one core.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arrayvec::ArrayVec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,7 +13,7 @@ use crate::{
     stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed},
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
-    wire::ethernet::{Ethernet, EtherType},
+    wire::ethernet::{EtherType, Ethernet},
 };
 
 /// What a worker does when there is nothing to do.
@@ -256,7 +253,8 @@ impl<P: PacketIo> Worker<P> {
             if queue.is_empty() {
                 continue;
             }
-            let lengths: ArrayVec<u16, { 2 * crate::packet::BURST }> = queue.iter().map(|f| f.len() as u16).collect();
+            let lengths: ArrayVec<u16, { 2 * crate::packet::BURST }> =
+                queue.iter().map(|f| f.len() as u16).collect();
             let n = port.tx_burst(&mut self.pool, queue);
             let bytes = lengths.iter().take(n).map(|&len| u64::from(len)).sum();
             self.counters.worker(WorkerColumn::Sent, n as u64);
@@ -289,7 +287,8 @@ impl<P: PacketIo> Worker<P> {
                 Some(to) => {
                     let link = Ethernet::at(umem.bytes(&frame), 0).map(|h| (h.destination(), h.ether_type()));
                     link.ok_or(DropReason::EthernetTruncated).and_then(|(destination, kind)| {
-                        let header = to.header_v4.with_destination(destination).with_ether_type(EtherType(kind.0));
+                        let header =
+                            to.header_v4.with_destination(destination).with_ether_type(EtherType(kind.0));
                         frame.trim_front(14);
                         if !frame.grow_front(header.header_len()) {
                             return Err(DropReason::NoBuffer);
@@ -329,7 +328,8 @@ impl<P: PacketIo> Worker<P> {
                 std::net::IpAddr::V4(a) => NeighbourKey::v4(packet.key.interface, a.to_bits()),
                 std::net::IpAddr::V6(a) => NeighbourKey::v6(packet.key.interface, a.to_bits()),
             };
-            let known = self.tables.neighbours.lookup(&key).filter(|id| self.tables.neighbours.mac(*id).is_some());
+            let known =
+                self.tables.neighbours.lookup(&key).filter(|id| self.tables.neighbours.mac(*id).is_some());
             let late = now.saturating_sub(packet.since) > PENDING_TIME;
             if known.is_none() && !late || !self.burst.has_room() {
                 at += 1;
@@ -371,7 +371,13 @@ impl<P: PacketIo> Worker<P> {
             icmp_limit: &mut self.icmp_limit,
             now,
         };
-        drop_with_error(&mut cx, &mut self.burst, slot, DropReason::NeighbourUnreachable, Problem::HostUnreachable);
+        drop_with_error(
+            &mut cx,
+            &mut self.burst,
+            slot,
+            DropReason::NeighbourUnreachable,
+            Problem::HostUnreachable,
+        );
     }
 
     /// Takes up what the control thread sent.
@@ -501,7 +507,8 @@ impl<P: PacketIo> Worker<P> {
     /// Frames that are neither in the pool nor anywhere a packet may be: none, unless there is a bug.
     #[must_use]
     pub fn frames_missing(&self) -> usize {
-        let held: usize = self.ports.iter().chain(self.hosts.iter().map(|(port, _)| port)).map(PacketIo::held).sum();
+        let held: usize =
+            self.ports.iter().chain(self.hosts.iter().map(|(port, _)| port)).map(PacketIo::held).sum();
         (self.pool.owned()).saturating_sub(self.pool.available() + held + self.waiting() as usize)
     }
 

@@ -72,7 +72,10 @@ mod tests {
     fn errors_are_bounded_over_any_second() {
         let mut limit = IcmpLimit::default();
         let sent = (0..10_000_000_u64).step_by(1_000).filter(|&us| limit.allow(us * 1_000)).count() as u64;
-        assert!((9_990..=10_000 + ERRORS_AT_ONCE).contains(&sent), "{sent} in ten seconds at most one per ms");
+        assert!(
+            (9_990..=10_000 + ERRORS_AT_ONCE).contains(&sent),
+            "{sent} in ten seconds at most one per ms"
+        );
         let burst = (0..1_000).filter(|_| limit.allow(11_000_000_000)).count() as u64;
         assert_eq!(burst, ERRORS_AT_ONCE);
     }

@@ -95,8 +95,11 @@ impl EspOpen {
             let Some(packet) = bytes.get_mut(usize::from(found.at)..end) else { return };
             let Some((head, text)) = packet.split_at_mut_checked(esp::HEADER_IV_LEN) else { return };
             let iv = esp::Esp::at(head, 0).map_or([0; 8], |header| header.iv());
-            let aad =
-                if sa.esn { Aad::esn(sa.spi, found.sequence) } else { Aad::new(sa.spi, found.sequence as u32) };
+            let aad = if sa.esn {
+                Aad::esn(sa.spi, found.sequence)
+            } else {
+                Aad::new(sa.spi, found.sequence as u32)
+            };
             // As many jobs as slots, so there is room.
             let _ = jobs.try_push(Job::new(&sa.key, iv, aad, text)).and_then(|()| Ok(places.push(slot)));
         });

@@ -137,7 +137,9 @@ impl EspSeal {
         }
         known.l3 = 0;
         known.ip_len = total as u16;
-        known.flags = Flags::NONE.with(Flags::V6, tunnel.outer.is_v6()).with(Flags::ORIGINATED, meta.flags.has(Flags::ORIGINATED));
+        known.flags = Flags::NONE
+            .with(Flags::V6, tunnel.outer.is_v6())
+            .with(Flags::ORIGINATED, meta.flags.has(Flags::ORIGINATED));
         known.next_hop = next_hop;
         known.egress = interface;
         known.neighbour = neighbour.to_bits();

@@ -53,7 +53,8 @@ pub fn split(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, mtu: u16) -> Option
     }
     let whole = packet.header;
     let (offset, last_more) = (whole.fragment_offset(), whole.more_fragments());
-    let identification = if whole.identification() == 0 { cx.out.next_identification() } else { whole.identification() };
+    let identification =
+        if whole.identification() == 0 { cx.out.next_identification() } else { whole.identification() };
     let mut made: ArrayVec<(Frame, Meta), MAX_FRAGMENTS> = ArrayVec::new();
     for (i, part) in rest.chunks(later_len).enumerate() {
         let mut frame = cx.pool.alloc()?;
@@ -62,7 +63,13 @@ pub fn split(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, mtu: u16) -> Option
         let _ = cx.umem.grow_back(&mut frame, total);
         let at = offset + (first_len + i * later_len) as u16;
         let more = last_more || i + 1 < count;
-        write(cx.umem.bytes_mut(&mut frame), whole.bytes(), &options, part, Place { identification, at, more });
+        write(
+            cx.umem.bytes_mut(&mut frame),
+            whole.bytes(),
+            &options,
+            part,
+            Place { identification, at, more },
+        );
         let flags = meta.flags | Flags::FRAGMENT | Flags::LATER_FRAGMENT;
         let fresh = Meta {
             l3: 0,

@@ -36,8 +36,12 @@ impl Stage for Local {
             let own = if meta.is_v6() {
                 let header = Ipv6::at(burst.bytes(cx.umem, slot), usize::from(meta.l3));
                 let (source, destination) = header
-                    .map_or((Ipv6Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED), |h| (h.source(), h.destination()));
-                if neighbour::is_discovery(meta) && (destination.is_multicast() || owns_v6(cx.tables, meta, destination)) {
+                    .map_or((Ipv6Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED), |h| {
+                        (h.source(), h.destination())
+                    });
+                if neighbour::is_discovery(meta)
+                    && (destination.is_multicast() || owns_v6(cx.tables, meta, destination))
+                {
                     neighbour::discovery(cx, burst, slot);
                     continue;
                 }
@@ -55,7 +59,9 @@ impl Stage for Local {
                 cx.tables.gateway(meta.gateway).is_some_and(|g| g.own.v4(meta.dst).is_some())
             };
             let esp = meta.proto == protocol::ESP
-                || meta.proto == protocol::UDP && meta.dport == esp::UDP_PORT && meta.flags.has(Flags::HAS_PORTS);
+                || meta.proto == protocol::UDP
+                    && meta.dport == esp::UDP_PORT
+                    && meta.flags.has(Flags::HAS_PORTS);
             let lane = match (own, esp) {
                 (false, _) => &mut cx.lanes.forward,
                 (true, true) => &mut cx.lanes.esp,
@@ -96,10 +102,15 @@ impl Stage for Serve {
 
 /// Turns an echo request into its reply, in place. Whether it was one.
 fn echo(bytes: &mut [u8], meta: &mut Meta) -> Result<bool, DropReason> {
-    let request = u16::from(if meta.is_v6() { icmpv6::kind::ECHO_REQUEST } else { icmpv4::kind::ECHO_REQUEST }) << 8;
+    let request =
+        u16::from(if meta.is_v6() { icmpv6::kind::ECHO_REQUEST } else { icmpv4::kind::ECHO_REQUEST }) << 8;
     let icmp = if meta.is_v6() { protocol::ICMPV6 } else { protocol::ICMPV4 };
     // A fragment is left to the host, which can put it together.
-    if meta.proto != icmp || meta.dport != request || meta.flags.any(Flags::FRAGMENT) || !meta.flags.has(Flags::HAS_PORTS) {
+    if meta.proto != icmp
+        || meta.dport != request
+        || meta.flags.any(Flags::FRAGMENT)
+        || !meta.flags.has(Flags::HAS_PORTS)
+    {
         return Ok(false);
     }
     let truncated = DropReason::TransportTruncated;
@@ -157,7 +168,9 @@ fn to_host(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) -> bool {
         gateway.own.v4(meta.dst)
     };
     let Some(interface) = number.and_then(|n| tables.interface(n)) else { return false };
-    let Some(queue) = interface.host.and_then(|host| cx.out.hosts.get_mut(usize::from(host))) else { return false };
+    let Some(queue) = interface.host.and_then(|host| cx.out.hosts.get_mut(usize::from(host))) else {
+        return false;
+    };
     if queue.is_full() {
         burst.drop(slot, DropReason::HostQueueFull);
         return true;
@@ -188,7 +201,9 @@ fn to_host(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) -> bool {
 /// Nobody serves it: the sender of TCP and UDP learns that the port is closed (RFC 1122 3.2.2.1).
 fn refuse(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) {
     let problem = match burst.meta(slot).proto {
-        protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::SCTP | protocol::DCCP => Some(Problem::PortUnreachable),
+        protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::SCTP | protocol::DCCP => {
+            Some(Problem::PortUnreachable)
+        }
         protocol::ICMPV4 | protocol::ICMPV6 | protocol::ESP | protocol::AH => None,
         _ => Some(Problem::ProtocolUnreachable),
     };

@@ -31,7 +31,13 @@ impl Stage for Mtu {
                 continue;
             }
             if meta.flags.has(Flags::DONT_FRAGMENT) {
-                icmp_error::drop_with_error(cx, burst, slot, DropReason::PacketTooBig, Problem::TooBig { mtu });
+                icmp_error::drop_with_error(
+                    cx,
+                    burst,
+                    slot,
+                    DropReason::PacketTooBig,
+                    Problem::TooBig { mtu },
+                );
             } else if fragment::split(cx, burst, slot, mtu).is_none() {
                 burst.drop(slot, DropReason::FragmentationFailed);
             }

@@ -6,7 +6,10 @@ use super::{Cx, Event, NeighbourClaim, Stage, rewrite};
 use crate::{
     packet::{Burst, DropReason, Flags, HEADROOM, Slot},
     stats::WorkerColumn,
-    table::{interface::Interface, neighbour::{NeighbourKey, NeighbourState}},
+    table::{
+        interface::Interface,
+        neighbour::{NeighbourKey, NeighbourState},
+    },
     wire::{
         arp,
         ethernet::{EtherType, MacAddr},
@@ -61,7 +64,8 @@ fn learn(cx: &Cx<'_>, heard: &Heard<'_>) -> Result<(), DropReason> {
     };
     let neighbours = &cx.tables.neighbours;
     let known = neighbours.lookup(&key).is_some_and(|id| {
-        let fresh = matches!(neighbours.state(id), Some(NeighbourState::Reachable | NeighbourState::Permanent));
+        let fresh =
+            matches!(neighbours.state(id), Some(NeighbourState::Reachable | NeighbourState::Permanent));
         fresh && neighbours.mac(id) == Some(mac.0)
     });
     // A reply confirms what is known (RFC 4861 7.3.1); a request with the same address tells nothing new.
@@ -96,10 +100,8 @@ fn arp(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) -> Result<(), DropReason>
     if !for_us && !packet.is_gratuitous() {
         return Err(DropReason::ArpNotForUs);
     }
-    let claim =
-        if request { NeighbourClaim::Asked } else { NeighbourClaim::Answered { solicited: for_us } };
-    let claim =
-        if packet.is_gratuitous() { NeighbourClaim::Answered { solicited: false } } else { claim };
+    let claim = if request { NeighbourClaim::Asked } else { NeighbourClaim::Answered { solicited: for_us } };
+    let claim = if packet.is_gratuitous() { NeighbourClaim::Answered { solicited: false } } else { claim };
     if !packet.is_probe() {
         let mac = packet.sender_mac;
         learn(cx, &Heard { number: meta.interface, interface, address: sender, mac, claim })?;

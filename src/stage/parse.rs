@@ -105,7 +105,9 @@ fn parse_v4(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
         return Err(DropReason::Ipv4Options);
     }
     let later = header.fragment_offset() != 0;
-    meta.flags = meta.flags.without(Flags::V6)
+    meta.flags = meta
+        .flags
+        .without(Flags::V6)
         .with(Flags::FRAGMENT, header.is_fragment())
         .with(Flags::LATER_FRAGMENT, later)
         .with(Flags::OPTIONS, has_options)

@@ -22,7 +22,8 @@ impl Stage for Route {
         let mut left = slots;
         while let Some(first) = left.first() {
             let (number, v6) = (burst.meta(first).gateway, burst.meta(first).is_v6());
-            let same = left.filter(|slot| burst.meta(slot).gateway == number && burst.meta(slot).is_v6() == v6);
+            let same =
+                left.filter(|slot| burst.meta(slot).gateway == number && burst.meta(slot).is_v6() == v6);
             left -= same;
             let mut found = [NO_ROUTE; BURST];
             if let Some(gateway) = cx.tables.gateway(number) {

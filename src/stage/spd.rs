@@ -40,7 +40,8 @@ fn has_ports(meta: &Meta) -> bool {
 #[inline]
 fn key<A>(meta: &Meta, source: A, destination: A, reversed: bool) -> Key<A> {
     let (source_port, destination_port, opaque_ports) = ports(meta);
-    let plain = Key { source, destination, protocol: meta.proto, source_port, destination_port, opaque_ports };
+    let plain =
+        Key { source, destination, protocol: meta.proto, source_port, destination_port, opaque_ports };
     if !reversed {
         return plain;
     }
@@ -100,7 +101,8 @@ impl Stage for SpdInbound {
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let peers = (cx.lanes.forward & burst.live()).filter(|slot| {
             let meta = burst.meta(slot);
-            let checked = meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) && !meta.flags.has(Flags::FROM_TUNNEL);
+            let checked =
+                meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) && !meta.flags.has(Flags::FROM_TUNNEL);
             let protects = || cx.tables.gateway(meta.gateway).is_some_and(|g| g.protects);
             !checked && meta.passes == 0 && (meta.flags.has(Flags::FROM_TUNNEL) || protects())
         });

@@ -242,7 +242,8 @@ impl WorkerCounters {
     /// Starts from what `old` has counted. To be called by the worker, which is the only writer of both.
     pub fn carry_from(&self, old: &Self) {
         for &(from, to) in &self.carried {
-            let (from, to) = (old.segment.cells().get(old.first + from), self.segment.cells().get(self.first + to));
+            let (from, to) =
+                (old.segment.cells().get(old.first + from), self.segment.cells().get(self.first + to));
             if let (Some(from), Some(to)) = (from, to) {
                 to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
             }
@@ -422,7 +423,10 @@ mod tests {
         let after = WorkerCounters::taking_over(&new, 0, old.layout());
         after.carry_from(&before);
         let packets = |row| after.get(after.interface, row, TrafficColumn::InPackets as usize);
-        assert_eq!((after.read_worker(WorkerColumn::Received), packets(0), packets(1), packets(2)), (9, 2, 0, 1));
+        assert_eq!(
+            (after.read_worker(WorkerColumn::Received), packets(0), packets(1), packets(2)),
+            (9, 2, 0, 1)
+        );
     }
 
     #[test]

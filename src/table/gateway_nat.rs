@@ -66,7 +66,8 @@ impl GatewayNat {
                 return (source, destination);
             }
             let source = rules.local.translate_source(source).map_or(source, |t| t.address);
-            let destination = rules.peer.translate_destination(destination).map_or(destination, |t| t.address);
+            let destination =
+                rules.peer.translate_destination(destination).map_or(destination, |t| t.address);
             return (source, destination);
         }
         // A peer's address is mapped only towards the VPC: from one peer to another it stays what it is.

@@ -4,7 +4,11 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
-use crate::wire::{ethernet::MacAddr, ip::{IpPrefix, Ipv4Prefix, Ipv6Prefix}, vlan::L2Header};
+use crate::wire::{
+    ethernet::MacAddr,
+    ip::{IpPrefix, Ipv4Prefix, Ipv6Prefix},
+    vlan::L2Header,
+};
 
 /// Towards whom an interface looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +74,8 @@ impl Interface {
     /// Whether it answers for `address`: its own or a proxied one.
     #[must_use]
     pub fn answers_for(&self, address: IpAddr) -> bool {
-        self.addresses.iter().any(|a| a.address == address) || self.proxied.iter().any(|p| p.contains(address))
+        self.addresses.iter().any(|a| a.address == address)
+            || self.proxied.iter().any(|p| p.contains(address))
     }
 
     /// Whether `address` is one of its own.
@@ -229,7 +234,10 @@ mod tests {
         demux.bind_double(200, 99, 4);
         demux.bind_double(200, 100, 5);
         assert_eq!([demux.single(0), demux.single(100), demux.single(101)], [Some(1), Some(2), None]);
-        assert_eq!([demux.double(200, 100), demux.double(200, 99), demux.double(100, 200)], [Some(5), Some(4), None]);
+        assert_eq!(
+            [demux.double(200, 100), demux.double(200, 99), demux.double(100, 200)],
+            [Some(5), Some(4), None]
+        );
     }
 
     proptest! {

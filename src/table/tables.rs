@@ -6,7 +6,6 @@ use super::{
     gateway_nat::GatewayNat,
     interface::{Demux, Interface, OwnAddresses},
     lpm::{Lpm4, Lpm6},
-
     neighbour::{NeighbourId, NeighbourTable},
     sad::Sad,
     spd::Spd,

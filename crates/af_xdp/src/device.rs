@@ -86,6 +86,21 @@ impl Device {
         Ok(mac)
     }
 
+    /// Sets its MAC address.
+    ///
+    /// # Errors
+    /// [`Error::Privilege`] without CAP_NET_ADMIN, [`Error::DeviceMissing`] when it is gone.
+    pub fn set_mac(&self, mac: [u8; 6]) -> Result<(), Error> {
+        self.ioctl(libc::SIOCSIFHWADDR as _, |request| {
+            let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+            for (to, from) in address.sa_data.iter_mut().zip(mac) {
+                *to = from as libc::c_char;
+            }
+            request.ifr_ifru.ifru_hwaddr = address;
+        })?;
+        Ok(())
+    }
+
     /// Whether it is up, down or gone. One system call, or two.
     pub fn state(&self) -> LinkState {
         let mut name = [0; libc::IF_NAMESIZE];

@@ -1,0 +1,119 @@
+//! `causeway run`: the gateway itself.
+
+use std::{path::PathBuf, process::ExitCode, thread, time::Instant};
+
+use clap::Args;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use super::{BUG, CANNOT, NOT_WELL, fail};
+use crate::{
+    config,
+    control::gateway::{Gateway, StartOptions, TICK},
+};
+
+/// Run the gateway that a file describes, until SIGTERM or SIGINT; SIGHUP reads the file again.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  causeway run pipelines/site-to-site/idc.toml
+  causeway run --new-state /etc/causeway/gateway.toml   # the first time: all keys are new
+  kill -HUP $(pidof causeway)                           # read the file again")]
+pub struct Run {
+    /// The configuration file.
+    file: PathBuf,
+    /// Declare that no key of the file was ever used, and make the sequence state file. Only where there is none.
+    #[arg(long)]
+    new_state: bool,
+}
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: &Run) -> ExitCode {
+    let config = match config::load(&args.file) {
+        Ok((config, warnings)) => {
+            super::check::warn(&warnings);
+            config
+        }
+        Err(errors) => return super::check::report(errors),
+    };
+    // Before anything is opened, so that no signal finds the gateway half made.
+    let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+        Ok(signals) => signals,
+        Err(error) => return fail(&format!("cannot receive signals: {error}"), CANNOT),
+    };
+    let options = StartOptions { new_state: args.new_state, ..StartOptions::default() };
+    let mut gateway = match Gateway::start(config, options) {
+        Ok(gateway) => gateway,
+        Err(error) => return fail(&error, CANNOT),
+    };
+    for (port, description) in gateway.config().ports.iter().zip(gateway.port_descriptions()) {
+        tracing::info!("port {}: {description}", port.name.value.as_str());
+    }
+    tracing::info!(
+        "gateway {} runs with {} AES-GCM",
+        gateway.config().system.name.value.as_str(),
+        crate::config::build::backend(gateway.config().system.cipher.value)
+            .map_or_else(|e| e.to_string(), |b| b.to_string())
+    );
+    let mut state_reported = Instant::now();
+    let mut failing = false;
+    let ended = 'running: loop {
+        for signal in signals.pending() {
+            if signal != SIGHUP {
+                break 'running true;
+            }
+            reload(&mut gateway, args);
+        }
+        if let Err(error) = gateway.tick() {
+            // Once a second at most: it will go on for as long as the disk is full.
+            if !failing || state_reported.elapsed().as_secs() >= 1 {
+                tracing::error!("the sequence state cannot be written: {error}");
+                (failing, state_reported) = (true, Instant::now());
+            }
+        }
+        if gateway.has_failed() {
+            break false;
+        }
+        thread::sleep(TICK);
+    };
+    let summary = gateway.stop();
+    let total = summary.total();
+    tracing::info!(
+        "ended: {} received + {} originated = {} sent + {} delivered + {} dropped",
+        total.received,
+        total.originated,
+        total.sent,
+        total.delivered,
+        total.dropped
+    );
+    if !ended {
+        return fail(&"a worker ended on its own", BUG);
+    }
+    if !summary.balances() {
+        let missing = summary.frames_missing;
+        return fail(
+            &format!("not every packet is accounted for: {total:?}, {missing} buffers missing"),
+            NOT_WELL,
+        );
+    }
+    ExitCode::SUCCESS
+}
+
+fn reload(gateway: &mut Gateway, args: &Run) {
+    match config::load(&args.file) {
+        Ok((config, warnings)) => {
+            super::check::warn(&warnings);
+            match gateway.reload(config) {
+                Ok(()) => tracing::info!("{} is in force", args.file.display()),
+                Err(error) => tracing::error!("{} is not taken up: {error}", args.file.display()),
+            }
+        }
+        Err(errors) => {
+            let _ = super::check::report(errors);
+            tracing::error!("{} has errors: nothing has changed", args.file.display());
+        }
+    }
+}
