@@ -6,14 +6,22 @@
 //!   the disk holds at any moment, so after a kill or a power cut the next run starts beyond it.
 //! - [`Fingerprint`]: what names a key there.
 
+mod error;
 mod fingerprint;
+mod mapped;
+mod record;
+mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+pub use error::StateError;
 pub use fingerprint::Fingerprint;
+pub use state::StateFile;
 
 /// The numbers of one outbound association that are not used yet. Workers share it.
 #[derive(Debug)]
@@ -82,6 +90,12 @@ impl Sequence {
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.remaining() == 0
+    }
+
+    /// Whether numbers have 64 bits: both ends may change their mind while the key stays. Only the state file.
+    fn set_esn(&self, esn: bool) {
+        self.end.store(end(esn), Ordering::Relaxed);
+        self.limit.fetch_min(end(esn), Ordering::AcqRel);
     }
 }
 
