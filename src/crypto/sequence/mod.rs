@@ -98,29 +98,3 @@ impl Sequence {
         self.limit.fetch_min(end(esn), Ordering::AcqRel);
     }
 }
-
-/// Placeholder until the state file is merged.
-#[derive(Debug, thiserror::Error)]
-#[error("no state file yet")]
-pub struct StateError;
-/// Placeholder until the state file is merged.
-#[derive(Debug)]
-pub struct StateFile;
-impl StateFile {
-    /// Opens.
-    pub fn open(_: &std::path::Path) -> Result<Self, StateError> {
-        Ok(Self)
-    }
-    /// Creates.
-    pub fn create(_: &std::path::Path) -> Result<Self, StateError> {
-        Ok(Self)
-    }
-    /// Tops up.
-    pub fn top_up(&mut self) -> Result<(), StateError> {
-        Ok(())
-    }
-    /// A sequence.
-    pub fn sequence(&mut self, _: Fingerprint, esn: bool) -> Result<std::sync::Arc<Sequence>, StateError> {
-        Ok(std::sync::Arc::new(Sequence::ephemeral(1, esn)))
-    }
-}
