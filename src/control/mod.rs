@@ -3,4 +3,5 @@
 pub mod gateway;
 pub mod neighbours;
 pub mod ports;
+pub mod replay;
 pub mod single;
