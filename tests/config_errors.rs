@@ -99,7 +99,13 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("cores = [1, 2]", "cores = []", "bad-value", "cores", "at least one"),
     ("prefixes = [\"10.2.0.0/16\"]", "prefixes = [\"10.2.3.4/16\"]", "host-bits-set", "10.2.3.4", "\"10.2.0.0/16\""),
     ("[port.line]", "[port.LINE]", "bad-name", "LINE", "a-z"),
+    ("buffers = 65536", "buffers = 65536\nstate = \"\"", "bad-value", "state", "path"),
     // Ports and interfaces.
+    ("device = \"eth1\"", "device = \"eth1\"\nmac = \"03:00:00:00:00:01\"", "bad-value", "mac", "six pairs"),
+    ("device = \"eth1\"", "device = \"eth1\"\nmac = \"02:00:00:00:01\"", "bad-value", "mac", "six pairs"),
+    ("device = \"eth1\"", "device = \"a-name-too-long-by-far\"", "bad-value", "too-long", "15 characters"),
+    ("device = \"eth1\"", "device = \"eth1\"\nbusy_poll = \"20US\"", "bad-value", "busy_poll", "20us"),
+    ("device = \"eth1\"", "device = \"eth1\"\nring = 0", "out-of-range", "ring", "64 to 32768"),
     ("port = \"line\"", "port = \"lnie\"", "undefined-reference", "lnie", "did you mean \"line\"? there are: line, other"),
     ("driver = \"memory\"", "driver = \"memory\"\ndevice = \"eth9\"", "option-not-for-driver", "eth9", "take `device` out"),
     ("driver = \"memory\"", "driver = \"memory\"\nzero_copy = \"never\"", "option-not-for-driver", "zero_copy", "driver = \"xdp\""),
@@ -297,7 +303,7 @@ fn no_error_shows_a_key() {
         format!("key = {{ file = \"{KEY_A}\" }}"),
         format!("key = \"{KEY_A}\""),
         format!("key = {{ {KEY_A} = 1 }}"),
-        format!("key = {{ hex = \"00112233-44556677-8899aabb-ccddeeff-01020304\" }}"),
+        "key = { hex = \"00112233-44556677-8899aabb-ccddeeff-01020304\" }".to_owned(),
     ] {
         let errors = problems(&GOOD.replace("key = { env = \"B\" }", &line));
         assert!(errors.errors() > 0, "{line}");

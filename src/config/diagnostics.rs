@@ -34,7 +34,8 @@ pub struct Problem {
     pub message: String,
     /// What would be right.
     pub help: Option<String>,
-    /// The place, first; then the other places that matter, each with a word on why.
+    /// The place, first; then the other places that matter, each with a word on why. Once they are part of
+    /// [`Diagnostics`], the spans are of its source.
     pub places: Vec<(Span, String)>,
     line: usize,
     column: usize,
@@ -123,7 +124,10 @@ impl Diagnostic for Problem {
     }
 }
 
-/// The text of the file as it may be shown: keys are masked, and lines are found without a scan.
+/// How many bytes of a line are shown. `miette` cannot lay out lines of many thousands, and nobody can read them.
+const LONGEST_LINE: usize = 400;
+
+/// The text of the file as it may be shown: keys are masked, long lines cut, and lines are found without a scan.
 #[derive(Debug, Clone)]
 pub struct Source {
     name: String,
@@ -132,38 +136,72 @@ pub struct Source {
 }
 
 impl Source {
-    /// Takes a copy of `text` with everything that may be a key masked.
-    pub(crate) fn new(name: &str, text: &str) -> Self {
-        let text = redact(text.to_owned());
-        let line_starts = std::iter::once(0)
-            .chain(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1))
-            .collect();
-        Source { name: name.to_owned(), text, line_starts }
-    }
-
     /// The name of the file.
     pub fn name(&self) -> &str {
         &self.name
     }
+}
 
-    /// The last start of a character at or before a byte.
-    fn boundary(&self, offset: usize) -> usize {
-        let offset = offset.min(self.text.len());
-        (0..=offset).rev().find(|i| self.text.is_char_boundary(*i)).unwrap_or(0)
-    }
+/// Where the lines of a text start.
+fn line_starts(text: &str) -> Vec<usize> {
+    let after = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1);
+    std::iter::once(0).chain(after).collect()
+}
 
-    /// The line that holds a byte, from 0.
-    fn line_of(&self, offset: usize) -> usize {
-        self.line_starts.partition_point(|start| *start <= offset).saturating_sub(1)
+/// The line that holds a byte, from 0.
+fn line_of(starts: &[usize], offset: usize) -> usize {
+    starts.partition_point(|start| *start <= offset).saturating_sub(1)
+}
+
+/// The last start of a character at or before a byte.
+fn boundary(text: &str, offset: usize) -> usize {
+    let offset = offset.min(text.len());
+    (0..=offset).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0)
+}
+
+/// The text with its keys masked, and the same with its long lines cut: places are found in the first and shown in
+/// the second.
+struct Pages {
+    full: String,
+    full_starts: Vec<usize>,
+    shown: Source,
+}
+
+impl Pages {
+    fn new(name: &str, text: &str) -> Self {
+        let full = redact(text.to_owned());
+        let mut shown = String::with_capacity(full.len());
+        for line in full.split_inclusive('\n') {
+            if line.len() <= LONGEST_LINE {
+                shown.push_str(line);
+                continue;
+            }
+            shown.push_str(&line[..boundary(line, LONGEST_LINE)]);
+            shown.push_str(if line.ends_with('\n') { "…\n" } else { "…" });
+        }
+        let source = Source { name: name.to_owned(), line_starts: line_starts(&shown), text: shown };
+        Pages { full_starts: line_starts(&full), full, shown: source }
     }
 
     /// The line and column, from 1, of a byte. Columns count characters.
-    pub fn position(&self, offset: usize) -> (usize, usize) {
-        let line = self.line_of(offset.min(self.text.len()));
-        let start = self.line_starts[line];
-        let end = offset.clamp(start, self.text.len());
-        let before = String::from_utf8_lossy(&self.text.as_bytes()[start..end]);
-        (line + 1, before.chars().count() + 1)
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let offset = boundary(&self.full, offset);
+        let line = line_of(&self.full_starts, offset);
+        (line + 1, self.full[self.full_starts[line]..offset].chars().count() + 1)
+    }
+
+    /// Where a span is marked: within its first line, and within what is shown of that.
+    fn marked(&self, span: Span) -> Span {
+        let start = boundary(&self.full, span.start);
+        let line = line_of(&self.full_starts, start);
+        let from = self.shown.line_starts[line];
+        let next = self.shown.line_starts.get(line + 1).copied().unwrap_or(self.shown.text.len());
+        let length = self.shown.text[from..next].trim_end_matches(['\n', '\r']).len();
+        let place = |offset: usize| {
+            let in_line = boundary(&self.full, offset).saturating_sub(self.full_starts[line]);
+            boundary(&self.shown.text, from + in_line.min(length))
+        };
+        Span { start: place(start), end: place(span.end.max(start)) }
     }
 }
 
@@ -174,22 +212,21 @@ impl SourceCode for Source {
         lines_before: usize,
         lines_after: usize,
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
-        let start = span.offset().min(self.text.len());
-        let end = start.saturating_add(span.len()).min(self.text.len());
-        let first = self.line_of(start).saturating_sub(lines_before);
-        let last = self.line_of(end).saturating_add(lines_after);
-        let from = self.line_starts[first];
+        let start = boundary(&self.text, span.offset());
+        let end = boundary(&self.text, span.offset().saturating_add(span.len()));
+        let first = line_of(&self.line_starts, start).saturating_sub(lines_before);
+        let last = line_of(&self.line_starts, end).saturating_add(lines_after);
         let to = self.line_starts.get(last + 1).copied().unwrap_or(self.text.len());
-        // A marker inside a character of several bytes would split it; spans of the parser never do.
-        let column = if lines_before == 0 { self.position(start).1 - 1 } else { 0 };
-        let from = if lines_before == 0 { start } else { from };
+        let line_start = self.line_starts[first];
+        // Without context the contents start at the span itself: that is how `miette` asks for its line and column.
+        let from = if lines_before == 0 { start } else { line_start };
         Ok(Box::new(MietteSpanContents::new_named(
             self.name.clone(),
             &self.text.as_bytes()[from..to],
             (from, to - from).into(),
-            self.line_of(from),
-            column,
-            self.line_starts.len(),
+            first,
+            self.text[line_start..from].chars().count(),
+            last - first + 1,
         )))
     }
 }
@@ -206,24 +243,23 @@ pub struct Diagnostics {
 
 impl Diagnostics {
     /// Sorts the problems by place and finds their lines.
-    pub(crate) fn new(source: Source, mut problems: Vec<Problem>, left_out: usize) -> Self {
-        for problem in &mut problems {
-            // A label past the end of the file is shown at its end.
-            for (span, _) in &mut problem.places {
-                span.start = source.boundary(span.start);
-                span.end = source.boundary(span.end).max(span.start);
-            }
-            (problem.line, problem.column) = source.position(problem.places[0].0.start);
-        }
+    pub(crate) fn new(name: &str, text: &str, mut problems: Vec<Problem>, left_out: usize) -> Self {
         problems.sort_by_key(|p| (p.places[0].0.start, p.places[0].0.end));
         problems
             .dedup_by(|b, a| a.code == b.code && a.places[0].0 == b.places[0].0 && a.message == b.message);
-        Diagnostics { source, problems, left_out }
+        let pages = Pages::new(name, text);
+        for problem in &mut problems {
+            (problem.line, problem.column) = pages.position(problem.places[0].0.start);
+            for (span, _) in &mut problem.places {
+                *span = pages.marked(*span);
+            }
+        }
+        Diagnostics { source: pages.shown, problems, left_out }
     }
 
     /// A file that could not be read at all.
     pub(crate) fn unreadable(name: &str, problem: Problem) -> Self {
-        Diagnostics::new(Source::new(name, ""), vec![problem], 0)
+        Diagnostics::new(name, "", vec![problem], 0)
     }
 
     /// The text as it may be shown.

@@ -154,8 +154,7 @@ fn string<'t>(table: &'t DeTable<'_>, key: &str, cx: &mut Context<'_>) -> Option
     let span = value.span().into();
     let text = value.get_ref().as_str();
     if text.is_none() {
-        let wanted =
-            Shape { words: "a string".into(), example: format!("{key} = \"…\""), schema: json!(null) };
+        let wanted = Shape { words: "a string".into(), example: "\"…\"".into(), schema: json!(null) };
         cx.wrong_type(span, &wanted, value.get_ref());
     }
     text.map(|text| (text, span))
@@ -185,7 +184,7 @@ fn from_environment(name: &str, span: Span, cx: &mut Context<'_>) -> Option<Zero
                 span,
                 format!("the environment has no variable `{}`", shorten(name)),
             )
-            .help("set it before the start, or in the unit file with LoadCredential or EnvironmentFile"),
+            .help("set it before the start, as with EnvironmentFile in a unit of systemd"),
         );
     }
     value

@@ -23,6 +23,7 @@ mod prefix;
 mod quantity;
 mod redact;
 pub mod reference;
+mod selector;
 mod span;
 mod suggest;
 mod types;
@@ -37,11 +38,12 @@ pub use model::{
 };
 pub use prefix::{HostOrPrefix, InterfaceAddress, Prefix};
 pub use quantity::{BitsPerSecond, Bytes, Interval, PowerOfTwo, Ranged};
+pub use selector::{IcmpMatch, PortRange, PortRanges, Protocol};
 pub use span::{At, Span};
-pub use types::{
-    BufferSize, DeviceName, Dscp, IcmpMatch, Location, Mac, Name, PortRange, PortRanges, Protocol,
-    ReplayWindow, Spi, Vlan,
-};
+pub use types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
+
+/// How many gateways a packet may pass, by routes from one to the next.
+pub const MOST_GATEWAYS: usize = 8;
 
 /// The largest file that is read: some millions of lines.
 pub const LARGEST_FILE: u64 = 64 << 20;
@@ -103,8 +105,8 @@ fn parse_bytes(
             let start = error.valid_up_to();
             let span = Span { start, end: start + '\u{fffd}'.len_utf8() };
             let problem = Problem::new("not-utf-8", span, format!("byte {start} is not UTF-8"));
-            let source = Source::new(&name, &String::from_utf8_lossy(bytes));
-            return Err(Diagnostics::new(source, vec![problem.help("save the file as UTF-8")], 0));
+            let text = String::from_utf8_lossy(bytes);
+            return Err(Diagnostics::new(&name, &text, vec![problem.help("save the file as UTF-8")], 0));
         }
     };
     let mut cx = Context {
@@ -118,7 +120,7 @@ fn parse_bytes(
     };
     let config = config(path, text, &mut cx);
     let failed = cx.left_out > 0 || cx.problems.iter().any(|p| p.severity == Severity::Error);
-    let diagnostics = Diagnostics::new(Source::new(&name, text), cx.problems, cx.left_out);
+    let diagnostics = Diagnostics::new(&name, text, cx.problems, cx.left_out);
     match config {
         Some(config) if !failed => Ok((config, diagnostics)),
         _ => Err(diagnostics),

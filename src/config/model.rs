@@ -16,12 +16,10 @@ use super::diagnostics::Problem;
 use super::keys::Key;
 use super::prefix::{HostOrPrefix, InterfaceAddress, Prefix};
 use super::quantity::{Interval, PowerOfTwo, Ranged};
+use super::selector::{IcmpMatch, PortRanges, Protocol};
 use super::span::{At, Span};
 use super::suggest::{self, shorten};
-use super::types::{
-    BufferSize, DeviceName, Dscp, IcmpMatch, Location, Mac, Name, PortRanges, Protocol, ReplayWindow, Spi,
-    Vlan,
-};
+use super::types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
 
 /// A checked configuration. Sections stand in the order of the file, and identifiers are their indices.
 #[derive(Debug, Clone)]

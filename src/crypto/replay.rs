@@ -1,36 +1,228 @@
-//! tmp
+//! The window that keeps a received packet from being taken twice (RFC 4303 3.4.3).
+//!
+//! After RFC 6479 the window is a ring of words that is never shifted, with more words than the window needs, so
+//! that the one being reused never holds a number still inside. Unlike there, each word carries the number of the
+//! block of 32 sequence numbers it stands for beside their bits. One compare-and-swap then answers "is this word
+//! still about my block, and was my bit set", which lets several workers share a window without a lock.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use thiserror::Error;
+
+/// Sequence numbers of a word.
+const BITS: u32 = 32;
+/// Number of the block that a sequence number is in.
+const BLOCK_SHIFT: u32 = BITS.trailing_zeros();
+/// From this many blocks on (2^36 numbers), which of two truncated block numbers is the newer is not known.
+const AMBIGUOUS: u64 = 1 << 31;
+
+/// Why a sequence number is not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refused {
-    /// l
+    /// Older than the window holds.
+    #[error("older than the replay window")]
     Late,
-    /// r
+    /// Accepted before.
+    #[error("a replayed packet")]
     Replayed,
-    /// z
+    /// No sender sends number 0 (RFC 4303 3.3.3).
+    #[error("sequence number 0")]
     Zero,
 }
-/// w
-#[derive(Debug)]
-pub struct Window;
+
+/// The sequence numbers received of one inbound association.
+///
+/// # Why it is right
+///
+/// A number is first shown to `top`, then marked in its word; so no word stands for a block beyond that of `top`.
+///
+/// - *Never twice.* A word's block only ever grows, and a bit is set by exactly one compare-and-swap. Whoever
+///   comes later with the same number finds the bit set, or the word about a newer block. It needs no order
+///   between `top` and the words, so all accesses are relaxed.
+/// - *Nothing inside is refused.* A window of `size` numbers touches at most `size / 32 + 1` blocks, the newest of
+///   them that of `top`. The ring has `size / 16` words, which is at least as many from a size of 64 on. The next
+///   newer block in the word of a block inside is therefore newer than `top`.
+/// - *Block numbers are kept to 32 bits* and compared as RFC 1982 compares serial numbers, which is right when
+///   the two are less than 2^31 blocks (2^36 packets) apart. Whoever advances `top` brings each word passed over
+///   to its new block, so no word stays further back than one jump and the ring, however many packets have come
+///   and whichever numbers the sender leaves out. A jump is less than 2^33: [`Self::esn_guess`] yields no more.
+///   Should one of 2^36 be marked all the same, every word is set outright; then alone, two workers that make
+///   such a jump at the same moment could both accept one number.
+pub struct Window {
+    /// The newest number accepted.
+    top: AtomicU64,
+    /// Block number in the high half, a bit a number in the low half. Empty when replays are not checked.
+    ring: Box<[AtomicU64]>,
+    size: u64,
+    /// One worker at a time marks: plain loads and stores do.
+    exclusive: bool,
+}
+
 impl Window {
-    /// a
-    pub fn esn_guess(&self, lo: u32) -> u64 {
-        lo.into()
+    /// The least size in sequence numbers.
+    pub const LEAST: u32 = 64;
+    /// The greatest size in sequence numbers.
+    pub const GREATEST: u32 = 65536;
+
+    /// A window over the `size` newest numbers, rounded up to a power of two from 64 to 65536.
+    ///
+    /// `exclusive`: only one worker at a time calls [`Self::mark`], which then needs no locked instruction.
+    #[must_use]
+    pub fn new(size: u32, exclusive: bool) -> Self {
+        let size = size.clamp(Self::LEAST, Self::GREATEST).next_power_of_two();
+        // Words begin with block 0 and no number seen: older than, or the same as, whatever comes.
+        let ring = (0..2 * size / BITS).map(|_| AtomicU64::new(0)).collect();
+        Self { top: AtomicU64::new(0), ring, size: size.into(), exclusive }
     }
-    /// b
-    pub fn check(&self, _: u64) -> Result<(), Refused> {
-        Ok(())
+
+    /// No window: accepts every number as often as it comes, and remembers the newest for [`Self::esn_guess`].
+    #[must_use]
+    pub fn disabled() -> Self {
+        // The guess is then the number nearest to the newest one.
+        Self { top: AtomicU64::new(0), ring: Box::default(), size: 1 << 31, exclusive: false }
     }
-    /// c
-    pub fn mark(&self, _: u64) -> Result<u64, Refused> {
-        Ok(0)
+
+    /// The newest number accepted, 0 before the first.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.top.load(Relaxed)
+    }
+
+    /// The whole number of a packet that carries its low half (RFC 4303 appendix A2.2): the only number with that
+    /// low half from the window's lower edge to 2^32 beyond it.
+    #[must_use]
+    pub fn esn_guess(&self, low: u32) -> u64 {
+        // The RFC's two cases are one when the edge is kept in 64 bits, where it cannot go below zero either.
+        let edge = self.newest().saturating_sub(self.size - 1);
+        let guess = edge & !u64::from(u32::MAX) | u64::from(low);
+        if guess < edge { guess.checked_add(1 << 32).unwrap_or(guess) } else { guess }
+    }
+
+    /// Whether a number would be accepted: to be asked before a packet is authenticated.
+    ///
+    /// # Errors
+    /// Why it would not be.
+    #[inline]
+    pub fn check(&self, sequence: u64) -> Result<(), Refused> {
+        let Some(word) = self.word(sequence) else { return Ok(()) };
+        if sequence == 0 {
+            return Err(Refused::Zero);
+        }
+        if self.newest().saturating_sub(sequence) >= self.size {
+            return Err(Refused::Late);
+        }
+        with_bit(word.load(Relaxed), sequence).map(|_| ())
+    }
+
+    /// Accepts a number once: to be told after a packet was authenticated. Returns by how much it was behind the
+    /// newest, 0 when it is the newest itself.
+    ///
+    /// # Errors
+    /// Why it is not accepted.
+    #[inline]
+    pub fn mark(&self, sequence: u64) -> Result<u64, Refused> {
+        let Some(word) = self.word(sequence) else { return Ok(self.advance(sequence)) };
+        if sequence == 0 {
+            return Err(Refused::Zero);
+        }
+        let lateness = self.advance(sequence);
+        if lateness >= self.size {
+            return Err(Refused::Late);
+        }
+        // A turn is repeated only when another worker has changed the word: one of them always gets on.
+        loop {
+            let old = word.load(Relaxed);
+            if self.replace(word, old, with_bit(old, sequence)?) {
+                return Ok(lateness);
+            }
+        }
+    }
+
+    /// Raises `top` to a newer number; returns how far behind it the number is.
+    #[inline]
+    fn advance(&self, sequence: u64) -> u64 {
+        loop {
+            let top = self.newest();
+            if sequence <= top {
+                return top - sequence;
+            }
+            if self.replace(&self.top, top, sequence) {
+                if sequence >> BLOCK_SHIFT != top >> BLOCK_SHIFT {
+                    self.renew(top >> BLOCK_SHIFT, sequence >> BLOCK_SHIFT);
+                }
+                return 0;
+            }
+        }
+    }
+
+    /// Brings the words of the blocks after `from`, up to `to`, to their new blocks: at most the whole ring.
+    fn renew(&self, from: u64, to: u64) {
+        let ambiguous = to - from >= AMBIGUOUS;
+        let first = (from + 1).max((to + 1).saturating_sub(self.ring.len() as u64));
+        for block in first..=to {
+            let Some(word) = self.word(block << BLOCK_SHIFT) else { return };
+            let empty = u64::from(block as u32) << BITS;
+            loop {
+                let old = word.load(Relaxed);
+                // Another worker was here first, with this block or a newer one.
+                if !ambiguous && age(old, block) <= 0 {
+                    break;
+                }
+                if self.replace(word, old, empty) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The word a number is marked in; none without a window.
+    #[inline]
+    fn word(&self, sequence: u64) -> Option<&AtomicU64> {
+        // The ring's length is a power of two, or zero, where nothing is found.
+        let mask = self.ring.len().wrapping_sub(1);
+        self.ring.get((sequence >> BLOCK_SHIFT) as usize & mask)
+    }
+
+    /// Stores `new` if `old` is still there.
+    #[inline]
+    fn replace(&self, place: &AtomicU64, old: u64, new: u64) -> bool {
+        if self.exclusive {
+            place.store(new, Relaxed);
+            return true;
+        }
+        place.compare_exchange(old, new, Relaxed, Relaxed).is_ok()
     }
 }
-impl Window {
-    /// d
-    pub fn disabled() -> Self {
-        Self
+
+/// By how many blocks a word is older than a block; negative when it is newer.
+#[inline]
+const fn age(word: u64, block: u64) -> i32 {
+    (block as u32).wrapping_sub((word >> BITS) as u32).cast_signed()
+}
+
+/// A word with the bit of a number set.
+#[inline]
+const fn with_bit(word: u64, sequence: u64) -> Result<u64, Refused> {
+    let block = sequence >> BLOCK_SHIFT;
+    let bit = 1u64 << (sequence & (BITS - 1) as u64);
+    match age(word, block) {
+        // Another worker has passed the window on meanwhile.
+        ..0 => Err(Refused::Late),
+        0 if word & bit != 0 => Err(Refused::Replayed),
+        0 => Ok(word | bit),
+        1.. => Ok((block as u32 as u64) << BITS | bit),
     }
-    /// n
-    pub fn new(_: u32, _: bool) -> Self {
-        Self
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Window")
+            .field("newest", &self.newest())
+            .field("size", &if self.ring.is_empty() { 0 } else { self.size })
+            .field("exclusive", &self.exclusive)
+            .finish()
     }
 }

@@ -59,7 +59,7 @@ stages! {
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
-const MAX_PASSES: usize = 8;
+const MAX_PASSES: usize = 16;
 
 /// One burst in so many is timed stage by stage. Reading the clock twice a stage costs 14 × 2 × 8 ns: in every
 /// burst 3 ns a packet, in one of 32 a tenth of one.

@@ -17,7 +17,7 @@ use crate::{
 pub struct NextHop;
 
 /// Gateways that a packet may enter after its first: routes between more form a loop, or a design error.
-const MAX_PASSES: u8 = 4;
+const MAX_PASSES: u8 = 8;
 
 /// In `Meta::tunnel`: no tunnel.
 pub const NO_TUNNEL: u16 = u16::MAX;

@@ -7,7 +7,7 @@ use crate::config::decode::{Context, Slot};
 use crate::config::diagnostics::Problem;
 use crate::config::document::Draft;
 use crate::config::model::{Action, GatewayId, PolicyDraft};
-use crate::config::types::Protocol;
+use crate::config::selector::Protocol;
 
 pub(crate) fn check(draft: &Draft, cx: &mut Context<'_>) {
     for (index, gateway) in draft.gateways.iter().enumerate() {

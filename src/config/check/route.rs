@@ -1,9 +1,8 @@
 //! Routes: each leads somewhere, and somewhere that can be reached.
 
-use std::collections::HashSet;
-
 use super::lookup::PrefixMap;
 use super::{Network, Networks, duplicate};
+use crate::config::MOST_GATEWAYS;
 use crate::config::decode::{Context, Slot};
 use crate::config::diagnostics::Problem;
 use crate::config::document::Draft;
@@ -202,7 +201,8 @@ pub(crate) fn tables(draft: &Draft, networks: &Networks, cx: &mut Context<'_>) -
     tables
 }
 
-/// Follows every route into another gateway: the packet must not come back to a gateway that it has been through.
+/// Follows every route into another gateway: the packet must not come back to a gateway that it has been
+/// through, nor pass more than [`MOST_GATEWAYS`].
 /// In each gateway the longest route that holds the whole prefix is followed; longer ones may lead parts of it
 /// elsewhere, but what they leave over would still go round.
 pub(crate) fn loops(draft: &Draft, tables: &[Table], cx: &mut Context<'_>) {
@@ -210,11 +210,11 @@ pub(crate) fn loops(draft: &Draft, tables: &[Table], cx: &mut Context<'_>) {
         for route in &gateway.routes {
             let (Some(to), Some(next)) = (route.to.get(), route.gateway.get()) else { continue };
             let mut path = vec![GatewayId(index)];
-            let mut visited = HashSet::from([GatewayId(index)]);
             let mut at = next.value;
             let goes_round = loop {
+                let known = path.contains(&at);
                 path.push(at);
-                if !visited.insert(at) {
+                if known || path.len() > MOST_GATEWAYS {
                     break true;
                 }
                 match tables.get(at.0).and_then(|table| table.map.longest(to.value)) {
@@ -224,7 +224,8 @@ pub(crate) fn loops(draft: &Draft, tables: &[Table], cx: &mut Context<'_>) {
             };
             if goes_round {
                 let names: Vec<&str> = path.iter().map(|id| cx.names.gateways.list[id.0].as_str()).collect();
-                let message = format!("packets to {} go round: {}", to.value, names.join(" → "));
+                let goes = if path.len() > MOST_GATEWAYS { "pass too many gateways" } else { "go round" };
+                let message = format!("packets to {} {goes}: {}", to.value, names.join(" → "));
                 let help = "lead the prefix out of one of these gateways, or drop what is left of it there with a \
                             route `blackhole = true`";
                 cx.report(Problem::new("gateway-loop", next.span, message).help(help));
