@@ -6,6 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod check;
 pub mod doctor;
+pub mod replay;
 pub mod run;
 
 /// A poll-mode packet gateway: VLAN, NAT, SPD, LPM and AES-GCM ESP over AF_XDP.
@@ -40,6 +41,8 @@ enum Command {
     Run(run::Run),
     /// Check a file: every error at once, each with its place and what would be right.
     Check(check::Check),
+    /// Run a file's pipeline over captures, with the captures' own time, and write what each port sends.
+    Replay(replay::Replay),
     /// Say what this machine offers, and what to do about it.
     Doctor(doctor::Doctor),
     /// Print a shell's completion script.
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());
