@@ -150,6 +150,9 @@ impl Kept {
     }
 }
 
+/// The writers of a gateway's route tables, IPv4 and IPv6.
+pub type RouteWriters = (LpmWriter<u32>, LpmWriter<u128>);
+
 /// Tables, and what the control thread needs to know of them.
 pub struct Built {
     /// For the workers.
@@ -157,7 +160,7 @@ pub struct Built {
     /// Rows of the statistics.
     pub rows: Rows,
     /// Writers of the route tables, by gateway number.
-    pub routes: Vec<(LpmWriter<u32>, LpmWriter<u128>)>,
+    pub routes: Vec<RouteWriters>,
     /// Number of each interface, in the order of the configuration.
     pub interfaces: Vec<u16>,
     /// Number of each tunnel, in the order of the configuration.
@@ -220,7 +223,7 @@ pub fn build(
     let mut routes = Vec::new();
     let by_number = |list: &[u16], number: usize| list.iter().position(|n| usize::from(*n) == number);
     for number in 0..kept.gateways.0.len() {
-        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number), &interfaces)?;
+        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
         gateways.push(gateway);
         routes.push(writers);
     }
@@ -467,11 +470,7 @@ impl Builder<'_> {
     }
 
     /// The gateway at `place` in the configuration; an empty one for a number that is free.
-    fn gateway(
-        &mut self,
-        place: Option<usize>,
-        interfaces: &[Interface],
-    ) -> Result<(Gateway, (LpmWriter<u32>, LpmWriter<u128>)), BuildError> {
+    fn gateway(&mut self, place: Option<usize>) -> Result<(Gateway, RouteWriters), BuildError> {
         let (routes_v4, mut writer_v4) = Lpm4::new();
         let (routes_v6, mut writer_v6) = Lpm6::new();
         let mut own = OwnAddresses::default();
@@ -556,7 +555,6 @@ impl Builder<'_> {
         writer_v6.publish().map_err(table_error(format!("routes of gateway {name}")))?;
         let spd =
             Spd::build(&policies, self.seed).map_err(table_error(format!("policies of gateway {name}")))?;
-        let _ = interfaces;
         let gateway = Gateway {
             own,
             routes_v4,
