@@ -253,7 +253,7 @@ fn share(workers: u64, size: u32, total: u64, spread: u64, start: u64) -> (Vec<u
                 for group in 0..total / spread {
                     barrier.wait();
                     for n in 0..spread {
-                        let mixed = (n * 5 + worker * 31) % spread ^ worker;
+                        let mixed = ((n * 5 + worker * 31) % spread) ^ worker;
                         let index = group * spread + mixed % spread;
                         match window.mark(start + index) {
                             Ok(_) => {
