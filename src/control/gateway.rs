@@ -440,7 +440,9 @@ impl Gateway {
             None
         } else {
             let name = config.system.name.value.as_str();
-            let layout = built.rows.clone().layout(name, self.mailboxes.len(), self.clock.tick_hz());
+            let mut layout = built.rows.clone().layout(name, self.mailboxes.len(), self.clock.tick_hz());
+            // The counts go on, so they are as old as they were.
+            layout.started = self.segment.layout().started;
             Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
         };
         for (number, mailbox) in self.mailboxes.iter().enumerate() {
