@@ -6,8 +6,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod check;
 pub mod doctor;
-pub mod replay;
 pub mod reload;
+pub mod replay;
 pub mod run;
 pub mod show;
 

@@ -64,6 +64,17 @@ pub type Fingerprint = crate::crypto::sequence::Fingerprint;
 
 /// Where sequence numbers come from.
 pub trait Sequences {
+    /// Says which keys will be asked for, so that their state can be made ready at once.
+    ///
+    /// # Errors
+    /// The state cannot be read or written.
+    fn prepare(
+        &mut self,
+        _keys: &[(Fingerprint, bool)],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+
     /// The numbers of the key with this fingerprint.
     ///
     /// # Errors
@@ -227,6 +238,15 @@ pub fn build(
         gateways.push(gateway);
         routes.push(writers);
     }
+    let outbound: Vec<_> = config
+        .tunnels
+        .iter()
+        .map(|tunnel| {
+            let (spi, key) = (tunnel.outbound.spi.value.0, &tunnel.outbound.key.value);
+            (Fingerprint::of(spi, key.aes(), key.salt()), *tunnel.esn)
+        })
+        .collect();
+    sequences.prepare(&outbound).map_err(|source| BuildError::Sequence { tunnel: "all".into(), source })?;
     let mut sas_out = Vec::new();
     let mut sas_in = Vec::new();
     let mut sa_names = Vec::new();

@@ -144,6 +144,13 @@ impl Summary {
 struct Persistent<'a>(&'a mut Option<StateFile>);
 
 impl Sequences for Persistent<'_> {
+    fn prepare(
+        &mut self,
+        keys: &[(Fingerprint, bool)],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.0.as_mut().map_or(Ok(()), |file| Ok(file.prepare(keys)?))
+    }
+
     fn sequence(
         &mut self,
         fingerprint: Fingerprint,
