@@ -16,6 +16,7 @@ use crate::{
     },
     stats::counters::Rows,
     table::{
+        address::Address,
         gateway_nat::{GatewayNat, Rules},
         hash::Seed,
         interface::{self, Demux, Interface, InterfaceAddress, OwnAddresses},
@@ -597,30 +598,16 @@ impl Builder<'_> {
             chosen.map(|nat| (nat.original.value.0, nat.translated.value.0))
         };
         let v4 = |kind| {
-            let rules: Vec<_> = rules(kind)
-                .filter_map(|(original, translated)| match (original.address(), translated.address()) {
-                    (IpAddr::V4(o), IpAddr::V4(t)) => Some(Rule {
-                        original: o.to_bits(),
-                        translated: t.to_bits(),
-                        length: original.length(),
-                    }),
-                    _ => None,
-                })
-                .collect();
-            Static1to1::build(&rules, self.seed).map_err(table_error(what.clone()))
+            self.one_to_one(rules(kind), &what, |address| match address {
+                IpAddr::V4(a) => Some(a.to_bits()),
+                IpAddr::V6(_) => None,
+            })
         };
         let v6 = |kind| {
-            let rules: Vec<_> = rules(kind)
-                .filter_map(|(original, translated)| match (original.address(), translated.address()) {
-                    (IpAddr::V6(o), IpAddr::V6(t)) => Some(Rule {
-                        original: o.to_bits(),
-                        translated: t.to_bits(),
-                        length: original.length(),
-                    }),
-                    _ => None,
-                })
-                .collect();
-            Static1to1::build(&rules, self.seed).map_err(table_error(what.clone()))
+            self.one_to_one(rules(kind), &what, |address| match address {
+                IpAddr::V6(a) => Some(a.to_bits()),
+                IpAddr::V4(_) => None,
+            })
         };
         let vpc = || gateway.prefixes.iter().map(|p| wire_prefix(p.value));
         Ok(GatewayNat {
@@ -629,6 +616,21 @@ impl Builder<'_> {
             vpc_v4: vpc().filter_map(|p| if let IpPrefix::V4(p) = p { Some(p) } else { None }).collect(),
             vpc_v6: vpc().filter_map(|p| if let IpPrefix::V6(p) = p { Some(p) } else { None }).collect(),
         })
+    }
+
+    /// The rules of one IP version: those whose addresses `bits` takes.
+    fn one_to_one<A: Address>(
+        &self,
+        rules: impl Iterator<Item = (Prefix, Prefix)>,
+        what: &str,
+        bits: impl Fn(IpAddr) -> Option<A>,
+    ) -> Result<Static1to1<A>, BuildError> {
+        let rule = |(original, translated): (Prefix, Prefix)| {
+            let (length, translated) = (original.length(), bits(translated.address())?);
+            Some(Rule { original: bits(original.address())?, translated, length })
+        };
+        let rules: Vec<_> = rules.filter_map(rule).collect();
+        Static1to1::build(&rules, self.seed).map_err(table_error(what.to_string()))
     }
 
     fn tunnel(&mut self, place: usize, sa: Arc<SaOut>, gateways: &[Gateway]) -> Result<Tunnel, BuildError> {
