@@ -8,7 +8,7 @@ use super::{
     next_hop::SILENT_NEIGHBOUR,
 };
 use crate::{
-    packet::{Burst, DropReason, Meta, Slot},
+    packet::{Burst, DropReason, Frame, Meta, Slot, Umem},
     stats::WorkerColumn,
     table::{
         interface::Interface,
@@ -111,19 +111,25 @@ fn send(
         burst.drop(slot, DropReason::NoBuffer);
         return None;
     }
-    let short = MIN_FRAME.saturating_sub(frame.len());
-    if short > 0 {
-        // Padding is zeros: what stood in the buffer before is nobody's business (RFC 1042).
-        let end = frame.len();
-        let _ = cx.umem.grow_back(frame, short);
-        cx.umem.bytes_mut(frame).get_mut(end..).unwrap_or(&mut []).fill(0);
-    }
+    pad(cx.umem, frame);
     let bytes = cx.umem.bytes_mut(frame);
     header.write(bytes);
     if let Some(destination) = bytes.first_chunk_mut() {
         *destination = mac.0;
     }
     queue(cx, burst, slot, interface.port)
+}
+
+/// Makes a frame as long as Ethernet asks for.
+#[inline]
+pub fn pad(umem: &Umem, frame: &mut Frame) {
+    let short = MIN_FRAME.saturating_sub(frame.len());
+    if short > 0 {
+        // Padding is zeros: what stood in the buffer before is nobody's business (RFC 1042).
+        let end = frame.len();
+        let _ = umem.grow_back(frame, short);
+        umem.bytes_mut(frame).get_mut(end..).unwrap_or(&mut []).fill(0);
+    }
 }
 
 /// Hands a whole frame to its port. The result is the frame's length.
