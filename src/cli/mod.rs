@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub mod bench;
 pub mod check;
 pub mod doctor;
 pub mod run;
@@ -40,6 +41,8 @@ enum Command {
     Run(run::Run),
     /// Check a file: every error at once, each with its place and what would be right.
     Check(check::Check),
+    /// Measure the pipeline of this program on this machine, without any I/O.
+    Bench(bench::Bench),
     /// Say what this machine offers, and what to do about it.
     Doctor(doctor::Doctor),
     /// Print a shell's completion script.
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());
