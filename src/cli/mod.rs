@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub mod bench;
 pub mod check;
 pub mod doctor;
 pub mod reload;
@@ -49,6 +50,8 @@ enum Command {
     Show(show::Show),
     /// Make a running gateway read its file again, and wait for what comes of it.
     Reload(reload::Reload),
+    /// Measure the pipeline of this program on this machine, without any I/O.
+    Bench(bench::Bench),
     /// Say what this machine offers, and what to do about it.
     Doctor(doctor::Doctor),
     /// Print a shell's completion script.
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());
