@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub mod check;
 pub mod demo;
 pub mod doctor;
+pub mod replay;
 pub mod run;
 
 /// A poll-mode packet gateway: VLAN, NAT, SPD, LPM and AES-GCM ESP over AF_XDP.
@@ -41,6 +42,8 @@ enum Command {
     Run(run::Run),
     /// Check a file: every error at once, each with its place and what would be right.
     Check(check::Check),
+    /// Run a file's pipeline over captures, with the captures' own time, and write what each port sends.
+    Replay(replay::Replay),
     /// Say what this machine offers, and what to do about it.
     Doctor(doctor::Doctor),
     /// See it work: two gateways, two hosts, and real traffic between them.
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoInside(args) => demo::inside::run(&args),

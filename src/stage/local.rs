@@ -15,7 +15,7 @@ use crate::{
         icmpv4, icmpv6,
         ip::protocol,
         ipv4::Ipv4,
-        ipv6::Ipv6,
+        ipv6::{self, Ipv6},
     },
 };
 
@@ -54,7 +54,12 @@ impl Stage for Local {
                     burst.drop(slot, DropReason::MartianSource);
                     continue;
                 }
-                owns_v6(cx.tables, meta, destination)
+                let own = owns_v6(cx.tables, meta, destination);
+                if !own && (ipv6::is_link_scope(source) || ipv6::is_link_scope(destination)) {
+                    burst.drop(slot, DropReason::LinkScope);
+                    continue;
+                }
+                own
             } else {
                 cx.tables.gateway(meta.gateway).is_some_and(|g| g.own.v4(meta.dst).is_some())
             };
