@@ -136,12 +136,17 @@ impl GatewayProcess {
         let file = run_dir.join("gateway.toml");
         fs::write(&file, text).map_err(write("gateway.toml"))?;
         // A gateway that is started again goes on with what it remembers.
-        let log = File::options().create(true).append(true).open(run_dir.join("log")).map_err(write("log"))?;
+        let log =
+            File::options().create(true).append(true).open(run_dir.join("log")).map_err(write("log"))?;
         let _ = fs::remove_file(run_dir.join("summary.json"));
         let mut command = network.command(causeway, namespace, own);
         command.arg(causeway).args(["--log", "info", "run"]);
         command.arg("--new-state").arg("--summary").arg(run_dir.join("summary.json")).arg(file);
-        command.envs(keys.iter()).stdout(log.try_clone().map_err(write("log"))?).stderr(log);
+        command
+            .envs(keys.iter())
+            .env("NO_COLOR", "1")
+            .stdout(log.try_clone().map_err(write("log"))?)
+            .stderr(log);
         let process = Process::start(&mut command)?;
         Ok(Self { name, process, run_dir: run_dir.into(), reader: None })
     }

@@ -153,7 +153,8 @@ pub fn serve(causeway: &Path, network: &Network, namespace: &str) -> Result<Proc
 /// [`DemoError`]; nothing is left behind, whatever happens.
 pub fn run(args: &Demo, interrupt: &Interrupt) -> Result<ExitCode, DemoError> {
     require_privilege()?;
-    let failed = |what: &str| move |error: std::io::Error| DemoError::Failed(format!("{what}: {error}"));
+    let failed =
+        |what: &'static str| move |error: std::io::Error| DemoError::Failed(format!("{what}: {error}"));
     let causeway = std::env::current_exe().map_err(failed("cannot find this program"))?;
     network::clean(false, place::is_kept);
     place::clean(false);

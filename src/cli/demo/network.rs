@@ -351,7 +351,8 @@ fn tag(device: &str, vlan: u16) -> Result<(), NetworkError> {
     let mut programs: ManuallyDrop<Ebpf> = ManuallyDrop::new(programs.map_err(|e| failed(&e))?);
     tc::qdisc_add_clsact(device).map_err(|e| failed(&e))?;
     for (name, way) in [("leave", TcAttachType::Egress), ("arrive", TcAttachType::Ingress)] {
-        let program = programs.program_mut(name).ok_or_else(|| failed(&"the program is not in its object"))?;
+        let program =
+            programs.program_mut(name).ok_or_else(|| failed(&"the program is not in its object"))?;
         let program: &mut SchedClassifier = program.try_into().map_err(|e| failed(&e))?;
         program.load().map_err(|e| failed(&e))?;
         let options = TcAttachOptions::Netlink(NlOptions::default());

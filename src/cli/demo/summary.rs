@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cli::{NOT_WELL, run::Account},
-    stats::{Reader, group},
+    stats::{Reader, counters::group},
 };
 
 /// One gateway at the end.
@@ -38,7 +38,8 @@ impl GatewayEnd {
 
     fn print(&self) {
         let a = &self.account;
-        let verdict = if a.balanced { "every packet accounted for, every buffer home" } else { "NOT BALANCED" };
+        let verdict =
+            if a.balanced { "every packet accounted for, every buffer home" } else { "NOT BALANCED" };
         say(&format!("\ngateway {}: {verdict}", a.gateway));
         say(&format!(
             "  {} received + {} originated = {} sent + {} delivered + {} dropped",

@@ -200,12 +200,7 @@ fn answer(mut connection: TcpStream, udp: &UdpSocket, counted: &Mutex<Counted>) 
 }
 
 /// Writes the pattern until time or bytes are spent.
-fn write_pattern(
-    to: &mut impl Write,
-    time: Duration,
-    bytes: u64,
-    progress: impl Fn(u64),
-) -> io::Result<u64> {
+fn write_pattern(to: &mut impl Write, time: Duration, bytes: u64, progress: impl Fn(u64)) -> io::Result<u64> {
     let (mut pattern, mut buffer) = (Pattern::new(0), vec![0; PIECE]);
     let (start, mut sent) = (Instant::now(), 0);
     while start.elapsed() < time && sent < bytes {
@@ -438,15 +433,15 @@ fn udp_to_idc(server: IpAddr, time: Duration, mbps: u64, progress: &Progress) ->
     let socket = udp_socket(server)?;
     socket.set_read_timeout(Some(GRACE / 10))?;
     let millis = time.as_millis() as u64;
-    let connection =
-        ask(server, &Request::UdpDownload { port: socket.local_addr()?.port(), millis, mbps })?;
+    let connection = ask(server, &Request::UdpDownload { port: socket.local_addr()?.port(), millis, mbps })?;
     let (start, mut received, mut wrong) = (Instant::now(), 0, 0);
     let mut buffer = [0; 2048];
     // By the receiver's clock: the sender's answer comes while the last ones are still on their way.
     while start.elapsed() < time + GRACE {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         // The other host is known by the address that it was spoken to, whatever it has itself: that is NAT.
-        if from == SocketAddr::new(server, PORT) && is_datagram(buffer.get_mut(..length).unwrap_or_default()) {
+        if from == SocketAddr::new(server, PORT) && is_datagram(buffer.get_mut(..length).unwrap_or_default())
+        {
             received += 1;
         } else {
             wrong += 1;

@@ -10,7 +10,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::{Report, mbps};
-use crate::stats::{Reader, group};
+use crate::stats::{Reader, counters::group};
 
 /// Between two pictures on a terminal, and two lines elsewhere.
 const IN_PLACE: Duration = Duration::from_millis(200);
