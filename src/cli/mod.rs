@@ -6,6 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod bench;
 pub mod check;
+pub mod demo;
 pub mod doctor;
 pub mod reload;
 pub mod replay;
@@ -54,6 +55,12 @@ enum Command {
     Bench(bench::Bench),
     /// Say what this machine offers, and what to do about it.
     Doctor(doctor::Doctor),
+    /// See it work: two gateways, two hosts, and real traffic between them.
+    Demo(demo::Demo),
+    #[command(hide = true)]
+    DemoInside(demo::inside::Inside),
+    #[command(hide = true)]
+    DemoHost(demo::traffic::Host),
     /// Print a shell's completion script.
     #[command(after_help = "Example:\n  causeway completions bash > /etc/bash_completion.d/causeway")]
     Completions {
@@ -83,6 +90,9 @@ pub fn main() -> ExitCode {
         Command::Reload(args) => reload::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::DemoInside(args) => demo::inside::run(&args),
+        Command::DemoHost(args) => demo::traffic::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());
             ExitCode::SUCCESS

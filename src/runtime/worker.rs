@@ -9,8 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot};
 use crate::{
     io::{PacketIo, PortHealth},
-    stage::next_hop::SILENT_NEIGHBOUR,
     packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Meta},
+    stage::next_hop::SILENT_NEIGHBOUR,
     stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed},
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
