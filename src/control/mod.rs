@@ -4,6 +4,7 @@ pub mod gateway;
 pub mod host_neighbours;
 pub mod neighbours;
 pub mod ports;
+pub mod replay;
 pub mod single;
 pub mod socket;
 pub mod socket_client;
