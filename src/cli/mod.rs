@@ -4,11 +4,14 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod doctor;
+pub mod reload;
 pub mod replay;
 pub mod run;
+pub mod show;
 
 /// A poll-mode packet gateway: VLAN, NAT, SPD, LPM and AES-GCM ESP over AF_XDP.
 #[derive(Debug, Parser)]
@@ -44,6 +47,12 @@ enum Command {
     Check(check::Check),
     /// Run a file's pipeline over captures, with the captures' own time, and write what each port sends.
     Replay(replay::Replay),
+    /// Show what a running gateway counts and knows.
+    Show(show::Show),
+    /// Make a running gateway read its file again, and wait for what comes of it.
+    Reload(reload::Reload),
+    /// Measure the pipeline of this program on this machine, without any I/O.
+    Bench(bench::Bench),
     /// Say what this machine offers, and what to do about it.
     Doctor(doctor::Doctor),
     /// See it work: two gateways, two hosts, and real traffic between them.
@@ -77,6 +86,9 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Reload(args) => reload::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoInside(args) => demo::inside::run(&args),

@@ -28,7 +28,7 @@ use crate::{
     packet::{HugePages, Umem, UmemError},
     runtime::{Clock, Command, Idle, Ledger, Mailbox, Snapshot, Worker},
     stage::EventQueue,
-    stats::{Segment, SegmentError, WorkerCounters},
+    stats::{PortColumn, Segment, SegmentError, WorkerCounters},
     table::{
         hash::Seed,
         interface::Interface,
@@ -144,6 +144,13 @@ impl Summary {
 struct Persistent<'a>(&'a mut Option<StateFile>);
 
 impl Sequences for Persistent<'_> {
+    fn prepare(
+        &mut self,
+        keys: &[(Fingerprint, bool)],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.0.as_mut().map_or(Ok(()), |file| Ok(file.prepare(keys)?))
+    }
+
     fn sequence(
         &mut self,
         fingerprint: Fingerprint,
@@ -182,7 +189,13 @@ pub struct Gateway {
     host_neighbours: HostNeighbours,
     /// Says, for as long as this process lives, that the run directory is taken. Goes last.
     _lock: File,
+    /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
+    health: Vec<u64>,
+    ports_due: u64,
 }
+
+/// How often the ports' health is looked at, in ns.
+const PORTS_INTERVAL: u64 = 200_000_000;
 
 /// The file of the statistics segment of a gateway with this run directory.
 #[must_use]
@@ -301,6 +314,8 @@ impl Gateway {
             descriptions: opened.descriptions,
             unpin: Vec::new(),
             epoch: 0,
+            health: vec![0; config.ports.len()],
+            ports_due: 0,
             config,
             clock,
             kept,
@@ -389,7 +404,34 @@ impl Gateway {
             }
             !done
         });
+        self.watch_ports(now);
         self.state.as_mut().map_or(Ok(()), StateFile::top_up)
+    }
+
+    /// Reports ports that come and go, as the workers see them.
+    fn watch_ports(&mut self, now: u64) {
+        if now < self.ports_due {
+            return;
+        }
+        self.ports_due = now + PORTS_INTERVAL;
+        for (number, port) in self.config.ports.iter().enumerate() {
+            let worst = (0..self.mailboxes.len()).map(|w| {
+                let counters = WorkerCounters::new(&self.segment, w);
+                counters.read_port(number, PortColumn::Health)
+            });
+            let health = worst.max().unwrap_or(0);
+            if std::mem::replace(&mut self.health[number], health) == health {
+                continue;
+            }
+            let name = port.name.value.as_str();
+            match health {
+                0 => tracing::info!("port {name} is up"),
+                1 => tracing::warn!("port {name} is down: its device is set down or has no carrier"),
+                _ => tracing::error!(
+                    "port {name} is gone: its device was removed; restart the gateway when it is back"
+                ),
+            }
+        }
     }
 
     /// Takes up a new configuration. Packets, sequence numbers and replay windows of what has not changed go on.
@@ -405,7 +447,9 @@ impl Gateway {
             None
         } else {
             let name = config.system.name.value.as_str();
-            let layout = built.rows.clone().layout(name, self.mailboxes.len(), self.clock.tick_hz());
+            let mut layout = built.rows.clone().layout(name, self.mailboxes.len(), self.clock.tick_hz());
+            // The counts go on, so they are as old as they were.
+            layout.started = self.segment.layout().started;
             Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
         };
         for (number, mailbox) in self.mailboxes.iter().enumerate() {

@@ -253,7 +253,7 @@ fn share(workers: u64, size: u32, total: u64, spread: u64, start: u64) -> (Vec<u
                 for group in 0..total / spread {
                     barrier.wait();
                     for n in 0..spread {
-                        let mixed = (n * 5 + worker * 31) % spread ^ worker;
+                        let mixed = ((n * 5 + worker * 31) % spread) ^ worker;
                         let index = group * spread + mixed % spread;
                         match window.mark(start + index) {
                             Ok(_) => {
@@ -293,4 +293,19 @@ fn shared_no_number_is_accepted_twice_when_workers_race_ahead() {
         assert!(accepted.iter().all(|times| *times <= 1));
         assert!(late > 0, "the test should make workers fall behind");
     }
+}
+
+/// What a worker finds that read `top` before others moved the window on by more than the ring: nothing may be set
+/// in a word that is about a newer block, nor the block set back.
+#[test]
+fn a_word_that_has_moved_on_refuses_an_old_number() {
+    let newer = with_bit(0, 37 * 32).unwrap();
+    assert_eq!(with_bit(newer, 5 * 32), Err(Refused::Late));
+    assert_eq!(with_bit(newer, 37 * 32), Err(Refused::Replayed));
+    assert_eq!(with_bit(newer, 37 * 32 + 1), Ok(37 << 32 | 3));
+    assert_eq!(with_bit(newer, 69 * 32 + 1), Ok(69 << 32 | 2));
+    // Over the end of the block number's 32 bits.
+    let last = with_bit(0xffff_ffff << 32, 0xffff_ffff << 5).unwrap();
+    assert_eq!(with_bit(last, 1 << 37), Ok(1));
+    assert_eq!(with_bit(1, 0xffff_ffff << 5), Err(Refused::Late));
 }

@@ -122,18 +122,14 @@ fn echo(bytes: &mut [u8], meta: &mut Meta) -> Result<bool, DropReason> {
     let (start, l4) = (usize::from(meta.l3), usize::from(meta.l4));
     let packet = bytes.get_mut(start..start + usize::from(meta.ip_len)).ok_or(truncated)?;
     let message = packet.get(l4 - start..).ok_or(truncated)?;
-    let reply;
+    let reply = if meta.is_v6() { icmpv6::kind::ECHO_REPLY } else { icmpv4::kind::ECHO_REPLY };
     if meta.is_v6() {
         let header = Ipv6::at(packet, 0).ok_or(truncated)?;
         if icmpv6::parse(message, header.source(), header.destination()).is_err() {
             return Err(DropReason::LocalChecksum);
         }
-        reply = icmpv6::kind::ECHO_REPLY;
-    } else {
-        if !Sum::of(message).is_valid() {
-            return Err(DropReason::LocalChecksum);
-        }
-        reply = icmpv4::kind::ECHO_REPLY;
+    } else if !Sum::of(message).is_valid() {
+        return Err(DropReason::LocalChecksum);
     }
     if let Some([kind, _, high, low]) = packet.get_mut(l4 - start..).and_then(|m| m.first_chunk_mut()) {
         let change = Delta::between_u16(u16::from(*kind) << 8, u16::from(reply) << 8);

@@ -159,7 +159,7 @@ impl Reader {
         let first = word(24)? as usize;
         let cells = layout.block().checked_mul(layout.workers).and_then(|n| n.checked_mul(8));
         let end = cells.and_then(|n| n.checked_add(first));
-        if first % 8 != 0 || end.is_none_or(|end| end > map.len()) {
+        if !first.is_multiple_of(8) || end.is_none_or(|end| end > map.len()) {
             return Err(wrong("its counters are cut short".into()));
         }
         Ok(Self { map, first, layout })

@@ -1,7 +1,7 @@
 //! The file that remembers which sequence numbers each key may have used.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
@@ -161,24 +161,37 @@ impl StateFile {
     /// # Errors
     /// The reservation cannot be written.
     pub fn sequence(&mut self, fingerprint: Fingerprint, esn: bool) -> Result<Arc<Sequence>, StateError> {
-        let nonces = fingerprint.nonces();
-        let index = match self.known.get(&nonces) {
-            Some(index) => *index,
-            None => self.add(nonces)?,
-        };
-        let Some(key) = self.keys.get_mut(index) else {
-            return Err(self.corrupted(format!("record {index} is gone")));
-        };
-        let sequence = match &key.sequence {
-            Some(sequence) => {
-                sequence.set_esn(esn);
-                Arc::clone(sequence)
+        self.prepare(&[(fingerprint, esn)])?;
+        let index = self.known.get(&fingerprint.nonces());
+        match index.and_then(|index| self.keys.get(*index)?.sequence.as_ref()) {
+            Some(sequence) => Ok(Arc::clone(sequence)),
+            None => Err(self.corrupted("a record is gone".into())),
+        }
+    }
+
+    /// Does for many keys at once what [`Self::sequence`] does for one, which then need not wait for the disk: it
+    /// takes milliseconds a time.
+    ///
+    /// # Errors
+    /// The reservations cannot be written.
+    pub fn prepare(&mut self, keys: &[(Fingerprint, bool)]) -> Result<(), StateError> {
+        let mut new = HashSet::new();
+        new.extend(
+            keys.iter().map(|(key, _)| key.nonces()).filter(|nonces| !self.known.contains_key(nonces)),
+        );
+        if !new.is_empty() {
+            self.add(new.into_iter().collect())?;
+        }
+        for (fingerprint, esn) in keys {
+            let index = self.known.get(&fingerprint.nonces());
+            let Some(key) = index.and_then(|index| self.keys.get_mut(*index)) else { continue };
+            match &key.sequence {
+                Some(sequence) => sequence.set_esn(*esn),
+                // Nothing can be taken yet: what was reserved by an earlier run may have been used.
+                None => key.sequence = Some(Arc::new(Sequence::new(key.reserved, key.reserved, *esn))),
             }
-            // Nothing can be taken yet: what was reserved by an earlier run may have been used.
-            None => Arc::clone(key.sequence.insert(Arc::new(Sequence::new(key.reserved, key.reserved, esn)))),
-        };
-        self.top_up()?;
-        Ok(sequence)
+        }
+        self.top_up()
     }
 
     /// Reserves more for each key that has less than half a block left, then lets workers take it. To be called
@@ -215,25 +228,27 @@ impl StateFile {
         Ok(())
     }
 
-    /// Adds a record, which counts only once it is on disk.
-    fn add(&mut self, nonces: [u8; 16]) -> Result<usize, StateError> {
-        let index = self.keys.len();
-        if self.file.chunks().len() <= index + 1 {
+    /// Adds records, which count only once they are on disk.
+    fn add(&mut self, new: Vec<[u8; 16]>) -> Result<(), StateError> {
+        let first = self.keys.len();
+        let after = first + new.len();
+        while self.file.chunks().len() <= after {
             self.file.grow().map_err(|e| failed(&self.path, "extend", e))?;
         }
         let [header, records @ ..] = self.file.chunks() else {
             return Err(self.corrupted("no header".into()));
         };
-        let Some(chunk) = records.get(index) else {
-            return Err(self.corrupted(format!("no room for record {index}")));
-        };
-        record::write_new(chunk, nonces);
-        self.file.flush(index + 1..=index + 1).map_err(|e| failed(&self.path, "write", e))?;
-        record::set_count(header, index as u32 + 1);
+        for (chunk, nonces) in records.iter().skip(first).zip(&new) {
+            record::write_new(chunk, *nonces);
+        }
+        self.file.flush(first + 1..=after).map_err(|e| failed(&self.path, "write", e))?;
+        record::set_count(header, after as u32);
         self.file.flush(0..=0).map_err(|e| failed(&self.path, "write", e))?;
-        self.keys.push(Key { nonces, reserved: 1, slot: Slot::First, sequence: None });
-        self.known.insert(nonces, index);
-        Ok(index)
+        for (index, nonces) in (first..).zip(new) {
+            self.keys.push(Key { nonces, reserved: 1, slot: Slot::First, sequence: None });
+            self.known.insert(nonces, index);
+        }
+        Ok(())
     }
 
     fn bad(&self, bad: Bad) -> StateError {
