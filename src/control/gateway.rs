@@ -187,11 +187,11 @@ pub struct Gateway {
     unpin: Vec<(u64, Vec<NeighbourId>)>,
     epoch: u64,
     host_neighbours: HostNeighbours,
-    /// Says, for as long as this process lives, that the run directory is taken. Goes last.
-    _lock: File,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
     health: Vec<u64>,
     ports_due: u64,
+    /// Says, for as long as this process lives, that the run directory is taken. Goes last.
+    _lock: File,
 }
 
 /// How often the ports' health is looked at, in ns.
@@ -440,6 +440,10 @@ impl Gateway {
     /// [`ReloadError`]; the old configuration stays in force.
     pub fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
         self.check_reload(&config)?;
+        // Before anything is changed: either all workers take up the new tables or none does.
+        if !self.mailboxes.iter().all(|mailbox| mailbox.has_room()) {
+            return Err(ReloadError::Busy);
+        }
         let now = self.clock.now();
         let built = build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
         let same_rows = built.rows.clone().layout("", 1, 1).groups == self.segment.layout().groups;
