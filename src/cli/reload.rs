@@ -1,6 +1,6 @@
 //! `causeway reload`: makes a running gateway read its file again, and says what came of it.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
 
@@ -10,6 +10,9 @@ use crate::control::{
     socket_client::{Client, ClientError},
     view::{Request, Word},
 };
+
+/// How long a file of many routes may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Make a running gateway read its file again, and wait for what comes of it. As SIGHUP, but with an answer.
 #[derive(Debug, Args)]
@@ -31,7 +34,7 @@ pub fn run(args: &Reload) -> ExitCode {
         Ok(run_dir) => run_dir,
         Err(error) => return fail(&error, CANNOT),
     };
-    let answer = Client::connect(&socket_path(&run_dir))
+    let answer = Client::connect(&socket_path(&run_dir), PATIENCE)
         .and_then(|mut client| client.ask(&Request::Word(Word::Reload)));
     match answer {
         Ok(answer) => {

@@ -5,6 +5,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::PathBuf,
     process::ExitCode,
     thread,
     time::Duration,
@@ -14,11 +15,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::{CANNOT, fail};
-use crate::control::{
-    gateway::socket_path,
-    socket_client::{Client, ClientError},
-    view,
-};
+use crate::control::{gateway::socket_path, socket_client::Client, view};
 use find::Which;
 use sample::{Between, Sample};
 
@@ -136,24 +133,35 @@ struct Shown {
     text: String,
 }
 
-/// What is known of the gateway, beyond counters, from its control socket.
+/// How long the control thread may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is known of the gateway, beyond counters, from its control socket; asked when it is needed, and not again
+/// when there was no answer.
 struct Facts {
-    client: Result<Client, ClientError>,
+    socket: PathBuf,
+    client: Option<Result<Client, String>>,
 }
 
 impl Facts {
     /// A list; without it there is nothing to show.
     fn need<T: serde::de::DeserializeOwned>(&mut self, show: &view::Show) -> Result<Vec<T>, String> {
-        match &mut self.client {
-            Ok(client) => client.list(show).map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
+        let connect = || Client::connect(&self.socket, PATIENCE).map_err(|error| error.to_string());
+        let client = self.client.get_or_insert_with(connect).as_mut().map_err(|error| error.clone())?;
+        let list = client.list(show).map_err(|error| error.to_string());
+        if let Err(error) = &list {
+            self.client = Some(Err(error.clone()));
         }
+        list
     }
 
     /// A list that says more about counters. Without it they are shown all the same.
     fn want<T: serde::de::DeserializeOwned>(&mut self, topic: view::Topic) -> Vec<T> {
+        let failed_before = matches!(self.client, Some(Err(_)));
         self.need(&view::Show::first(topic)).unwrap_or_else(|error| {
-            tracing::warn!("only counters are shown: {error}");
+            if !failed_before {
+                tracing::warn!("only counters are shown: {error}");
+            }
             Vec::new()
         })
     }
@@ -170,7 +178,7 @@ pub fn run(args: &Show) -> ExitCode {
             Err(error) => return fail(&error, CANNOT),
         };
         let now = Sample::of(&reader);
-        let mut facts = Facts { client: Client::connect(&socket_path(&run_dir)) };
+        let mut facts = Facts { socket: socket_path(&run_dir), client: None };
         let between = Between { now: &now, before: before.as_ref() };
         let shown = match show(&args.what, between, &mut facts) {
             Ok(shown) => shown,

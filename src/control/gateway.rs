@@ -1,10 +1,9 @@
 //! A running gateway: its workers, and everything beside them.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read, Write},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    fs::File,
+    io,
+    path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -16,6 +15,7 @@ use super::{
     host_neighbours::HostNeighbours,
     neighbours::{Resolver, Transmit},
     ports::{self, PortError, Wires},
+    run_dir,
     single::{EVENTS, NEIGHBOURS, transmit},
 };
 use crate::{
@@ -37,6 +37,8 @@ use crate::{
     },
     wire::ethernet::MacAddr,
 };
+
+pub use super::run_dir::{segment_path, socket_path};
 
 /// Why a gateway does not start.
 #[derive(Debug, Error)]
@@ -187,57 +189,15 @@ pub struct Gateway {
     unpin: Vec<(u64, Vec<NeighbourId>)>,
     epoch: u64,
     host_neighbours: HostNeighbours,
-    /// Says, for as long as this process lives, that the run directory is taken. Goes last.
-    _lock: File,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
     health: Vec<u64>,
     ports_due: u64,
+    /// Says, for as long as this process lives, that the run directory is taken. Goes last.
+    _lock: File,
 }
 
 /// How often the ports' health is looked at, in ns.
 const PORTS_INTERVAL: u64 = 200_000_000;
-
-/// The file of the statistics segment of a gateway with this run directory.
-#[must_use]
-pub fn segment_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("stats")
-}
-
-/// The control socket of a gateway with this run directory.
-#[must_use]
-pub fn socket_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("control.sock")
-}
-
-fn make_dir(path: &Path, mode: u32) -> Result<(), StartError> {
-    if path.as_os_str().is_empty() || path.is_dir() {
-        return Ok(());
-    }
-    let failed = |source| StartError::Make { what: format!("directory {}", path.display()), source };
-    fs::create_dir_all(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
-}
-
-/// Takes the run directory for this process. The kernel lets go of it when the process ends, however that is.
-fn lock(run_dir: &Path) -> Result<File, StartError> {
-    let path = run_dir.join("lock");
-    let failed = |source| StartError::Make { what: format!("the lock {}", path.display()), source };
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = file.map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() }.to_string();
-            return Err(StartError::Running { run_dir: run_dir.display().to_string(), pid });
-        }
-        Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
-    }
-    let write = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-    write.map_err(failed)?;
-    Ok(file)
-}
 
 fn open_state(config: &Config, new: bool) -> Result<Option<StateFile>, StartError> {
     if config.tunnels.is_empty() {
@@ -245,7 +205,7 @@ fn open_state(config: &Config, new: bool) -> Result<Option<StateFile>, StartErro
     }
     let path = &config.system.state.value.0;
     if new && !path.exists() {
-        make_dir(path.parent().unwrap_or(Path::new("")), 0o700)?;
+        run_dir::make(path.parent().unwrap_or(Path::new("")), 0o700)?;
         return Ok(Some(StateFile::create(path)?));
     }
     Ok(Some(StateFile::open(path)?))
@@ -273,8 +233,8 @@ impl Gateway {
         let cores = cores(&config)?;
         let workers = cores.len().max(1);
         let run_dir = &config.system.run_dir.value.0;
-        make_dir(run_dir, 0o755)?;
-        let lock = lock(run_dir)?;
+        run_dir::make(run_dir, 0o755)?;
+        let lock = run_dir::lock(run_dir)?;
         let segment_file = segment_path(run_dir);
         let mut state = open_state(&config, options.new_state)?;
         let pages = match *config.system.huge_pages {
@@ -440,6 +400,10 @@ impl Gateway {
     /// [`ReloadError`]; the old configuration stays in force.
     pub fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
         self.check_reload(&config)?;
+        // Before anything is changed: either all workers take up the new tables or none does.
+        if !self.mailboxes.iter().all(|mailbox| mailbox.has_room()) {
+            return Err(ReloadError::Busy);
+        }
         let now = self.clock.now();
         let built = build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
         let same_rows = built.rows.clone().layout("", 1, 1).groups == self.segment.layout().groups;

@@ -5,6 +5,7 @@ pub mod host_neighbours;
 pub mod neighbours;
 pub mod ports;
 pub mod replay;
+pub mod run_dir;
 pub mod single;
 pub mod socket;
 pub mod socket_client;

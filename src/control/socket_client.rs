@@ -13,8 +13,6 @@ use thiserror::Error;
 
 use super::view::{Page, Request, Show};
 
-/// How long the control thread may take for an answer. A reload of a large file takes longest.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A list that changes while it is read is read again, so often.
 const TRIES: usize = 5;
 
@@ -59,15 +57,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the socket in `path`.
+    /// Connects to the socket in `path`. The control thread may take `patience` for an answer.
     ///
     /// # Errors
     /// [`ClientError::Nobody`], [`ClientError::Permission`], [`ClientError::Io`].
-    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+    pub fn connect(path: &Path, patience: Duration) -> Result<Self, ClientError> {
         let connect = || {
             let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(patience))?;
+            stream.set_write_timeout(Some(patience))?;
             Ok(stream)
         };
         let stream = connect().map_err(|source: io::Error| match source.kind() {
@@ -90,7 +88,7 @@ impl Client {
         let mut text = String::new();
         let read = self.stream.read_line(&mut text).map_err(|source| match source.kind() {
             ErrorKind::WouldBlock => {
-                failed(io::Error::new(ErrorKind::TimedOut, "no answer within 30 seconds"))
+                failed(io::Error::new(ErrorKind::TimedOut, "the gateway is too busy to answer"))
             }
             _ => failed(source),
         })?;

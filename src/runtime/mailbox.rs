@@ -84,6 +84,12 @@ impl Mailbox {
         self.commands.push(command)
     }
 
+    /// Control: whether another command will be taken. Nobody else sends, so it stays so until the next one.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.commands.is_full()
+    }
+
     /// Control: drops what the worker gave back.
     pub fn collect(&self) {
         while self.retired.pop().is_some() {}

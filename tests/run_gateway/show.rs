@@ -94,7 +94,9 @@ fn watching_gives_rates_and_stages_give_costs() {
     }
     let lab = Lab::new();
     let gateway = lab.start();
-    let mut ping = lab.vpc.command("ping").args(["-q", "-i", "0.002", "10.1.0.2"]).spawn().unwrap();
+    let mut ping = lab.vpc.command("ping");
+    ping.args(["-q", "-i", "0.002", "10.1.0.2"]).stdout(std::process::Stdio::null());
+    let mut ping = ping.spawn().unwrap();
     let watched = gateway.text("interfaces --watch 0.5 --count 3 --json");
     let samples: Vec<serde_json::Value> = watched.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(samples.len(), 3);
@@ -185,5 +187,27 @@ fn what_cannot_be_shown_is_said() {
     assert!(parts[2].starts_with('0') && parts[2].contains("gateway  lab"), "{text}");
     assert!(parts[3].starts_with('0') && parts[3].contains("choose one with --name: one, two"), "{text}");
     assert!(parts[4].starts_with('3'), "{text}");
+    gateway.stop();
+}
+
+#[test]
+fn counters_are_shown_while_nothing_answers() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    let gateway = lab.start();
+    assert!(lab.vpc.pings("10.1.0.2", 5));
+    gateway.signal("-STOP");
+    assert!(gateway.text("summary").contains("received"));
+    assert!(gateway.json("drops").is_array());
+    let show = gateway.show("interfaces --json");
+    assert!(show.status.success(), "{show:?}");
+    assert!(String::from_utf8_lossy(&show.stderr).contains("too busy to answer"), "{show:?}");
+    let interfaces: serde_json::Value = serde_json::from_slice(&show.stdout).unwrap();
+    assert!(interfaces[0]["counters"]["in_packets"].as_u64().unwrap() >= 5, "{interfaces:#}");
+    assert_eq!(gateway.show("routes").status.code(), Some(3));
+    gateway.signal("-CONT");
+    assert!(gateway.text("routes").contains("connected"));
     gateway.stop();
 }

@@ -95,13 +95,13 @@ impl Which {
     }
 }
 
-/// Whether the process of a segment lives. Its socket says so for sure; where that cannot be asked, its number.
+/// Whether the process of a segment lives. Another may have its number by now: its socket says so.
 fn lives(run_dir: &Path, pid: u32) -> bool {
-    match UnixStream::connect(socket_path(run_dir)) {
-        Ok(_) => true,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => false,
-        Err(_) => Path::new("/proc").join(pid.to_string()).exists(),
+    if !Path::new("/proc").join(pid.to_string()).exists() {
+        return false;
     }
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    !UnixStream::connect(socket_path(run_dir)).is_err_and(refused)
 }
 
 /// The only run directory in `parent` whose gateway runs; else the only one there is.
