@@ -231,7 +231,7 @@ fn crosses_with(port: &str, description: &str) {
     }
     let mut site = Site::new(|text| text.replace("driver = \"xdp\"", port));
     for name in ["idc", "cloud"] {
-        assert!(site.log(name).contains(description), "{}", site.log(name));
+        until(description, || site.log(name).contains(description));
     }
     ping_all(&site, "idc-host", SERVER);
     site.serve("vpc-host");
