@@ -6,11 +6,15 @@ mod netns_common;
 use std::{
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use netns_common::{causeway, is_root, until};
 use rustix::process::{Pid, Signal, kill_process};
+
+/// Held by tests that remove what was kept, so that they do not remove it from each other.
+static KEPT: Mutex<()> = Mutex::new(());
 
 fn demo(arguments: &str) -> Command {
     let mut command = Command::new(causeway());
@@ -145,6 +149,7 @@ fn what_a_killed_demo_leaves_the_next_one_removes() {
     if !is_root() {
         return;
     }
+    let _alone = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     for millis in [100, 400, 2500] {
         let mut child = demo("--seconds 600").stdout(Stdio::null()).spawn().unwrap();
         let pid = child.id();
@@ -164,6 +169,7 @@ fn a_kept_network_works_until_it_is_removed() {
     if !is_root() {
         return;
     }
+    let _alone = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     let child = demo("--seconds 1 --keep").stdout(Stdio::piped()).spawn().unwrap();
     let pid = child.id();
     let output = child.wait_with_output().unwrap();
