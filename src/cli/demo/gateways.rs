@@ -151,7 +151,7 @@ impl GatewayProcess {
         Ok(Self { name, process, run_dir: run_dir.into(), reader: None })
     }
 
-    /// Waits until its ports are open and its counters can be read. `patience` is asked again and again whether to go
+    /// Waits until its ports are open and its counters can be read. `go_on` is asked again and again whether to go
     /// on waiting.
     ///
     /// # Errors

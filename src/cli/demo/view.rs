@@ -116,7 +116,7 @@ impl View {
             let _ = writeln!(text, "  {} dropped {}", reader.layout().name, drops_text(&drops(reader)));
         }
         for line in hosts(report) {
-            let _ = write!(text, "  {line}\n");
+            let _ = writeln!(text, "  {line}");
         }
         text.trim_end().to_string()
     }
