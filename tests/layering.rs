@@ -78,7 +78,8 @@ fn imports_run_one_way() {
             let text = fs::read_to_string(&file).unwrap();
             // Tests, which stand last in a file, may use what they need.
             let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-            let code: String = code.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+            let code: String =
+                code.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
             for name in used(&code) {
                 if LAYERS.contains(&name.as_str()) && name != layer && !may.contains(&name.as_str()) {
                     wrong.push(format!("{}: {layer} uses {name}", file.display()));
@@ -91,7 +92,8 @@ fn imports_run_one_way() {
 
 #[test]
 fn the_check_sees_imports_of_every_form() {
-    let text = "use crate::wire::x; use crate::{\n io::{any, mem},\n packet::{A},\n stats,\n}; crate::cli::run();";
+    let text =
+        "use crate::wire::x; use crate::{\n io::{any, mem},\n packet::{A},\n stats,\n}; crate::cli::run();";
     let mut names = used(text);
     names.retain(|n| LAYERS.contains(&n.as_str()));
     names.sort();

@@ -124,7 +124,8 @@ impl Resolver {
         self.questions(tables, writer, now, send);
     }
 
-    fn event(
+    /// Takes up one report, by a worker or by [`super::host_neighbours`].
+    pub fn event(
         &mut self,
         tables: &Tables,
         writer: &mut NeighbourWriter,

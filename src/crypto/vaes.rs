@@ -22,6 +22,7 @@
 
 #![expect(
     clippy::indexing_slicing,
+    clippy::needless_range_loop,
     reason = "arrays of const length in loops that end at the same const: the compiler proves each index"
 )]
 

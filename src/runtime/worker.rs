@@ -9,7 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot};
 use crate::{
     io::{PacketIo, PortHealth},
-    packet::{Burst, DropReason, FramePool, FrameQueue, Meta},
+    packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Meta},
+    stage::next_hop::SILENT_NEIGHBOUR,
     stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed},
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
@@ -117,11 +118,9 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    /// Replaces the pipeline, to time more or fewer bursts.
-    #[must_use]
-    pub fn with_pipeline(mut self, pipeline: Pipeline) -> Self {
-        self.pipeline = pipeline;
-        self
+    /// Times one burst in `every`, stage by stage; none when that is 0.
+    pub fn set_timing(&mut self, every: u32) {
+        self.pipeline = Pipeline::timing_one_in(every);
     }
 
     /// Works until the mailbox says stop, then drains what is on its way and takes every frame home.
@@ -169,9 +168,19 @@ impl<P: PacketIo> Worker<P> {
         let Some(port) = self.ports.get_mut(number) else { return 0 };
         port.complete(&mut self.pool);
         let n = port.rx_burst(&mut self.pool, &mut self.received, self.burst_size);
-        if n == 0 {
-            return 0;
+        if n > 0 {
+            self.carry(number, now);
+            self.transmit();
         }
+        n
+    }
+
+    /// Takes the received frames, which came from port `number`, as far as the queues of the ports they leave by.
+    ///
+    /// [`Worker::round`] does this for each port. A benchmark calls it alone, on frames that it put into
+    /// [`Worker::received_mut`] (at most a burst) itself, and takes them back with [`Worker::take_sent`].
+    pub fn carry(&mut self, number: usize, now: u64) {
+        let n = self.received.len() as u64;
         let mut bytes = 0;
         for frame in self.received.drain(..) {
             self.pool.umem().prefetch(&frame);
@@ -182,13 +191,26 @@ impl<P: PacketIo> Worker<P> {
                 self.pool.free(frame);
             }
         }
-        self.counters.worker(WorkerColumn::Received, n as u64);
-        self.counters.port(number, PortColumn::RxPackets, n as u64);
+        self.counters.worker(WorkerColumn::Received, n);
+        self.counters.port(number, PortColumn::RxPackets, n);
         self.counters.port(number, PortColumn::RxBytes, bytes);
         self.pipeline(now, Entry::Rx);
         self.resume(now);
-        self.transmit();
-        n
+    }
+
+    /// The frames that [`Worker::carry`] takes up next.
+    pub const fn received_mut(&mut self) -> &mut FrameQueue {
+        &mut self.received
+    }
+
+    /// Takes the frames queued for port `number`, as if the port had sent them.
+    pub fn take_sent(&mut self, number: usize, to: &mut impl Extend<Frame>) {
+        let Some(queue) = self.out.ports.get_mut(number) else { return };
+        let bytes = queue.iter().map(|frame| frame.len() as u64).sum();
+        self.counters.worker(WorkerColumn::Sent, queue.len() as u64);
+        self.counters.port(number, PortColumn::TxPackets, queue.len() as u64);
+        self.counters.port(number, PortColumn::TxBytes, bytes);
+        to.extend(queue.drain(..));
     }
 
     /// Runs what is in the burst through the pipeline and empties it.
@@ -337,16 +359,10 @@ impl<P: PacketIo> Worker<P> {
             }
             // In order, so that a flow's packets leave as they came.
             let mut packet = self.out.pending.remove(at);
-            if let Some(id) = known {
-                packet.meta.neighbour = id.to_bits();
-            }
+            packet.meta.neighbour = known.map_or(SILENT_NEIGHBOUR, |id| id.to_bits());
             moved += 1;
-            match self.burst.push(packet.frame, packet.meta) {
-                Ok(slot) if known.is_none() => {
-                    self.unreachable(slot, now);
-                }
-                Ok(_) => {}
-                Err(frame) => self.pool.free(frame),
+            if let Err(frame) = self.burst.push(packet.frame, packet.meta) {
+                self.pool.free(frame);
             }
         }
         if moved > 0 {
@@ -354,30 +370,6 @@ impl<P: PacketIo> Worker<P> {
             self.resume(now);
         }
         moved
-    }
-
-    /// A neighbour does not answer: the packet's sender is told (RFC 1122 2.3.2.2).
-    fn unreachable(&mut self, slot: crate::packet::Slot, now: u64) {
-        use crate::stage::icmp_error::{Problem, drop_with_error};
-        let umem = Arc::clone(self.pool.umem());
-        let mut cx = Cx {
-            umem: &umem,
-            pool: &mut self.pool,
-            tables: &self.tables,
-            counters: &self.counters,
-            lanes: Lanes::default(),
-            out: &mut self.out,
-            events: &self.events,
-            icmp_limit: &mut self.icmp_limit,
-            now,
-        };
-        drop_with_error(
-            &mut cx,
-            &mut self.burst,
-            slot,
-            DropReason::NeighbourUnreachable,
-            Problem::HostUnreachable,
-        );
     }
 
     /// Takes up what the control thread sent.

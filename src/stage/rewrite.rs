@@ -2,7 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::{Cx, Event, PendingKey, Stage, next_hop::NO_NEIGHBOUR};
+use super::{
+    Cx, Event, PendingKey, Stage,
+    icmp_error::{self, Problem},
+    next_hop::SILENT_NEIGHBOUR,
+};
 use crate::{
     packet::{Burst, DropReason, Frame, Meta, Slot, Umem},
     stats::WorkerColumn,
@@ -34,7 +38,13 @@ impl Stage for Rewrite {
                 continue;
             };
             let Some(mac) = mac(cx, &meta) else {
-                wait(cx, burst, slot);
+                if meta.neighbour == SILENT_NEIGHBOUR {
+                    // Its sender is told (RFC 1122 2.3.2.2).
+                    let reason = DropReason::NeighbourUnreachable;
+                    icmp_error::drop_with_error(cx, burst, slot, reason, Problem::HostUnreachable);
+                } else {
+                    wait(cx, burst, slot);
+                }
                 continue;
             };
             if let Some(len) = send(cx, burst, slot, &meta, interface, mac) {
@@ -74,7 +84,7 @@ impl Run {
 
 #[inline]
 fn mac(cx: &Cx<'_>, meta: &Meta) -> Option<MacAddr> {
-    if meta.neighbour == NO_NEIGHBOUR {
+    if meta.neighbour >= SILENT_NEIGHBOUR {
         return None;
     }
     let id = NeighbourId::from_bits(meta.neighbour);
@@ -146,8 +156,10 @@ fn wait(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) {
         burst.drop(slot, DropReason::NoRoute);
         return;
     };
+    // One question is enough for all packets that wait for its answer.
+    let asked = cx.out.pending.iter().any(|packet| packet.key == key);
     let event = Event::Solicit { interface: key.interface, address: key.address };
-    if cx.events.push(event).is_err() {
+    if !asked && cx.events.push(event).is_err() {
         cx.counters.worker(WorkerColumn::EventsLost, 1);
         burst.drop(slot, DropReason::NeighbourEventsFull);
         return;

@@ -1,0 +1,235 @@
+//! `causeway bench`: how fast the pipeline is on this machine, without any I/O.
+//!
+//! One thread takes packets of a profile through one worker and reads the clock around each burst, from the received
+//! frames to the frames queued for their port. Making packets, sealing what is to be opened, and taking frames back
+//! are not counted. Before anything is measured, every packet of a first round is compared with what should come out,
+//! sealed ones after a second gateway has opened them; a gateway that drops or errs is not measured.
+
+pub mod measure;
+pub mod profile;
+pub mod random;
+pub mod report;
+pub mod rig;
+pub mod topology;
+pub mod traffic;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use self::{
+    measure::Effort,
+    profile::{Profile, Size},
+    report::{Report, Row, Setting},
+    rig::{Rig, RigError},
+    topology::Topology,
+};
+use super::{CANNOT, NOT_WELL, fail};
+use crate::{packet::BURST, runtime::Clock};
+
+/// Measure the pipeline on memory ports: time a packet, by stage, and latency.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  causeway bench                        # every profile
+  causeway bench gateway gateway-in     # some
+  causeway bench gateway --size imix --burst 32
+  causeway bench --save                 # keep the result under perf/results
+  causeway bench --compare perf/results/2026-11-21-0123456789.json")]
+pub struct Bench {
+    /// Profiles by name, or files with profiles [default: all].
+    profiles: Vec<String>,
+    /// List the profiles.
+    #[arg(long)]
+    list: bool,
+    /// Length of frames, L2 with the VLAN tag and without FCS, or `imix` [default: the profile's].
+    #[arg(long, value_name = "BYTES")]
+    size: Option<Size>,
+    /// Packets of a burst.
+    #[arg(long, value_name = "N", default_value_t = BURST as u8, value_parser = clap::value_parser!(u8).range(1..=BURST as i64))]
+    burst: u8,
+    /// Runs of each row: the best and the median are shown.
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Packets of each run.
+    #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..))]
+    packets: u32,
+    /// Different flows [default: the profile's].
+    #[arg(long, value_name = "N")]
+    flows: Option<usize>,
+    /// Let packets go round in 64 MiB, so that they are in no cache near the core when they come.
+    #[arg(long)]
+    cold: bool,
+    /// The core to run on [default: the last].
+    #[arg(long, value_name = "N")]
+    core: Option<usize>,
+    /// Only time a packet: no stages and no latency.
+    #[arg(long)]
+    brief: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Save the result as perf/results/DATE-COMMIT.json.
+    #[arg(long)]
+    save: bool,
+    /// Show the changes since a saved result.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+}
+
+/// Frames that go round: four bursts of the largest kind, which stay in the second-level cache.
+const WARM: usize = 4 * BURST;
+/// Frames of 2 KiB that go round in 64 MiB.
+const COLD: usize = 32_768;
+/// Where results are kept.
+const RESULTS: &str = "perf/results";
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: &Bench) -> ExitCode {
+    let profiles = match profiles(args) {
+        Ok(profiles) => profiles,
+        Err(error) => return fail(&error, 2),
+    };
+    if args.list {
+        for profile in &profiles {
+            let sizes: Vec<String> = profile.sizes.iter().map(|size| size.label()).collect();
+            println!("{:<16} {} ({})", profile.name, profile.description, sizes.join(", "));
+        }
+        return ExitCode::SUCCESS;
+    }
+    let earlier = match args.compare.as_deref().map(Report::load).transpose() {
+        Ok(earlier) => earlier,
+        Err(error) => return fail(&error, CANNOT),
+    };
+    let core = match pin(args.core) {
+        Ok(core) => core,
+        Err(error) => return fail(&error, CANNOT),
+    };
+    let setting = Setting::here(Clock::new().tick_hz(), core, args.runs as usize, args.packets as usize);
+    if !args.json {
+        println!("{}\n\n{}", setting.text(), report::heading());
+    }
+    let mut report = Report { setting, rows: Vec::new() };
+    for profile in &profiles {
+        match measure(args, profile) {
+            Ok(rows) => report.rows.extend(rows),
+            Err(error) => {
+                let code = if matches!(error, RigError::Setup(_)) { CANNOT } else { NOT_WELL };
+                return fail(&format!("{}: {error}", profile.name), code);
+            }
+        }
+    }
+    if args.json {
+        match serde_json::to_string_pretty(&report) {
+            Ok(text) => println!("{text}"),
+            Err(error) => return fail(&error, super::BUG),
+        }
+    }
+    if let Some(earlier) = &earlier {
+        let text = report.compared(earlier);
+        if args.json { eprintln!("{text}") } else { println!("\n{text}") }
+    }
+    if args.save {
+        match report.save(Path::new(RESULTS)) {
+            Ok(path) => eprintln!("saved as {}", path.display()),
+            Err(error) => return fail(&format!("cannot save the result under {RESULTS}: {error}"), CANNOT),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// The profiles that were asked for, changed as was asked for.
+fn profiles(args: &Bench) -> Result<Vec<Profile>, String> {
+    let names: Vec<String> = if args.profiles.is_empty() {
+        profile::names().map(String::from).collect()
+    } else {
+        args.profiles.clone()
+    };
+    names
+        .iter()
+        .map(|name| {
+            let mut profile = match profile::named(name) {
+                Some(profile) => profile?,
+                None if name.ends_with(".toml") => Profile::load(Path::new(name))?,
+                None => {
+                    let known: Vec<&str> = profile::names().collect();
+                    return Err(format!("no profile is called {name}; there are {}", known.join(", ")));
+                }
+            };
+            if let Some(size) = args.size {
+                profile.sizes = vec![size];
+            }
+            if let Some(flows) = args.flows {
+                profile.flows = flows;
+            }
+            profile.checked()
+        })
+        .collect()
+}
+
+/// Keeps this thread on one core.
+fn pin(core: Option<usize>) -> Result<usize, String> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let id = match core {
+        Some(core) => cores.iter().find(|id| id.id == core).copied(),
+        None => cores.last().copied(),
+    };
+    let id = id.ok_or("there is no such core")?;
+    if core_affinity::set_for_current(id) { Ok(id.id) } else { Err(format!("cannot run on core {}", id.id)) }
+}
+
+/// Measures a profile at each of its sizes; prints each row when it is there.
+fn measure(args: &Bench, profile: &Profile) -> Result<Vec<Row>, RigError> {
+    let Some(first) = profile.sizes.first() else { return Ok(Vec::new()) };
+    let effort =
+        Effort { burst: usize::from(args.burst), runs: args.runs as usize, packets: args.packets as usize };
+    let progress = ProgressBar::new(u64::from(args.runs) * profile.sizes.len() as u64);
+    let style = ProgressStyle::with_template("{msg:<24} {bar:30} {pos}/{len}");
+    progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    progress.set_message(format!("{}: tables", profile.name));
+    let frames = if args.cold { COLD } else { WARM };
+    let mut rig = Rig::new(Topology::new(profile), *first, frames)?;
+    let mut rows = Vec::new();
+    for size in &profile.sizes {
+        progress.set_message(format!("{} {}", profile.name, size.label()));
+        rig.resize(*size);
+        rig.validate()?;
+        let cost = measure::cost(&mut rig, effort, || progress.inc(1))?;
+        let (mut stages, mut latency) = (Vec::new(), Vec::new());
+        if !args.brief {
+            stages = measure::stages(&mut rig, effort)?;
+            latency = vec![
+                measure::latency(&mut rig, 1, effort.packets)?,
+                measure::latency(&mut rig, BURST, 4 * effort.packets)?,
+            ];
+        }
+        let goal = profile.goal(*size);
+        let row = Row {
+            profile: profile.name.clone(),
+            size: size.label(),
+            burst: effort.burst,
+            cold: args.cold,
+            cost,
+            mpps: 1e3 / cost.ns_median,
+            gbps: rig.traffic().mean_len() * 8.0 / cost.ns_median,
+            goal: goal.and_then(|goal| goal.goal),
+            stretch: goal.and_then(|goal| goal.stretch),
+            peer: goal.and_then(|goal| goal.peer),
+            peer_name: goal.and_then(|goal| goal.peer_name.clone()),
+            stages,
+            latency,
+        };
+        if !args.json {
+            progress.suspend(|| println!("{}", row.text(!args.brief)));
+        }
+        rows.push(row);
+    }
+    progress.finish_and_clear();
+    rig.end()?;
+    Ok(rows)
+}
