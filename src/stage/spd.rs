@@ -107,7 +107,8 @@ impl Stage for SpdInbound {
                 meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) && !meta.flags.has(Flags::FROM_TUNNEL);
             let checked = trusted || meta.flags.has(Flags::ADMITTED);
             let protects = || cx.tables.gateway(meta.gateway).is_some_and(|g| g.protects);
-            !checked && meta.passes == 0 && (meta.flags.has(Flags::FROM_TUNNEL) || protects())
+            // A tunnel may end behind a gateway that its outer packets came through.
+            !checked && (meta.flags.has(Flags::FROM_TUNNEL) || meta.passes == 0 && protects())
         });
         if peers.is_empty() {
             return;

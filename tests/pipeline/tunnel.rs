@@ -347,7 +347,7 @@ to = "192.0.2.0/30"
 gateway = "edge"
 [gateway.edge]
 [[gateway.edge.route]]
-to = "198.51.100.2"
+to = "198.51.100.2/32"
 gateway = "g"
 "#;
     let towards = |text: String| {
