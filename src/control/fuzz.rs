@@ -206,16 +206,16 @@ fn packet(story: &mut Story<'_>) -> Vec<u8> {
     let written = usize::from(story.byte() % 64);
     let mut payload = story.bytes(written);
     payload.resize(len, 0);
-    if story.byte() % 4 == 0 {
+    if story.byte().is_multiple_of(4) {
         // ICMP errors quote a packet.
         payload.splice(..0, [story.choose(&[3, 11, 1, 2]), story.byte() % 5, 0, 0, 0, 0, 0, 0]);
-        if let Some(quote) = payload.get_mut(8..).filter(|_| story.byte() % 2 == 0) {
+        if let Some(quote) = payload.get_mut(8..).filter(|_| story.byte().is_multiple_of(2)) {
             let header = v4_header(story, quote.len(), protocol::UDP);
             quote.iter_mut().zip(header).for_each(|(to, from)| *to = from);
         }
         payload.truncate(1480);
     }
-    if story.byte() % 3 == 0 {
+    if story.byte().is_multiple_of(3) {
         let mut header = [0; ipv6::HEADER_LEN];
         let repr = ipv6::Repr {
             traffic_class: story.byte(),
@@ -256,7 +256,7 @@ fn sealed(story: &mut Story<'_>, keys: &[Key; 2]) -> Vec<u8> {
     let mut inner = packet(story);
     story.spoil(&mut inner);
     inner.truncate(1400);
-    let first = story.byte() % 2 == 0;
+    let first = story.byte().is_multiple_of(2);
     let (spi, key) = if first { (0x2001, &keys[0]) } else { (0x2002, &keys[1]) };
     let sequence = u64::from(story.word());
     let next_header =
@@ -265,7 +265,7 @@ fn sealed(story: &mut Story<'_>, keys: &[Key; 2]) -> Vec<u8> {
     let mut text = inner;
     text.resize(len + esp::padding(len) + esp::TRAILER_LEN + esp::ICV_LEN, 0);
     let _ = esp::write_trailer(&mut text, len, next_header);
-    if story.byte() % 8 == 0 {
+    if story.byte().is_multiple_of(8) {
         let behind = text.len() - esp::ICV_LEN - 2;
         text[behind] ^= story.byte();
     }
@@ -316,7 +316,7 @@ fn frame(story: &mut Story<'_>, port: usize, macs: &[MacAddr], kind: EtherType, 
         (_, 0..=1) => Tags::None,
         _ => Tags::One(tag(customer, 100)),
     };
-    let to = if story.byte() % 16 == 0 { MacAddr::BROADCAST } else { macs[port] };
+    let to = if story.byte().is_multiple_of(16) { MacAddr::BROADCAST } else { macs[port] };
     let header = L2Header::new(to, MacAddr([2, 0, 0, 0, 0xee, port as u8]), tags, kind);
     [header.as_bytes(), payload].concat()
 }
@@ -357,7 +357,7 @@ pub fn path(bytes: &[u8]) {
                 let own = story.choose(&[[10, 1, 0, 1], [192, 0, 2, 1], [10, 9, 0, 1]]);
                 let mac = MacAddr([2, 0, 0, 0, 0xee, port as u8]);
                 let mut packet = arp::Repr::request(mac, story.choose(&SOURCES).into(), own.into());
-                if story.byte() % 2 == 0 {
+                if story.byte().is_multiple_of(2) {
                     packet = packet.reply(mac);
                 }
                 let mut body = [0; arp::PACKET_LEN];
