@@ -91,7 +91,7 @@ fn counted(counters: &Value) -> String {
         let Some(rows) = rows.as_object() else { continue };
         let mut lines = |name: &str, values: &Value| {
             let values = values.as_object().unwrap().iter().filter(|(column, value)| {
-                !value.as_u64().is_none_or(|v| v == 0) && !column.contains("rounds") && *column != "bursts"
+                value.as_u64().is_some_and(|v| v != 0) && !column.contains("rounds") && *column != "bursts"
             });
             let values: Vec<_> = values.map(|(column, value)| format!("{column} = {value}\n")).collect();
             if !values.is_empty() {

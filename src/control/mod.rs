@@ -1,5 +1,7 @@
 //! What runs beside the workers: neighbours, ports, reload, the control socket.
 
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gateway;
 pub mod host_neighbours;
 pub mod neighbours;

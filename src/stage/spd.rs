@@ -99,14 +99,16 @@ impl Stage for SpdInbound {
     const NAME: &'static str = "spd-inbound";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        // Also what is for the gateway itself: its addresses are no way round the policies.
-        let peers = ((cx.lanes.forward | cx.lanes.local) & burst.live()).filter(|slot| {
+        // What came out of a tunnel is checked also when it is for the gateway itself.
+        let ours = cx.lanes.local.filter(|slot| burst.meta(slot).flags.has(Flags::FROM_TUNNEL));
+        let peers = ((cx.lanes.forward | ours) & burst.live()).filter(|slot| {
             let meta = burst.meta(slot);
             let trusted =
                 meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) && !meta.flags.has(Flags::FROM_TUNNEL);
             let checked = trusted || meta.flags.has(Flags::ADMITTED);
             let protects = || cx.tables.gateway(meta.gateway).is_some_and(|g| g.protects);
-            !checked && meta.passes == 0 && (meta.flags.has(Flags::FROM_TUNNEL) || protects())
+            // A tunnel may end behind a gateway that its outer packets came through.
+            !checked && (meta.flags.has(Flags::FROM_TUNNEL) || meta.passes == 0 && protects())
         });
         if peers.is_empty() {
             return;

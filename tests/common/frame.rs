@@ -158,7 +158,7 @@ impl Ip {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let header_len = 20 + self.options.len();
                 let total = (header_len + self.payload.len()) as u16;
-                let flags = u16::from(self.df) << 14 | u16::from(self.more) << 13 | self.offset / 8;
+                let flags = u16::from(self.df) << 14 | u16::from(self.more) << 13 | (self.offset / 8);
                 let mut header = vec![0x40 | (header_len / 4) as u8, self.tos];
                 for word in [total, self.id, flags] {
                     header.extend_from_slice(&word.to_be_bytes());

@@ -5,6 +5,7 @@
 mod common;
 
 mod forward;
+mod hostile;
 mod link;
 mod mtu;
 mod nat;

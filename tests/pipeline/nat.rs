@@ -84,7 +84,8 @@ fn lab() -> (Lab, Host, Host) {
 }
 
 /// Pairs of (VPC's view, peer's view), each of (host of the VPC, host of the peer).
-const VIEWS: [((&str, &str), (&str, &str)); 6] = [
+type Ends = (&'static str, &'static str);
+const VIEWS: [(Ends, Ends); 6] = [
     (("10.2.0.10", "10.1.0.5"), ("203.0.113.10", "10.1.0.5")),
     (("10.2.4.99", "10.1.0.5"), ("203.0.114.99", "10.1.0.5")),
     (("10.2.0.20", "198.51.100.8"), ("10.2.0.20", "10.1.7.8")),

@@ -1,0 +1,4 @@
+//! Hostile configuration files: read, checked, and, where they are good, built into tables.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| causeway::control::fuzz::config(bytes));
