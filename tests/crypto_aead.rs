@@ -1,6 +1,6 @@
 //! Every AEAD backend against the `aes-gcm` crate.
 
-use causeway::crypto::aead::{self, Aad, Backend, Job, Key, TAG_LEN};
+use causeway::crypto::aead::{self, Aad, Backend, Job, Key, KeyError, TAG_LEN};
 use proptest::prelude::*;
 
 /// What the packet's neighbours in memory hold, and must still hold afterwards.
@@ -154,4 +154,97 @@ proptest! {
     fn bursts_that_mix_everything(packets in prop::collection::vec(packet(), 0..=70)) {
         compare(&packets);
     }
+}
+
+/// One bit changed anywhere, in the packet or in what is authenticated with it: refused, and no plaintext is left.
+#[test]
+fn a_flipped_bit_is_refused() {
+    for backend in Backend::available() {
+        for len in [0, 4, 48, 52, 112, 256, 300, 600] {
+            let packet = Packet::new(len, 16, 12, len, 7);
+            let plain = [&packet.text[..], &[0; TAG_LEN]].concat();
+            let sealed = run(backend, std::slice::from_ref(&packet), &[plain], false).remove(0).1;
+            let refuse = |packet: &Packet, content: &[u8]| {
+                let (ok, bytes) =
+                    run(backend, std::slice::from_ref(packet), &[content.to_vec()], true).remove(0);
+                assert!(!ok, "{backend} accepts a forgery of {len} bytes");
+                let text = &bytes[..len];
+                assert!(
+                    text == &content[..len] || text.iter().all(|byte| *byte == 0),
+                    "{backend} left plaintext"
+                );
+            };
+            for bit in (0..8 * sealed.len()).step_by(if len > 52 { 7 } else { 1 }) {
+                let mut forged = sealed.clone();
+                forged[bit / 8] ^= 1 << (bit % 8);
+                refuse(&packet, &forged);
+            }
+            for bit in 0..96 {
+                let mut other = packet.clone();
+                let mut aad = *packet.aad.as_bytes().first_chunk::<12>().unwrap();
+                aad[bit / 8] ^= 1 << (bit % 8);
+                other.aad = Aad::from_bytes(&aad).unwrap();
+                refuse(&other, &sealed);
+            }
+            for bit in 0..64 {
+                let mut other = packet.clone();
+                other.iv[bit / 8] ^= 1 << (bit % 8);
+                refuse(&other, &sealed);
+            }
+            let mut other = packet.clone();
+            other.aad = Aad::from_bytes(&packet.aad.as_bytes()[..8]).unwrap();
+            refuse(&other, &sealed);
+        }
+    }
+}
+
+/// Forged and short packets in a burst do not touch their neighbours.
+#[test]
+fn each_packet_of_a_burst_is_judged_alone() {
+    for backend in Backend::available() {
+        let packets: Vec<Packet> =
+            (0..23).map(|i| Packet::new(i, 16, 8, if i % 6 == 0 { 300 } else { 48 }, i)).collect();
+        let plain: Vec<Vec<u8>> = packets.iter().map(|p| [&p.text[..], &[0; TAG_LEN]].concat()).collect();
+        let mut sealed: Vec<Vec<u8>> =
+            run(backend, &packets, &plain, false).into_iter().map(|(_, bytes)| bytes).collect();
+        for (i, packet) in sealed.iter_mut().enumerate() {
+            match i % 4 {
+                1 => packet[i] ^= 0x10,
+                2 => packet.truncate(i % 16),
+                _ => {}
+            }
+        }
+        for (i, (ok, bytes)) in run(backend, &packets, &sealed, true).into_iter().enumerate() {
+            assert_eq!(ok, i % 4 == 0 || i % 4 == 3, "{backend}, packet {i}");
+            assert!(!ok || bytes[..packets[i].text.len()] == packets[i].text);
+        }
+    }
+}
+
+#[test]
+fn a_text_without_room_for_its_tag_is_refused_untouched() {
+    for backend in Backend::available() {
+        for open in [false, true] {
+            let packets: Vec<Packet> = (0..TAG_LEN).map(|i| Packet::new(i, 32, 8, 0, i)).collect();
+            let short: Vec<Vec<u8>> = (0..TAG_LEN).map(|len| bytes(len, len)).collect();
+            for ((ok, got), before) in run(backend, &packets, &short, open).iter().zip(&short) {
+                assert!(!ok && got == before);
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_and_names() {
+    for backend in Backend::ALL {
+        assert_eq!(backend.to_string().parse(), Ok(backend));
+        for len in [0, 15, 17, 31, 33] {
+            assert_eq!(Key::new(backend, &vec![1; len], [0; 4]).unwrap_err(), KeyError::Length(len));
+        }
+    }
+    assert!("aes".parse::<Backend>().is_err());
+    assert!(Backend::Reference.is_available());
+    let key = Key::new(Backend::best(), &[0xcd; 24], [0xcd; 4]).unwrap();
+    assert_eq!(format!("{key:?}"), format!("Key(AES-192-GCM, {})", Backend::best()));
+    assert_eq!(size_of::<Key>(), 576);
 }

@@ -7,7 +7,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub mod bench;
 pub mod check;
 pub mod doctor;
+pub mod reload;
+pub mod replay;
 pub mod run;
+pub mod show;
 
 /// A poll-mode packet gateway: VLAN, NAT, SPD, LPM and AES-GCM ESP over AF_XDP.
 #[derive(Debug, Parser)]
@@ -43,6 +46,12 @@ enum Command {
     Check(check::Check),
     /// Measure the pipeline of this program on this machine, without any I/O.
     Bench(bench::Bench),
+    /// Run a file's pipeline over captures, with the captures' own time, and write what each port sends.
+    Replay(replay::Replay),
+    /// Show what a running gateway counts and knows.
+    Show(show::Show),
+    /// Make a running gateway read its file again, and wait for what comes of it.
+    Reload(reload::Reload),
     /// Say what this machine offers, and what to do about it.
     Doctor(doctor::Doctor),
     /// Print a shell's completion script.
@@ -70,6 +79,9 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());

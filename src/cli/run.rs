@@ -8,10 +8,16 @@ use signal_hook::{
     iterator::Signals,
 };
 
+use serde_json::{Value, json};
+
 use super::{BUG, CANNOT, NOT_WELL, fail};
 use crate::{
-    config,
-    control::gateway::{Gateway, StartOptions, TICK},
+    config::{self, Diagnostics},
+    control::{
+        gateway::{Gateway, StartOptions, TICK, socket_path},
+        socket::Server,
+        view::{self, Request, Word},
+    },
 };
 
 /// Run the gateway that a file describes, until SIGTERM or SIGINT; SIGHUP reads the file again.
@@ -20,7 +26,8 @@ use crate::{
 Examples:
   causeway run pipelines/site-to-site/idc.toml
   causeway run --new-state /etc/causeway/gateway.toml   # the first time: all keys are new
-  kill -HUP $(pidof causeway)                           # read the file again")]
+  kill -HUP $(pidof causeway)                           # read the file again; or: causeway reload
+  causeway show summary                                 # what it does")]
 pub struct Run {
     /// The configuration file.
     file: PathBuf,
@@ -49,6 +56,13 @@ pub fn run(args: &Run) -> ExitCode {
         Ok(gateway) => gateway,
         Err(error) => return fail(&error, CANNOT),
     };
+    let mut server = match Server::bind(&socket_path(&gateway.config().system.run_dir.value.0)) {
+        Ok(server) => server,
+        Err(error) => {
+            gateway.stop();
+            return fail(&error, CANNOT);
+        }
+    };
     for (port, description) in gateway.config().ports.iter().zip(gateway.port_descriptions()) {
         tracing::info!("port {}: {description}", port.name.value.as_str());
     }
@@ -65,8 +79,9 @@ pub fn run(args: &Run) -> ExitCode {
             if signal != SIGHUP {
                 break 'running true;
             }
-            reload(&mut gateway, args);
+            let _ = reload(&mut gateway, args);
         }
+        server.serve(&mut |request| answer(&mut gateway, args, request));
         if let Err(error) = gateway.tick() {
             // Once a second at most: it will go on for as long as the disk is full.
             if !failing || state_reported.elapsed().as_secs() >= 1 {
@@ -102,18 +117,44 @@ pub fn run(args: &Run) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn reload(gateway: &mut Gateway, args: &Run) {
-    match config::load(&args.file) {
+fn answer(gateway: &mut Gateway, args: &Run, request: &Request) -> Value {
+    match request {
+        Request::Word(Word::Reload) => match reload(gateway, args) {
+            Ok(warnings) => json!({ "ok": "in force", "report": warnings }),
+            Err((message, report)) => json!({ "error": message, "report": report }),
+        },
+        request => view::answer(gateway, request),
+    }
+}
+
+/// What was found in a file as text, where there is something.
+fn text_of(found: &Diagnostics) -> Option<String> {
+    let theme = miette::GraphicalTheme::unicode_nocolor();
+    let mut text = String::new();
+    let rendered = miette::GraphicalReportHandler::new_themed(theme).render_report(&mut text, found);
+    rendered.ok().filter(|()| !found.problems.is_empty()).map(|()| text)
+}
+
+/// Reads the file again. The result is a report of warnings; or what is wrong, in one sentence and as a report.
+fn reload(gateway: &mut Gateway, args: &Run) -> Result<Option<String>, (String, Option<String>)> {
+    let file = args.file.display();
+    let (message, report) = match config::load(&args.file) {
         Ok((config, warnings)) => {
             super::check::warn(&warnings);
             match gateway.reload(config) {
-                Ok(()) => tracing::info!("{} is in force", args.file.display()),
-                Err(error) => tracing::error!("{} is not taken up: {error}", args.file.display()),
+                Ok(()) => {
+                    tracing::info!("{file} is in force");
+                    return Ok(text_of(&warnings));
+                }
+                Err(error) => (format!("{file} is not taken up: {error}"), text_of(&warnings)),
             }
         }
         Err(errors) => {
+            let report = text_of(&errors);
             let _ = super::check::report(errors);
-            tracing::error!("{} has errors: nothing has changed", args.file.display());
+            (format!("{file} has errors: nothing has changed"), report)
         }
-    }
+    };
+    tracing::error!("{message}");
+    Err((message, report))
 }

@@ -16,6 +16,7 @@ use crate::{
     },
     stats::counters::Rows,
     table::{
+        address::Address,
         gateway_nat::{GatewayNat, Rules},
         hash::Seed,
         interface::{self, Demux, Interface, InterfaceAddress, OwnAddresses},
@@ -64,6 +65,17 @@ pub type Fingerprint = crate::crypto::sequence::Fingerprint;
 
 /// Where sequence numbers come from.
 pub trait Sequences {
+    /// Says which keys will be asked for, so that their state can be made ready at once.
+    ///
+    /// # Errors
+    /// The state cannot be read or written.
+    fn prepare(
+        &mut self,
+        _keys: &[(Fingerprint, bool)],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+
     /// The numbers of the key with this fingerprint.
     ///
     /// # Errors
@@ -150,6 +162,9 @@ impl Kept {
     }
 }
 
+/// The writers of a gateway's route tables, IPv4 and IPv6.
+pub type RouteWriters = (LpmWriter<u32>, LpmWriter<u128>);
+
 /// Tables, and what the control thread needs to know of them.
 pub struct Built {
     /// For the workers.
@@ -157,7 +172,7 @@ pub struct Built {
     /// Rows of the statistics.
     pub rows: Rows,
     /// Writers of the route tables, by gateway number.
-    pub routes: Vec<(LpmWriter<u32>, LpmWriter<u128>)>,
+    pub routes: Vec<RouteWriters>,
     /// Number of each interface, in the order of the configuration.
     pub interfaces: Vec<u16>,
     /// Number of each tunnel, in the order of the configuration.
@@ -220,10 +235,19 @@ pub fn build(
     let mut routes = Vec::new();
     let by_number = |list: &[u16], number: usize| list.iter().position(|n| usize::from(*n) == number);
     for number in 0..kept.gateways.0.len() {
-        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number), &interfaces)?;
+        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
         gateways.push(gateway);
         routes.push(writers);
     }
+    let outbound: Vec<_> = config
+        .tunnels
+        .iter()
+        .map(|tunnel| {
+            let (spi, key) = (tunnel.outbound.spi.value.0, &tunnel.outbound.key.value);
+            (Fingerprint::of(spi, key.aes(), key.salt()), *tunnel.esn)
+        })
+        .collect();
+    sequences.prepare(&outbound).map_err(|source| BuildError::Sequence { tunnel: "all".into(), source })?;
     let mut sas_out = Vec::new();
     let mut sas_in = Vec::new();
     let mut sa_names = Vec::new();
@@ -467,11 +491,7 @@ impl Builder<'_> {
     }
 
     /// The gateway at `place` in the configuration; an empty one for a number that is free.
-    fn gateway(
-        &mut self,
-        place: Option<usize>,
-        interfaces: &[Interface],
-    ) -> Result<(Gateway, (LpmWriter<u32>, LpmWriter<u128>)), BuildError> {
+    fn gateway(&mut self, place: Option<usize>) -> Result<(Gateway, RouteWriters), BuildError> {
         let (routes_v4, mut writer_v4) = Lpm4::new();
         let (routes_v6, mut writer_v6) = Lpm6::new();
         let mut own = OwnAddresses::default();
@@ -556,7 +576,6 @@ impl Builder<'_> {
         writer_v6.publish().map_err(table_error(format!("routes of gateway {name}")))?;
         let spd =
             Spd::build(&policies, self.seed).map_err(table_error(format!("policies of gateway {name}")))?;
-        let _ = interfaces;
         let gateway = Gateway {
             own,
             routes_v4,
@@ -579,30 +598,16 @@ impl Builder<'_> {
             chosen.map(|nat| (nat.original.value.0, nat.translated.value.0))
         };
         let v4 = |kind| {
-            let rules: Vec<_> = rules(kind)
-                .filter_map(|(original, translated)| match (original.address(), translated.address()) {
-                    (IpAddr::V4(o), IpAddr::V4(t)) => Some(Rule {
-                        original: o.to_bits(),
-                        translated: t.to_bits(),
-                        length: original.length(),
-                    }),
-                    _ => None,
-                })
-                .collect();
-            Static1to1::build(&rules, self.seed).map_err(table_error(what.clone()))
+            self.one_to_one(rules(kind), &what, |address| match address {
+                IpAddr::V4(a) => Some(a.to_bits()),
+                IpAddr::V6(_) => None,
+            })
         };
         let v6 = |kind| {
-            let rules: Vec<_> = rules(kind)
-                .filter_map(|(original, translated)| match (original.address(), translated.address()) {
-                    (IpAddr::V6(o), IpAddr::V6(t)) => Some(Rule {
-                        original: o.to_bits(),
-                        translated: t.to_bits(),
-                        length: original.length(),
-                    }),
-                    _ => None,
-                })
-                .collect();
-            Static1to1::build(&rules, self.seed).map_err(table_error(what.clone()))
+            self.one_to_one(rules(kind), &what, |address| match address {
+                IpAddr::V6(a) => Some(a.to_bits()),
+                IpAddr::V4(_) => None,
+            })
         };
         let vpc = || gateway.prefixes.iter().map(|p| wire_prefix(p.value));
         Ok(GatewayNat {
@@ -611,6 +616,21 @@ impl Builder<'_> {
             vpc_v4: vpc().filter_map(|p| if let IpPrefix::V4(p) = p { Some(p) } else { None }).collect(),
             vpc_v6: vpc().filter_map(|p| if let IpPrefix::V6(p) = p { Some(p) } else { None }).collect(),
         })
+    }
+
+    /// The rules of one IP version: those whose addresses `bits` takes.
+    fn one_to_one<A: Address>(
+        &self,
+        rules: impl Iterator<Item = (Prefix, Prefix)>,
+        what: &str,
+        bits: impl Fn(IpAddr) -> Option<A>,
+    ) -> Result<Static1to1<A>, BuildError> {
+        let rule = |(original, translated): (Prefix, Prefix)| {
+            let (length, translated) = (original.length(), bits(translated.address())?);
+            Some(Rule { original: bits(original.address())?, translated, length })
+        };
+        let rules: Vec<_> = rules.filter_map(rule).collect();
+        Static1to1::build(&rules, self.seed).map_err(table_error(what.to_string()))
     }
 
     fn tunnel(&mut self, place: usize, sa: Arc<SaOut>, gateways: &[Gateway]) -> Result<Tunnel, BuildError> {

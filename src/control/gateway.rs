@@ -1,7 +1,8 @@
 //! A running gateway: its workers, and everything beside them.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,6 +13,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
+    host_neighbours::HostNeighbours,
     neighbours::{Resolver, Transmit},
     ports::{self, PortError, Wires},
     single::{EVENTS, NEIGHBOURS, transmit},
@@ -26,7 +28,7 @@ use crate::{
     packet::{HugePages, Umem, UmemError},
     runtime::{Clock, Command, Idle, Ledger, Mailbox, Snapshot, Worker},
     stage::EventQueue,
-    stats::{Segment, SegmentError, WorkerCounters},
+    stats::{PortColumn, Segment, SegmentError, WorkerCounters},
     table::{
         hash::Seed,
         interface::Interface,
@@ -72,11 +74,13 @@ pub enum StartError {
     },
     /// Another gateway of this name runs.
     #[error(
-        "a gateway of this name runs already (process {pid}); stop it, or give this one another name or run_dir"
+        "a gateway runs in {run_dir} already (process {pid}): stop it, or give this one another name or run_dir"
     )]
     Running {
+        /// Its run directory.
+        run_dir: String,
         /// Its process.
-        pid: u32,
+        pid: String,
     },
 }
 
@@ -140,6 +144,13 @@ impl Summary {
 struct Persistent<'a>(&'a mut Option<StateFile>);
 
 impl Sequences for Persistent<'_> {
+    fn prepare(
+        &mut self,
+        keys: &[(Fingerprint, bool)],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.0.as_mut().map_or(Ok(()), |file| Ok(file.prepare(keys)?))
+    }
+
     fn sequence(
         &mut self,
         fingerprint: Fingerprint,
@@ -175,7 +186,16 @@ pub struct Gateway {
     /// Next hops to unpin, once every worker has passed the epoch.
     unpin: Vec<(u64, Vec<NeighbourId>)>,
     epoch: u64,
+    host_neighbours: HostNeighbours,
+    /// Says, for as long as this process lives, that the run directory is taken. Goes last.
+    _lock: File,
+    /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
+    health: Vec<u64>,
+    ports_due: u64,
 }
+
+/// How often the ports' health is looked at, in ns.
+const PORTS_INTERVAL: u64 = 200_000_000;
 
 /// The file of the statistics segment of a gateway with this run directory.
 #[must_use]
@@ -196,6 +216,27 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), StartError> {
     let failed = |source| StartError::Make { what: format!("directory {}", path.display()), source };
     fs::create_dir_all(path).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+/// Takes the run directory for this process. The kernel lets go of it when the process ends, however that is.
+fn lock(run_dir: &Path) -> Result<File, StartError> {
+    let path = run_dir.join("lock");
+    let failed = |source| StartError::Make { what: format!("the lock {}", path.display()), source };
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = file.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() }.to_string();
+            return Err(StartError::Running { run_dir: run_dir.display().to_string(), pid });
+        }
+        Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
+    }
+    let write = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    write.map_err(failed)?;
+    Ok(file)
 }
 
 fn open_state(config: &Config, new: bool) -> Result<Option<StateFile>, StartError> {
@@ -233,13 +274,8 @@ impl Gateway {
         let workers = cores.len().max(1);
         let run_dir = &config.system.run_dir.value.0;
         make_dir(run_dir, 0o755)?;
+        let lock = lock(run_dir)?;
         let segment_file = segment_path(run_dir);
-        if let Ok(reader) = crate::stats::Reader::open(&segment_file) {
-            let pid = reader.layout().pid;
-            if pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists() {
-                return Err(StartError::Running { pid });
-            }
-        }
         let mut state = open_state(&config, options.new_state)?;
         let pages = match *config.system.huge_pages {
             config::HugePages::Auto => HugePages::Auto,
@@ -267,6 +303,7 @@ impl Gateway {
         let layout = built.rows.clone().layout(name, workers, clock.tick_hz());
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
         let hosts = open_hosts(&config, &built)?;
+        let host_neighbours = HostNeighbours::open(&config)?;
         let mut gateway = Self {
             events: Arc::new(EventQueue::new(EVENTS)),
             mailboxes: (0..workers).map(|_| Arc::new(Mailbox::default())).collect(),
@@ -277,6 +314,8 @@ impl Gateway {
             descriptions: opened.descriptions,
             unpin: Vec::new(),
             epoch: 0,
+            health: vec![0; config.ports.len()],
+            ports_due: 0,
             config,
             clock,
             kept,
@@ -284,6 +323,8 @@ impl Gateway {
             umem_huge,
             segment,
             state,
+            host_neighbours,
+            _lock: lock,
         };
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
@@ -348,6 +389,10 @@ impl Gateway {
         let now = self.clock.now();
         let mailboxes = &self.mailboxes;
         let mut send = |t| to_first(mailboxes, t);
+        let (resolver, writer) = (&mut self.resolver, &mut self.kept.neighbours);
+        self.host_neighbours.tick(&self.built.tables, |event| {
+            resolver.event(&self.built.tables, writer, event, now, &mut send);
+        });
         self.resolver.tick(&self.built.tables, &mut self.kept.neighbours, &self.events, now, &mut send);
         self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
         let passed = |epoch: u64| self.mailboxes.iter().all(|mailbox| mailbox.has_passed(epoch));
@@ -359,7 +404,34 @@ impl Gateway {
             }
             !done
         });
+        self.watch_ports(now);
         self.state.as_mut().map_or(Ok(()), StateFile::top_up)
+    }
+
+    /// Reports ports that come and go, as the workers see them.
+    fn watch_ports(&mut self, now: u64) {
+        if now < self.ports_due {
+            return;
+        }
+        self.ports_due = now + PORTS_INTERVAL;
+        for (number, port) in self.config.ports.iter().enumerate() {
+            let worst = (0..self.mailboxes.len()).map(|w| {
+                let counters = WorkerCounters::new(&self.segment, w);
+                counters.read_port(number, PortColumn::Health)
+            });
+            let health = worst.max().unwrap_or(0);
+            if std::mem::replace(&mut self.health[number], health) == health {
+                continue;
+            }
+            let name = port.name.value.as_str();
+            match health {
+                0 => tracing::info!("port {name} is up"),
+                1 => tracing::warn!("port {name} is down: its device is set down or has no carrier"),
+                _ => tracing::error!(
+                    "port {name} is gone: its device was removed; restart the gateway when it is back"
+                ),
+            }
+        }
     }
 
     /// Takes up a new configuration. Packets, sequence numbers and replay windows of what has not changed go on.
@@ -375,7 +447,9 @@ impl Gateway {
             None
         } else {
             let name = config.system.name.value.as_str();
-            let layout = built.rows.clone().layout(name, self.mailboxes.len(), self.clock.tick_hz());
+            let mut layout = built.rows.clone().layout(name, self.mailboxes.len(), self.clock.tick_hz());
+            // The counts go on, so they are as old as they were.
+            layout.started = self.segment.layout().started;
             Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
         };
         for (number, mailbox) in self.mailboxes.iter().enumerate() {
@@ -503,6 +577,12 @@ impl Gateway {
     #[must_use]
     pub fn port_descriptions(&self) -> &[String] {
         &self.descriptions
+    }
+
+    /// The MAC address of each port, in the order of the configuration.
+    #[must_use]
+    pub fn port_macs(&self) -> &[MacAddr] {
+        &self.macs
     }
 
     /// The XDP program of each port, where there is one.

@@ -4,7 +4,7 @@
 //! whatever clock there is, so that a replay of captures behaves as the gateway did.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -61,9 +61,10 @@ struct Question {
 /// Finds out and remembers where neighbours are.
 #[derive(Debug, Default)]
 pub struct Resolver {
-    questions: HashMap<(u16, IpAddr), Question>,
+    /// In the order of addresses, so that a replay asks in the same order each time.
+    questions: BTreeMap<(u16, IpAddr), Question>,
     next_ageing: u64,
-    defended: HashMap<(u16, IpAddr), u64>,
+    defended: BTreeMap<(u16, IpAddr), u64>,
     /// Address conflicts since the start.
     pub conflicts: u64,
 }
@@ -123,7 +124,8 @@ impl Resolver {
         self.questions(tables, writer, now, send);
     }
 
-    fn event(
+    /// Takes up one report, by a worker or by [`super::host_neighbours`].
+    pub fn event(
         &mut self,
         tables: &Tables,
         writer: &mut NeighbourWriter,

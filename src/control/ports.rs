@@ -41,11 +41,34 @@ pub enum PortError {
         /// What is wrong, and what to do.
         source: af_xdp::Error,
     },
+    /// Fewer queues than workers: a packet that one worker receives could not leave by this port.
+    #[error(
+        "port {port} has {queues} queue(s) for {workers} workers, and each worker needs one: give the device as many \
+         (`ethtool -L DEVICE combined {workers}`; for a veth, `ip link add ... numrxqueues {workers} numtxqueues \
+         {workers}`), or list fewer `cores` in [system]; a TAP has one"
+    )]
+    Queues {
+        /// The port.
+        port: String,
+        /// Its queues.
+        queues: usize,
+        /// The workers.
+        workers: usize,
+    },
     /// A memory port that nobody holds the other end of.
     #[error(
         "port {0} has driver memory: it is for `causeway bench`, `causeway demo --memory` and tests; choose xdp, af_packet or tap"
     )]
     NoOtherEnd(String),
+}
+
+/// What a driver can do for several workers.
+fn check_queues(port: &Port, queues: usize, workers: usize) -> Result<(), PortError> {
+    if queues == workers {
+        return Ok(());
+    }
+    let port = port.name.value.as_str().to_string();
+    Err(PortError::Queues { port, queues, workers })
 }
 
 /// All ports of a gateway, opened.
@@ -85,9 +108,10 @@ pub fn open(
         let one = match *port.driver {
             Driver::Xdp => open_xdp(config, number, port, umem, &mut shared, pools)?,
             Driver::AfPacket => open_packet(port, pools.len(), number)?,
-            Driver::Tap => open_tap(port, pools.len())?,
-            Driver::Memory => open_memory(config, port, wires, pools.len())?,
+            Driver::Tap => open_tap(port)?,
+            Driver::Memory => open_memory(config, port, wires)?,
         };
+        check_queues(port, one.queues.len(), pools.len())?;
         for (queues, port) in opened.queues.iter_mut().zip(one.queues) {
             queues.push(port);
         }
@@ -109,11 +133,6 @@ fn device_name(port: &Port) -> &str {
     port.device.as_ref().map_or("", |device| device.value.as_str())
 }
 
-fn fill(mut queues: Vec<AnyPort>, workers: usize) -> Vec<AnyPort> {
-    queues.resize_with(workers, || AnyPort::Absent);
-    queues
-}
-
 /// The MAC address of a port without a device: locally administered, made from names so that it stays the same.
 #[must_use]
 pub fn derived_mac(config: &Config, port: &Port) -> MacAddr {
@@ -121,11 +140,11 @@ pub fn derived_mac(config: &Config, port: &Port) -> MacAddr {
     port.mac.as_ref().map_or_else(|| MacAddr(Mac::derived_from(&name).0), |mac| MacAddr(mac.value.0))
 }
 
-fn open_memory(config: &Config, port: &Port, wires: &mut Wires, workers: usize) -> Result<One, PortError> {
+fn open_memory(config: &Config, port: &Port, wires: &mut Wires) -> Result<One, PortError> {
     let name = port.name.value.as_str();
     let ends = wires.remove(name).ok_or_else(|| PortError::NoOtherEnd(name.to_string()))?;
     Ok(One {
-        queues: fill(ends.into_iter().map(AnyPort::Mem).collect(), workers),
+        queues: ends.into_iter().map(AnyPort::Mem).collect(),
         mac: derived_mac(config, port),
         description: "memory".into(),
         device: None,
@@ -150,7 +169,7 @@ fn open_packet(port: &Port, workers: usize, number: usize) -> Result<One, PortEr
     Ok(One { queues, mac, description: format!("{}: af_packet", device.name()), device: None })
 }
 
-fn open_tap(port: &Port, workers: usize) -> Result<One, PortError> {
+fn open_tap(port: &Port) -> Result<One, PortError> {
     let failed = socket_error(port);
     let tap = TapPort::open(device_name(port)).map_err(&failed)?;
     // The host has the device's own address; the gateway is the station at the other end of the cable.
@@ -159,7 +178,7 @@ fn open_tap(port: &Port, workers: usize) -> Result<One, PortError> {
     let mac = MacAddr([first | 2, a, b, c, d, last ^ 1]);
     tap.device().set_up().map_err(&failed)?;
     let description = format!("{}: tap", tap.device().name());
-    Ok(One { queues: fill(vec![AnyPort::Tap(Box::new(tap))], workers), mac, description, device: None })
+    Ok(One { queues: vec![AnyPort::Tap(Box::new(tap))], mac, description, device: None })
 }
 
 fn open_xdp(
@@ -218,7 +237,7 @@ fn open_xdp(
     if !device.turned_off.is_empty() {
         description.push_str(&format!("; turned off: {}", device.turned_off.join(", ")));
     }
-    let queues = fill(ports.into_iter().map(|p| AnyPort::Xdp(Box::new(p))).collect(), pools.len());
+    let queues = ports.into_iter().map(|p| AnyPort::Xdp(Box::new(p))).collect();
     Ok(One { queues, mac, description, device: Some(device) })
 }
 

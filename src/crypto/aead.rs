@@ -120,8 +120,12 @@ pub struct Key {
     /// AES rounds: 10, 12 or 14.
     pub(super) rounds: u8,
     pub(super) backend: Backend,
-    pub(super) round_keys: [Block; 15],
+    pub(super) round_keys: RoundKeys,
 }
+
+/// Aligned, so that loading one never touches two cache lines.
+#[repr(C, align(16))]
+pub(super) struct RoundKeys(pub(super) [Block; 15]);
 
 impl Key {
     /// Expands `key` (16, 24 or 32 bytes) for `backend`. `salt` is the nonce's fixed part (RFC 4106 section 4).
@@ -141,7 +145,7 @@ impl Key {
             salt,
             rounds,
             backend,
-            round_keys: [[0; 16]; 15],
+            round_keys: RoundKeys([[0; 16]; 15]),
         };
         let done = match backend {
             Backend::Reference => {
@@ -182,7 +186,7 @@ impl Key {
 impl Drop for Key {
     fn drop(&mut self) {
         self.powers.zeroize();
-        self.round_keys.zeroize();
+        self.round_keys.0.zeroize();
         self.salt.zeroize();
     }
 }

@@ -226,3 +226,7 @@ impl fmt::Debug for Window {
             .finish()
     }
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

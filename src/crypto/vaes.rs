@@ -22,6 +22,7 @@
 
 #![expect(
     clippy::indexing_slicing,
+    clippy::needless_range_loop,
     reason = "arrays of const length in loops that end at the same const: the compiler proves each index"
 )]
 
@@ -45,8 +46,12 @@ pub(super) trait Simd: Copy {
     fn widen(self, block: __m128i) -> Self::V;
     /// Lane 0.
     fn first(self, v: Self::V) -> __m128i;
-    /// All lanes added up.
-    fn fold(self, v: Self::V) -> __m128i;
+    /// Lane `i` is the sum of the lanes of `vectors[i]`, zero for `i >= P`. `P` is 1 or `LANES`.
+    fn fold<const P: usize>(self, vectors: &[Self::V; P]) -> Self::V;
+    /// Lane `i` is `blocks[i]`, zero for `i >= P`. `P` is 1 or `LANES`.
+    fn gather<const P: usize>(self, blocks: &[__m128i; P]) -> Self::V;
+    /// The first `P` lanes. `P` is 1 or `LANES`.
+    fn scatter<const P: usize>(self, v: Self::V) -> [__m128i; P];
     /// Counter of lane `i` in its last four bytes, big-endian: `i + 1 + LANES * vector`; zero elsewhere.
     fn counters(self, vector: u32) -> Self::V;
     /// `LANES` consecutive blocks from `table[at]`, or from the last place that has as many.
@@ -69,6 +74,10 @@ pub(super) trait Simd: Copy {
     fn store_head(self, text: &mut [u8], v: Self::V, len: usize);
     /// Like `keep`, from lane 1 on; lane 0 is zero.
     fn keep_head(self, v: Self::V, len: usize) -> Self::V;
+
+    /// Computes `v` here, not earlier or later: no instruction, but the compiler keeps the order of what is held.
+    /// Left alone it puts independent chains one behind another to save registers, and their latencies with them.
+    fn hold(self, v: Self::V) -> Self::V;
 
     fn xor(self, a: Self::V, b: Self::V) -> Self::V;
     fn xor3(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -93,6 +102,12 @@ struct Product<S: Simd> {
 
 impl<S: Simd> Product<S> {
     #[inline(always)]
+    fn zero(cpu: S) -> Self {
+        let zero = cpu.widen(cpu.narrow().pair(0, 0));
+        Self { low: zero, middle: zero, high: zero }
+    }
+
+    #[inline(always)]
     fn new(cpu: S, a: S::V, b: S::V) -> Self {
         Self {
             low: cpu.multiply::<0x00>(a, b),
@@ -108,6 +123,12 @@ impl<S: Simd> Product<S> {
             middle: cpu.xor3(self.middle, cpu.multiply::<0x01>(a, b), cpu.multiply::<0x10>(a, b)),
             high: cpu.xor(self.high, cpu.multiply::<0x11>(a, b)),
         }
+    }
+
+    /// See [`Simd::hold`].
+    #[inline(always)]
+    fn hold(self, cpu: S) -> Self {
+        Self { low: cpu.hold(self.low), middle: cpu.hold(self.middle), high: cpu.hold(self.high) }
     }
 
     #[inline(always)]
@@ -139,17 +160,17 @@ pub(super) fn expand(cpu: AesNi, this: &mut Key, key: &[u8]) {
         }
         schedule[i] = schedule[i - words] ^ word;
     }
-    for (to, from) in this.round_keys.as_flattened_mut().as_chunks_mut::<4>().0.iter_mut().zip(&schedule) {
+    for (to, from) in this.round_keys.0.as_flattened_mut().as_chunks_mut::<4>().0.iter_mut().zip(&schedule) {
         *to = from.to_le_bytes();
     }
     zeroize::Zeroize::zeroize(&mut schedule);
 
     let last = usize::from(this.rounds);
-    let mut state = cpu.block(&this.round_keys[0]);
-    for round_key in &this.round_keys[1..last] {
+    let mut state = cpu.block(&this.round_keys.0[0]);
+    for round_key in &this.round_keys.0[1..last] {
         state = cpu.round(state, cpu.block(round_key));
     }
-    state = cpu.last_round(state, cpu.block(&this.round_keys[last]));
+    state = cpu.last_round(state, cpu.block(&this.round_keys.0[last]));
     let h = u128::from_be_bytes(cpu.bytes(state));
     // Times x: the carry is folded back without a branch, for H is secret.
     let h = (h << 1) ^ ((h >> 127).wrapping_neg() & (0xc2 << 120 | 1));
@@ -167,31 +188,32 @@ fn base<S: Simd>(cpu: S, job: &Job<'_>) -> S::V {
     let salt = u64::from(u32::from_le_bytes(job.key.salt));
     let iv = u64::from_le_bytes(job.iv);
     let nonce = cpu.narrow().pair(salt | iv << 32, iv >> 32);
-    cpu.splat(cpu.narrow().xor(nonce, cpu.narrow().block(&job.key.round_keys[0])))
+    cpu.splat(cpu.narrow().xor(nonce, cpu.narrow().block(&job.key.round_keys.0[0])))
 }
 
-/// All AES rounds but the last, for `N` vectors of each of `P` packets at once. `K` is the number of round keys.
+/// AES rounds `FROM..to` of `N` vectors of each of `P` packets at once. Round 0 is in [`base`].
 #[inline(always)]
-fn rounds<S: Simd, const K: usize, const P: usize, const N: usize>(
+fn rounds<S: Simd, const FROM: usize, const P: usize, const N: usize>(
     cpu: S,
     keys: &[&Key; P],
     state: &mut [[S::V; N]; P],
+    to: usize,
 ) {
-    for r in 1..K - 1 {
+    for r in FROM..to {
         for p in 0..P {
-            let round_key = cpu.splat(cpu.narrow().block(&keys[p].round_keys[r]));
+            let round_key = cpu.splat(cpu.narrow().block(&keys[p].round_keys.0[r]));
             for n in 0..N {
-                state[p][n] = cpu.round(state[p][n], round_key);
+                state[p][n] = cpu.hold(cpu.round(state[p][n], round_key));
             }
         }
     }
 }
 
 /// The last AES round of `N` vectors: encrypts or decrypts `text` in place. Leaves in `state` what GHASH takes and
-/// returns lane 0 of the first vector, the encrypted J0 if this is the packet's `FIRST` group. In its `LAST` group
-/// `len` bytes of the text remain.
+/// returns lane 0 of the first vector, the encrypted J0 if this is the packet's `FIRST` group. Of a packet's last
+/// group `len` bytes of text remain, and the last `PART` vectors may have fewer than they hold.
 #[inline(always)]
-fn apply<S: Simd, const K: usize, const N: usize, const FIRST: bool, const LAST: bool, const OPEN: bool>(
+fn apply<S: Simd, const K: usize, const N: usize, const FIRST: bool, const PART: usize, const OPEN: bool>(
     cpu: S,
     key: &Key,
     aad: &Aad,
@@ -200,13 +222,13 @@ fn apply<S: Simd, const K: usize, const N: usize, const FIRST: bool, const LAST:
     len: usize,
 ) -> __m128i {
     let vector = 16 * S::LANES;
-    let last_key = cpu.splat(cpu.narrow().block(&key.round_keys[K - 1]));
+    let last_key = cpu.splat(cpu.narrow().block(&key.round_keys.0[K - 1]));
     let mut first = cpu.narrow().pair(0, 0);
     let mut start = 0;
     for n in 0..N {
         let Some(here) = text.get_mut(start..) else { return first };
         if FIRST && n == 0 {
-            let len = if LAST { len.min(vector - 16) } else { vector - 16 };
+            let len = if PART == N { len.min(vector - 16) } else { vector - 16 };
             let input = cpu.load_head(here, len);
             let output = cpu.last_round(state[n], cpu.xor(last_key, input));
             cpu.store_head(here, output, len);
@@ -214,7 +236,7 @@ fn apply<S: Simd, const K: usize, const N: usize, const FIRST: bool, const LAST:
             let hashed = if OPEN { input } else { cpu.keep_head(output, len) };
             state[n] = cpu.reverse(cpu.xor(hashed, cpu.widen(cpu.narrow().aad(aad))));
             start = vector - 16;
-        } else if LAST {
+        } else if n + PART >= N {
             let len = len.saturating_sub(start).min(vector);
             let input = cpu.load_part(here, len);
             let output = cpu.last_round(state[n], cpu.xor(last_key, input));
@@ -248,47 +270,53 @@ fn sum_of_products<S: Simd, const N: usize>(
     sum
 }
 
-/// The end of a packet's hash: `hashed` are its last blocks, `len` its last bytes; adds the length block, which
-/// counts all `total` bytes of text.
+/// The end of `P` packets at once, at most as many as a vector has lanes: adds the length blocks to their `sums`,
+/// reduces, and writes the tags; or compares them with the packets' and wipes a text that is not authentic.
 #[inline(always)]
-fn tail_product<S: Simd, const N: usize>(
+fn finish<S: Simd, const P: usize, const OPEN: bool>(
     cpu: S,
-    job: &Job<'_>,
-    hashed: &[S::V; N],
-    remaining: usize,
-    total: usize,
-) -> Product<S> {
+    jobs: [&mut Job<'_>; P],
+    sums: &[Product<S>; P],
+    masks: &[__m128i; P],
+) {
     let narrow = cpu.narrow();
-    let lengths = narrow.pair(total as u64 * 8, u64::from(job.aad.len) * 8);
-    let length = Product::new(narrow, lengths, narrow.block(&job.key.powers[POWERS - 1]));
-    let sum = sum_of_products(cpu, job.key, hashed, remaining);
-    Product {
-        low: cpu.xor(sum.low, cpu.widen(length.low)),
-        middle: cpu.xor(sum.middle, cpu.widen(length.middle)),
-        high: cpu.xor(sum.high, cpu.widen(length.high)),
+    let mut lengths = *masks;
+    let mut h = *masks;
+    let mut low = [sums[0].low; P];
+    let mut middle = [sums[0].middle; P];
+    let mut high = [sums[0].high; P];
+    for p in 0..P {
+        let text = jobs[p].text.len().saturating_sub(TAG_LEN) as u64;
+        lengths[p] = narrow.pair(text * 8, u64::from(jobs[p].aad.len) * 8);
+        h[p] = narrow.block(&jobs[p].key.powers[POWERS - 1]);
+        low[p] = sums[p].low;
+        middle[p] = sums[p].middle;
+        high[p] = sums[p].high;
     }
-}
-
-/// Writes the tag, or compares it with the packet's and wipes a text that is not authentic.
-#[inline(always)]
-fn finish<S: Simd, const OPEN: bool>(cpu: S, job: &mut Job<'_>, sum: Product<S>, mask: __m128i) {
-    let narrow = cpu.narrow();
-    let tag = narrow.xor(narrow.reverse(cpu.fold(sum.reduce(cpu))), mask);
-    let Some((text, place)) = job.text.split_last_chunk_mut::<TAG_LEN>() else { return };
-    if OPEN {
-        job.ok = narrow.equal(tag, narrow.block(place));
-        if !job.ok {
-            text.fill(0);
+    let length = Product::new(cpu, cpu.gather(&lengths), cpu.gather(&h));
+    let sum = Product {
+        low: cpu.xor(cpu.fold(&low), length.low),
+        middle: cpu.xor(cpu.fold(&middle), length.middle),
+        high: cpu.xor(cpu.fold(&high), length.high),
+    };
+    let tags: [__m128i; P] = cpu.scatter(cpu.xor(cpu.reverse(sum.reduce(cpu)), cpu.gather(masks)));
+    for (job, tag) in jobs.into_iter().zip(tags) {
+        let Some((text, place)) = job.text.split_last_chunk_mut::<TAG_LEN>() else { return };
+        if OPEN {
+            job.ok = narrow.equal(tag, narrow.block(place));
+            if !job.ok {
+                text.fill(0);
+            }
+        } else {
+            *place = narrow.bytes(tag);
+            job.ok = true;
         }
-    } else {
-        *place = narrow.bytes(tag);
-        job.ok = true;
     }
 }
 
 /// `P` packets that fit in `N` vectors each, all in flight together.
 #[inline(always)]
-pub(super) fn short<S: Simd, const K: usize, const P: usize, const N: usize, const OPEN: bool>(
+fn short<S: Simd, const K: usize, const P: usize, const N: usize, const PART: usize, const OPEN: bool>(
     cpu: S,
     jobs: [&mut Job<'_>; P],
 ) {
@@ -300,77 +328,106 @@ pub(super) fn short<S: Simd, const K: usize, const P: usize, const N: usize, con
             state[p][n] = cpu.xor(base, cpu.counters(n as u32));
         }
     }
-    rounds::<S, K, P, N>(cpu, &keys, &mut state);
+    rounds::<S, 1, P, N>(cpu, &keys, &mut state, K - 1);
     let mut masks = [cpu.narrow().pair(0, 0); P];
     for p in 0..P {
         let len = jobs[p].text.len().saturating_sub(TAG_LEN);
         let aad = jobs[p].aad;
-        masks[p] = apply::<S, K, N, true, true, OPEN>(cpu, keys[p], &aad, &mut state[p], jobs[p].text, len);
+        masks[p] = apply::<S, K, N, true, PART, OPEN>(cpu, keys[p], &aad, &mut state[p], jobs[p].text, len);
     }
-    for (p, job) in jobs.into_iter().enumerate() {
-        let len = job.text.len().saturating_sub(TAG_LEN);
-        let sum = tail_product(cpu, job, &state[p], len.div_ceil(16) + 2, len);
-        finish::<S, OPEN>(cpu, job, sum, masks[p]);
+    let mut sums = [const { None }; P];
+    for p in 0..P {
+        let len = jobs[p].text.len().saturating_sub(TAG_LEN);
+        sums[p] = Some(sum_of_products(cpu, keys[p], &state[p], len.div_ceil(16) + 2));
     }
+    let sums = sums.map(|sum| sum.unwrap_or(Product::zero(cpu)));
+    finish::<S, P, OPEN>(cpu, jobs, &sums, &masks);
 }
 
-/// A group of `N` vectors that is not the packet's last, up to its reduced hash.
+/// All AES rounds but the last of `state`, and between them the hash of `N` vectors of the same packet that came
+/// before: carry-less multiplication has a pipe of its own, or one it shares with AES, but latencies that only
+/// other work can fill.
 #[inline(always)]
-fn group<S: Simd, const K: usize, const N: usize, const FIRST: bool, const OPEN: bool>(
+fn rounds_and_hash<S: Simd, const K: usize, const N: usize, const G: usize>(
     cpu: S,
-    job: &mut Job<'_>,
-    base: S::V,
-    vector: usize,
+    key: &Key,
+    state: &mut [[S::V; N]; 1],
+    before: &[S::V; G],
     hash: S::V,
-) -> (S::V, __m128i) {
-    let key = job.key;
-    let start = (vector * 16 * S::LANES).saturating_sub(16);
+) -> S::V {
+    let at = POWERS - S::LANES * G;
+    let power = |n: usize| cpu.blocks(&key.powers, at + n * S::LANES);
+    let quarter = G / 4;
+    let keys = [key];
+    rounds::<S, 1, 1, N>(cpu, &keys, state, 2);
+    let mut sum = Product::new(cpu, before[quarter], power(quarter));
+    for n in quarter + 1..2 * quarter {
+        sum = sum.add(cpu, before[n], power(n));
+    }
+    let mut sum = sum.hold(cpu);
+    rounds::<S, 2, 1, N>(cpu, &keys, state, 3);
+    for n in 2 * quarter..3 * quarter {
+        sum = sum.add(cpu, before[n], power(n));
+    }
+    let mut sum = sum.hold(cpu);
+    rounds::<S, 3, 1, N>(cpu, &keys, state, 4);
+    for n in 3 * quarter..G {
+        sum = sum.add(cpu, before[n], power(n));
+    }
+    let mut sum = sum.hold(cpu);
+    rounds::<S, 4, 1, N>(cpu, &keys, state, 5);
+    sum = sum.add(cpu, cpu.xor(before[0], hash), power(0));
+    for n in 1..quarter {
+        sum = sum.add(cpu, before[n], power(n));
+    }
+    let sum = sum.hold(cpu);
+    rounds::<S, 5, 1, N>(cpu, &keys, state, 7);
+    let reduced = sum.reduce(cpu);
+    let reduced = cpu.hold(reduced);
+    rounds::<S, 7, 1, N>(cpu, &keys, state, 8);
+    let hash = cpu.fold(&[reduced]);
+    rounds::<S, 8, 1, N>(cpu, &keys, state, K - 1);
+    hash
+}
+
+/// The counter blocks of `N` vectors from `vector` on, after round 0.
+#[inline(always)]
+fn start<S: Simd, const N: usize>(cpu: S, base: S::V, vector: usize) -> [[S::V; N]; 1] {
     let mut state = [[base; N]];
     for n in 0..N {
         state[0][n] = cpu.xor(base, cpu.counters((vector + n) as u32));
     }
-    rounds::<S, K, 1, N>(cpu, &[key], &mut state);
-    let [mut state] = state;
-    let Some(text) = job.text.get_mut(start..) else { return (hash, cpu.first(hash)) };
-    let mask = apply::<S, K, N, FIRST, false, OPEN>(cpu, key, &job.aad, &mut state, text, 0);
-    if !FIRST {
-        state[0] = cpu.xor(state[0], hash);
-    }
-    let sum = sum_of_products(cpu, key, &state, N * S::LANES);
-    (cpu.widen(cpu.fold(sum.reduce(cpu))), mask)
+    state
 }
 
-/// The last `N` vectors of a packet that had others before.
+/// The last `N` vectors of a packet of which the `G` vectors `before` are not hashed.
 #[inline(always)]
-fn tail<S: Simd, const K: usize, const N: usize, const OPEN: bool>(
+fn tail<S: Simd, const K: usize, const PART: usize, const N: usize, const G: usize, const OPEN: bool>(
     cpu: S,
     job: &mut Job<'_>,
     base: S::V,
     vector: usize,
+    before: &[S::V; G],
     hash: S::V,
     mask: __m128i,
 ) {
     let key = job.key;
-    let start = (vector * 16 * S::LANES).saturating_sub(16);
-    let total = job.text.len().saturating_sub(TAG_LEN);
-    let len = total.saturating_sub(start);
-    let mut state = [[base; N]];
-    for n in 0..N {
-        state[0][n] = cpu.xor(base, cpu.counters((vector + n) as u32));
-    }
-    rounds::<S, K, 1, N>(cpu, &[key], &mut state);
+    let from = (vector * 16 * S::LANES).saturating_sub(16);
+    let len = job.text.len().saturating_sub(TAG_LEN).saturating_sub(from);
+    let mut state = start::<S, N>(cpu, base, vector);
+    let hash = rounds_and_hash::<S, K, N, G>(cpu, key, &mut state, before, hash);
     let [mut state] = state;
-    let Some(text) = job.text.get_mut(start..) else { return };
-    apply::<S, K, N, false, true, OPEN>(cpu, key, &job.aad, &mut state, text, len);
+    let Some(text) = job.text.get_mut(from..) else { return };
+    apply::<S, K, N, false, PART, OPEN>(cpu, key, &job.aad, &mut state, text, len);
     state[0] = cpu.xor(state[0], hash);
-    let sum = tail_product(cpu, job, &state, len.div_ceil(16) + 1, total);
-    finish::<S, OPEN>(cpu, job, sum, mask);
+    let sum = sum_of_products(cpu, key, &state, len.div_ceil(16) + 1);
+    finish::<S, 1, OPEN>(cpu, [job], &[sum], &[mask]);
 }
 
-/// A packet of more than `4 * Q` vectors: groups of that many, then what remains in steps of `Q`.
+/// A packet of more than `G` vectors: groups of that many, then what remains in steps of `Q`.
 /// `G` is `4 * Q`, `T` is `3 * Q` and `D` is `2 * Q`, which const generics cannot say.
 #[inline(always)]
-pub(super) fn long<
+fn long<
     S: Simd,
     const K: usize,
     const Q: usize,
@@ -382,30 +439,43 @@ pub(super) fn long<
     cpu: S,
     job: &mut Job<'_>,
 ) {
+    let key = job.key;
     let len = job.text.len().saturating_sub(TAG_LEN);
     let vectors = (len.div_ceil(16) + 1).div_ceil(S::LANES);
+    let group = 16 * S::LANES * G;
     let base = base(cpu, job);
-    let (mut hash, mask) = group::<S, K, G, true, OPEN>(cpu, job, base, 0, base);
+    let mut hash = cpu.widen(cpu.narrow().pair(0, 0));
+
+    let mut state = start::<S, G>(cpu, base, 0);
+    rounds::<S, 1, 1, G>(cpu, &[key], &mut state, K - 1);
+    let [mut before] = state;
+    let Some(text) = job.text.get_mut(..group - 16) else { return };
+    let mask = apply::<S, K, G, true, 0, OPEN>(cpu, key, &job.aad, &mut before, text, 0);
+
     let mut vector = G;
     while vectors - vector > G {
-        (hash, _) = group::<S, K, G, false, OPEN>(cpu, job, base, vector, hash);
+        let mut state = start::<S, G>(cpu, base, vector);
+        hash = rounds_and_hash::<S, K, G, G>(cpu, key, &mut state, &before, hash);
+        [before] = state;
+        let from = (vector * 16 * S::LANES).saturating_sub(16);
+        let Some(text) = job.text.get_mut(from..).and_then(|text| text.get_mut(..group)) else { return };
+        apply::<S, K, G, false, 0, OPEN>(cpu, key, &job.aad, &mut before, text, 0);
         vector += G;
     }
     match (vectors - vector).div_ceil(Q) {
-        1 => tail::<S, K, Q, OPEN>(cpu, job, base, vector, hash, mask),
-        2 => tail::<S, K, D, OPEN>(cpu, job, base, vector, hash, mask),
-        3 => tail::<S, K, T, OPEN>(cpu, job, base, vector, hash, mask),
-        _ => tail::<S, K, G, OPEN>(cpu, job, base, vector, hash, mask),
+        1 => tail::<S, K, Q, Q, G, OPEN>(cpu, job, base, vector, &before, hash, mask),
+        2 => tail::<S, K, Q, D, G, OPEN>(cpu, job, base, vector, &before, hash, mask),
+        3 => tail::<S, K, Q, T, G, OPEN>(cpu, job, base, vector, &before, hash, mask),
+        _ => tail::<S, K, Q, G, G, OPEN>(cpu, job, base, vector, &before, hash, mask),
     }
 }
 
-/// Packets sorted at a time, on the stack.
-const SORTED: usize = 64;
-
-/// Seals or opens all jobs, whose keys are of this backend. The group sizes are those of [`long`].
+/// Seals or opens all jobs, whose keys are of this backend. `P` is the vector's number of lanes, and the group sizes
+/// are those of [`long`].
 #[inline(always)]
 pub(super) fn burst<
     S: Simd,
+    const P: usize,
     const Q: usize,
     const D: usize,
     const T: usize,
@@ -416,28 +486,27 @@ pub(super) fn burst<
     jobs: &mut [Job<'_>],
 ) {
     let small = 16 * (S::LANES * Q - 1);
-    for jobs in jobs.chunks_mut(SORTED) {
-        let mut fours = jobs.chunks_exact_mut(4);
-        for four in &mut fours {
-            let [a, b, c, d] = four else { continue };
-            let alike = |job: &Job<'_>| {
-                job.key.rounds == a.key.rounds && job.text.len().wrapping_sub(TAG_LEN) <= small
-            };
-            if alike(a) & alike(b) & alike(c) & alike(d) {
-                match a.key.rounds {
-                    10 => short::<S, 11, 4, Q, OPEN>(cpu, [a, b, c, d]),
-                    12 => short::<S, 13, 4, Q, OPEN>(cpu, [a, b, c, d]),
-                    _ => short::<S, 15, 4, Q, OPEN>(cpu, [a, b, c, d]),
-                }
-            } else {
-                for job in four {
-                    single::<S, Q, D, T, G, OPEN>(cpu, job);
-                }
+    let (packs, rest) = jobs.as_chunks_mut::<P>();
+    for pack in packs {
+        let rounds = pack[0].key.rounds;
+        let mut alike = true;
+        for job in pack.iter() {
+            alike &= job.key.rounds == rounds && job.text.len().wrapping_sub(TAG_LEN) <= small;
+        }
+        if alike {
+            match rounds {
+                10 => short::<S, 11, P, Q, Q, OPEN>(cpu, pack.each_mut()),
+                12 => short::<S, 13, P, Q, Q, OPEN>(cpu, pack.each_mut()),
+                _ => short::<S, 15, P, Q, Q, OPEN>(cpu, pack.each_mut()),
+            }
+        } else {
+            for job in pack {
+                single::<S, Q, D, T, G, OPEN>(cpu, job);
             }
         }
-        for job in fours.into_remainder() {
-            single::<S, Q, D, T, G, OPEN>(cpu, job);
-        }
+    }
+    for job in rest {
+        single::<S, Q, D, T, G, OPEN>(cpu, job);
     }
 }
 
@@ -472,10 +541,10 @@ fn sized<
         return;
     };
     match (len.div_ceil(16) + 1).div_ceil(S::LANES * Q) {
-        1 => short::<S, K, 1, Q, OPEN>(cpu, [job]),
-        2 => short::<S, K, 1, D, OPEN>(cpu, [job]),
-        3 => short::<S, K, 1, T, OPEN>(cpu, [job]),
-        4 => short::<S, K, 1, G, OPEN>(cpu, [job]),
+        1 => short::<S, K, 1, Q, Q, OPEN>(cpu, [job]),
+        2 => short::<S, K, 1, D, Q, OPEN>(cpu, [job]),
+        3 => short::<S, K, 1, T, Q, OPEN>(cpu, [job]),
+        4 => short::<S, K, 1, G, Q, OPEN>(cpu, [job]),
         _ => long::<S, K, Q, D, T, G, OPEN>(cpu, job),
     }
 }

@@ -101,8 +101,16 @@ impl Simd for AesNi {
         v
     }
     #[inline(always)]
-    fn fold(self, v: __m128i) -> __m128i {
-        v
+    fn fold<const P: usize>(self, vectors: &[__m128i; P]) -> __m128i {
+        self.gather(vectors)
+    }
+    #[inline(always)]
+    fn gather<const P: usize>(self, blocks: &[__m128i; P]) -> __m128i {
+        blocks.first().copied().unwrap_or(self.pair(0, 0))
+    }
+    #[inline(always)]
+    fn scatter<const P: usize>(self, v: __m128i) -> [__m128i; P] {
+        [v; P]
     }
     #[inline(always)]
     fn counters(self, vector: u32) -> __m128i {
@@ -159,6 +167,21 @@ impl Simd for AesNi {
     }
 
     #[inline(always)]
+    fn hold(self, v: __m128i) -> __m128i {
+        #[inline]
+        #[target_feature(enable = "sse2")]
+        fn hold(mut v: __m128i) -> __m128i {
+            // SAFETY: no instruction; `v` stays in its register.
+            unsafe {
+                core::arch::asm!("/* {0} */", inout(xmm_reg) v, options(nomem, nostack, preserves_flags))
+            };
+            v
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { hold(v) }
+    }
+
+    #[inline(always)]
     fn xor(self, a: __m128i, b: __m128i) -> __m128i {
         // SAFETY: SSE2 is part of x86-64.
         unsafe { _mm_xor_si128(a, b) }
@@ -199,7 +222,7 @@ impl Simd for AesNi {
 pub(super) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: AesNi, jobs: &mut [Job<'_>]) {
-        vaes::burst::<AesNi, 2, 4, 6, 8, OPEN>(cpu, jobs);
+        vaes::burst::<AesNi, 1, 2, 4, 6, 8, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| AesNi::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

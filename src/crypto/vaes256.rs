@@ -77,8 +77,34 @@ impl Simd for Vaes256 {
         unsafe { _mm256_castsi256_si128(v) }
     }
     #[inline(always)]
-    fn fold(self, v: __m256i) -> __m128i {
-        self.0.xor(self.first(v), self.second(v))
+    fn fold<const P: usize>(self, vectors: &[__m256i; P]) -> __m256i {
+        match vectors.as_slice() {
+            [a, b] => {
+                // SAFETY: `self` proves AVX2.
+                let low = unsafe { _mm256_permute2x128_si256::<0x20>(*a, *b) };
+                // SAFETY: as above.
+                let high = unsafe { _mm256_permute2x128_si256::<0x31>(*a, *b) };
+                self.xor(low, high)
+            }
+            [a, ..] => self.widen(self.0.xor(self.first(*a), self.second(*a))),
+            [] => self.zero(),
+        }
+    }
+    #[inline(always)]
+    fn gather<const P: usize>(self, blocks: &[__m128i; P]) -> __m256i {
+        match blocks.as_slice() {
+            [a, b] => self.two(*a, *b),
+            [a, ..] => self.widen(*a),
+            [] => self.zero(),
+        }
+    }
+    #[inline(always)]
+    fn scatter<const P: usize>(self, v: __m256i) -> [__m128i; P] {
+        let mut blocks = [self.first(v); P];
+        if let Some(second) = blocks.get_mut(1) {
+            *second = self.second(v);
+        }
+        blocks
     }
     #[inline(always)]
     fn counters(self, vector: u32) -> __m256i {
@@ -151,6 +177,21 @@ impl Simd for Vaes256 {
     }
 
     #[inline(always)]
+    fn hold(self, v: __m256i) -> __m256i {
+        #[inline]
+        #[target_feature(enable = "avx")]
+        fn hold(mut v: __m256i) -> __m256i {
+            // SAFETY: no instruction; `v` stays in its register.
+            unsafe {
+                core::arch::asm!("/* {0} */", inout(ymm_reg) v, options(nomem, nostack, preserves_flags))
+            };
+            v
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { hold(v) }
+    }
+
+    #[inline(always)]
     fn xor(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: `self` proves AVX2.
         unsafe { _mm256_xor_si256(a, b) }
@@ -191,7 +232,7 @@ impl Simd for Vaes256 {
 pub(super) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "avx2,vaes,vpclmulqdq,aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: Vaes256, jobs: &mut [Job<'_>]) {
-        vaes::burst::<Vaes256, 2, 4, 6, 8, OPEN>(cpu, jobs);
+        vaes::burst::<Vaes256, 2, 2, 4, 6, 8, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| Vaes256::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

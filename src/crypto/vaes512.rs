@@ -43,6 +43,16 @@ impl Vaes512 {
         unsafe { _mm512_setzero_si512() }
     }
 
+    /// Lanes a0 + a2, a1 + a3, b0 + b2, b1 + b3.
+    #[inline(always)]
+    fn halves_added(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512F.
+        let low = unsafe { _mm512_shuffle_i64x2::<0x44>(a, b) };
+        // SAFETY: as above.
+        let high = unsafe { _mm512_shuffle_i64x2::<0xee>(a, b) };
+        self.xor(low, high)
+    }
+
     /// A bit for each of the first `len` bytes.
     #[inline(always)]
     fn mask(self, len: usize) -> u64 {
@@ -75,18 +85,62 @@ impl Simd for Vaes512 {
         unsafe { _mm512_castsi512_si128(v) }
     }
     #[inline(always)]
-    fn fold(self, v: __m512i) -> __m128i {
-        // SAFETY: `self` proves AVX-512F.
-        let low = unsafe { _mm512_castsi512_si256(v) };
-        // SAFETY: as above.
-        let high = unsafe { _mm512_extracti64x4_epi64::<1>(v) };
-        // SAFETY: `self` proves AVX-512F, which includes AVX2.
-        let half = unsafe { _mm256_xor_si256(low, high) };
-        // SAFETY: as above.
-        let low = unsafe { _mm256_castsi256_si128(half) };
-        // SAFETY: as above.
-        let high = unsafe { _mm256_extracti128_si256::<1>(half) };
-        self.0.xor(low, high)
+    fn fold<const P: usize>(self, vectors: &[__m512i; P]) -> __m512i {
+        match vectors.as_slice() {
+            [a, b, c, d] => {
+                let left = self.halves_added(*a, *b);
+                let right = self.halves_added(*c, *d);
+                // SAFETY: `self` proves AVX-512F.
+                let even = unsafe { _mm512_shuffle_i64x2::<0x88>(left, right) };
+                // SAFETY: as above.
+                let odd = unsafe { _mm512_shuffle_i64x2::<0xdd>(left, right) };
+                self.xor(even, odd)
+            }
+            [a, ..] => {
+                // SAFETY: `self` proves AVX-512F.
+                let low = unsafe { _mm512_castsi512_si256(*a) };
+                // SAFETY: as above.
+                let high = unsafe { _mm512_extracti64x4_epi64::<1>(*a) };
+                // SAFETY: `self` proves AVX-512F, which includes AVX2.
+                let half = unsafe { _mm256_xor_si256(low, high) };
+                // SAFETY: as above.
+                let low = unsafe { _mm256_castsi256_si128(half) };
+                // SAFETY: as above.
+                let high = unsafe { _mm256_extracti128_si256::<1>(half) };
+                self.widen(self.0.xor(low, high))
+            }
+            [] => self.zero(),
+        }
+    }
+    #[inline(always)]
+    fn gather<const P: usize>(self, blocks: &[__m128i; P]) -> __m512i {
+        match blocks.as_slice() {
+            [a, b, c, d] => {
+                // SAFETY: `self` proves AVX-512F, which includes AVX2.
+                let low = unsafe { _mm256_set_m128i(*b, *a) };
+                // SAFETY: as above.
+                let high = unsafe { _mm256_set_m128i(*d, *c) };
+                // SAFETY: as above.
+                let low = unsafe { _mm512_castsi256_si512(low) };
+                // SAFETY: as above.
+                unsafe { _mm512_inserti64x4::<1>(low, high) }
+            }
+            [a, ..] => self.widen(*a),
+            [] => self.zero(),
+        }
+    }
+    #[inline(always)]
+    fn scatter<const P: usize>(self, v: __m512i) -> [__m128i; P] {
+        let mut blocks = [self.first(v); P];
+        if let [_, b, c, d] = blocks.as_mut_slice() {
+            // SAFETY: `self` proves AVX-512F.
+            *b = unsafe { _mm512_extracti32x4_epi32::<1>(v) };
+            // SAFETY: as above.
+            *c = unsafe { _mm512_extracti32x4_epi32::<2>(v) };
+            // SAFETY: as above.
+            *d = unsafe { _mm512_extracti32x4_epi32::<3>(v) };
+        }
+        blocks
     }
     #[inline(always)]
     fn counters(self, vector: u32) -> __m512i {
@@ -158,6 +212,21 @@ impl Simd for Vaes512 {
     }
 
     #[inline(always)]
+    fn hold(self, v: __m512i) -> __m512i {
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        fn hold(mut v: __m512i) -> __m512i {
+            // SAFETY: no instruction; `v` stays in its register.
+            unsafe {
+                core::arch::asm!("/* {0} */", inout(zmm_reg) v, options(nomem, nostack, preserves_flags))
+            };
+            v
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { hold(v) }
+    }
+
+    #[inline(always)]
     fn xor(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: `self` proves AVX-512F.
         unsafe { _mm512_xor_si512(a, b) }
@@ -201,7 +270,7 @@ pub(super) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
         enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi2,vaes,vpclmulqdq,aes,pclmulqdq,ssse3,sse4.1"
     )]
     fn enabled<const OPEN: bool>(cpu: Vaes512, jobs: &mut [Job<'_>]) {
-        vaes::burst::<Vaes512, 1, 2, 3, 4, OPEN>(cpu, jobs);
+        vaes::burst::<Vaes512, 4, 1, 2, 3, 4, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| Vaes512::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

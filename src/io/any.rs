@@ -18,52 +18,49 @@ pub enum AnyPort {
     Tap(Box<TapPort>),
     /// A wire in memory.
     Mem(MemPort),
-    /// The port of a device that belongs to another worker: nothing comes, and nothing is taken.
-    Absent,
 }
 
 macro_rules! each {
-    ($port:expr, $inner:ident => $call:expr, $absent:expr) => {
+    ($port:expr, $inner:ident => $call:expr) => {
         match $port {
             AnyPort::Xdp($inner) => $call,
             AnyPort::Packet($inner) => $call,
             AnyPort::Tap($inner) => $call,
             AnyPort::Mem($inner) => $call,
-            AnyPort::Absent => $absent,
         }
     };
 }
 
 impl PacketIo for AnyPort {
     fn rx_burst(&mut self, pool: &mut FramePool, out: &mut FrameQueue, max: usize) -> usize {
-        each!(self, port => port.rx_burst(pool, out, max), 0)
+        each!(self, port => port.rx_burst(pool, out, max))
     }
 
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut FrameQueue) -> usize {
-        each!(self, port => port.tx_burst(pool, frames), 0)
+        each!(self, port => port.tx_burst(pool, frames))
     }
 
     fn complete(&mut self, pool: &mut FramePool) {
-        each!(self, port => port.complete(pool), ());
+        each!(self, port => port.complete(pool));
     }
 
     fn shutdown(&mut self, pool: &mut FramePool) -> usize {
-        each!(self, port => port.shutdown(pool), 0)
+        each!(self, port => port.shutdown(pool))
     }
 
     fn held(&self) -> usize {
-        each!(self, port => port.held(), 0)
+        each!(self, port => port.held())
     }
 
     fn stats(&mut self) -> PortStats {
-        each!(self, port => port.stats(), PortStats::default())
+        each!(self, port => port.stats())
     }
 
     fn health(&mut self) -> PortHealth {
-        each!(self, port => port.health(), PortHealth::Up)
+        each!(self, port => port.health())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        each!(self, port => port.fd(), None)
+        each!(self, port => port.fd())
     }
 }

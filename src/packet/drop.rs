@@ -75,6 +75,8 @@ drop_reasons! {
     MartianDestination = "martian-destination",
     /// A broadcast or multicast packet. The gateway forwards none.
     Multicast = "multicast",
+    /// An IPv6 packet from or to a link-local address, which may not leave its link (RFC 4291 2.5.6).
+    LinkScope = "link-scope",
     /// The TCP, UDP or ICMP header is cut short.
     TransportTruncated = "transport-truncated",
     /// The TTL or hop limit ran out. The sender is told by ICMP.

@@ -47,8 +47,8 @@ stages! {
     arp: Arp = 2,
     local: Local = 3,
     esp_open: EspOpen = 4,
-    serve: Serve = 5,
-    spd_inbound: SpdInbound = 6,
+    spd_inbound: SpdInbound = 5,
+    serve: Serve = 6,
     nat: Nat = 7,
     spd: SpdOutbound = 8,
     route: Route = 9,
@@ -153,11 +153,13 @@ impl Pipeline {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.
             self.esp_open(cx, burst);
         }
+        if !(cx.lanes.forward | cx.lanes.local).is_empty() {
+            self.spd_inbound(cx, burst);
+        }
         if !cx.lanes.local.is_empty() {
             self.serve(cx, burst);
         }
         if !cx.lanes.forward.is_empty() {
-            self.spd_inbound(cx, burst);
             self.nat(cx, burst);
         }
         if !cx.lanes.lookup.is_empty() {

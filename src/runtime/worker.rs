@@ -10,6 +10,7 @@ use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot};
 use crate::{
     io::{PacketIo, PortHealth},
     packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Meta},
+    stage::next_hop::SILENT_NEIGHBOUR,
     stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed},
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
@@ -358,16 +359,10 @@ impl<P: PacketIo> Worker<P> {
             }
             // In order, so that a flow's packets leave as they came.
             let mut packet = self.out.pending.remove(at);
-            if let Some(id) = known {
-                packet.meta.neighbour = id.to_bits();
-            }
+            packet.meta.neighbour = known.map_or(SILENT_NEIGHBOUR, |id| id.to_bits());
             moved += 1;
-            match self.burst.push(packet.frame, packet.meta) {
-                Ok(slot) if known.is_none() => {
-                    self.unreachable(slot, now);
-                }
-                Ok(_) => {}
-                Err(frame) => self.pool.free(frame),
+            if let Err(frame) = self.burst.push(packet.frame, packet.meta) {
+                self.pool.free(frame);
             }
         }
         if moved > 0 {
@@ -375,30 +370,6 @@ impl<P: PacketIo> Worker<P> {
             self.resume(now);
         }
         moved
-    }
-
-    /// A neighbour does not answer: the packet's sender is told (RFC 1122 2.3.2.2).
-    fn unreachable(&mut self, slot: crate::packet::Slot, now: u64) {
-        use crate::stage::icmp_error::{Problem, drop_with_error};
-        let umem = Arc::clone(self.pool.umem());
-        let mut cx = Cx {
-            umem: &umem,
-            pool: &mut self.pool,
-            tables: &self.tables,
-            counters: &self.counters,
-            lanes: Lanes::default(),
-            out: &mut self.out,
-            events: &self.events,
-            icmp_limit: &mut self.icmp_limit,
-            now,
-        };
-        drop_with_error(
-            &mut cx,
-            &mut self.burst,
-            slot,
-            DropReason::NeighbourUnreachable,
-            Problem::HostUnreachable,
-        );
     }
 
     /// Takes up what the control thread sent.

@@ -101,7 +101,7 @@ impl EspOpen {
                 Aad::new(sa.spi, found.sequence as u32)
             };
             // As many jobs as slots, so there is room.
-            let _ = jobs.try_push(Job::new(&sa.key, iv, aad, text)).and_then(|()| Ok(places.push(slot)));
+            let _ = jobs.try_push(Job::new(&sa.key, iv, aad, text)).map(|()| places.push(slot));
         });
         aead::open(&mut jobs);
         let mut good = Slots::NONE;

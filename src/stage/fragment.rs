@@ -38,7 +38,7 @@ pub fn split(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, mtu: u16) -> Option
     let packet = ipv4::parse_lengths(bytes).ok()?;
     let options = copied_options(packet.options);
     let header_len = packet.header.header_len();
-    let room = |header: usize| (usize::from(mtu).checked_sub(header).unwrap_or(0)) & !7;
+    let room = |header: usize| usize::from(mtu).saturating_sub(header) & !7;
     let first_len = room(header_len);
     let later_header = ipv4::HEADER_LEN + options.len();
     let later_len = room(later_header);
@@ -125,7 +125,8 @@ fn write(bytes: &mut [u8], header: &[u8; 20], options: &[u8], part: &[u8], place
     view.set_version_ihl(0x40 | (header_len / 4) as u8);
     view.set_total_len(total as u16);
     view.set_identification(place.identification);
-    view.set_flags_offset(place.at / 8 | if place.more { 0x2000 } else { 0 });
+    let more = if place.more { 0x2000 } else { 0 };
+    view.set_flags_offset((place.at / 8) | more);
     view.set_checksum(0);
     let checksum = crate::wire::checksum::Sum::of(head).checksum();
     if let Some((mut view, _)) = Ipv4::split_mut(head) {

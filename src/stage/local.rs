@@ -15,7 +15,7 @@ use crate::{
         icmpv4, icmpv6,
         ip::protocol,
         ipv4::Ipv4,
-        ipv6::Ipv6,
+        ipv6::{self, Ipv6},
     },
 };
 
@@ -54,7 +54,12 @@ impl Stage for Local {
                     burst.drop(slot, DropReason::MartianSource);
                     continue;
                 }
-                owns_v6(cx.tables, meta, destination)
+                let own = owns_v6(cx.tables, meta, destination);
+                if !own && (ipv6::is_link_scope(source) || ipv6::is_link_scope(destination)) {
+                    burst.drop(slot, DropReason::LinkScope);
+                    continue;
+                }
+                own
             } else {
                 cx.tables.gateway(meta.gateway).is_some_and(|g| g.own.v4(meta.dst).is_some())
             };
@@ -117,18 +122,14 @@ fn echo(bytes: &mut [u8], meta: &mut Meta) -> Result<bool, DropReason> {
     let (start, l4) = (usize::from(meta.l3), usize::from(meta.l4));
     let packet = bytes.get_mut(start..start + usize::from(meta.ip_len)).ok_or(truncated)?;
     let message = packet.get(l4 - start..).ok_or(truncated)?;
-    let reply;
+    let reply = if meta.is_v6() { icmpv6::kind::ECHO_REPLY } else { icmpv4::kind::ECHO_REPLY };
     if meta.is_v6() {
         let header = Ipv6::at(packet, 0).ok_or(truncated)?;
         if icmpv6::parse(message, header.source(), header.destination()).is_err() {
             return Err(DropReason::LocalChecksum);
         }
-        reply = icmpv6::kind::ECHO_REPLY;
-    } else {
-        if !Sum::of(message).is_valid() {
-            return Err(DropReason::LocalChecksum);
-        }
-        reply = icmpv4::kind::ECHO_REPLY;
+    } else if !Sum::of(message).is_valid() {
+        return Err(DropReason::LocalChecksum);
     }
     if let Some([kind, _, high, low]) = packet.get_mut(l4 - start..).and_then(|m| m.first_chunk_mut()) {
         let change = Delta::between_u16(u16::from(*kind) << 8, u16::from(reply) << 8);

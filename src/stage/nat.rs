@@ -37,11 +37,13 @@ impl Stage for Nat {
 #[inline]
 fn translate(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Option<()> {
     let from_local = meta.flags.has(Flags::FROM_LOCAL);
+    // An error from a host that has no rule may quote a packet of one that has.
+    let quotes = meta.flags.has(Flags::ICMP_ERROR);
     let delta = if meta.is_v6() {
         let mut header = Ipv6::at_mut(bytes, usize::from(meta.l3))?;
         let old = (header.source().to_bits(), header.destination().to_bits());
         let new = nat.translate(from_local, old.0, old.1);
-        if new == old {
+        if new == old && !quotes {
             return Some(());
         }
         header.set_source(new.0.into());
@@ -50,7 +52,7 @@ fn translate(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Option<()> 
     } else {
         let old = (meta.src, meta.dst);
         let new = nat.translate(from_local, old.0, old.1);
-        if new == old {
+        if new == old && !quotes {
             return Some(());
         }
         let delta = Delta::between_u32(old.0, new.0).combine(Delta::between_u32(old.1, new.1));
@@ -68,7 +70,7 @@ fn translate(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Option<()> 
     let end = usize::from(meta.l3 + meta.ip_len);
     let l4 = bytes.get_mut(usize::from(meta.l4)..end)?;
     transport_checksum(meta.proto, l4, delta)?;
-    if meta.flags.has(Flags::ICMP_ERROR) {
+    if quotes {
         quoted(nat, from_local, l4, meta.is_v6())?;
     }
     Some(())

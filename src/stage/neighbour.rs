@@ -119,6 +119,10 @@ fn arp(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) -> Result<(), DropReason>
         *destination = packet.sender_mac.0;
         [*s0, *s1, *s2, *s3, *s4, *s5] = interface.mac.0;
     }
+    // A request that came by no real wire may be shorter than a frame has to be.
+    if let Some(frame) = burst.frame_mut(slot) {
+        rewrite::pad(cx.umem, frame);
+    }
     if let Some(len) = rewrite::queue(cx, burst, slot, interface.port) {
         cx.counters.interface_out(meta.interface, 1, len as u64);
     }

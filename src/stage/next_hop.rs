@@ -23,6 +23,8 @@ const MAX_PASSES: u8 = 8;
 pub const NO_TUNNEL: u16 = u16::MAX;
 /// In `Meta::neighbour`: not known yet.
 pub const NO_NEIGHBOUR: u32 = u32::MAX;
+/// In `Meta::neighbour`: asked for in vain.
+pub const SILENT_NEIGHBOUR: u32 = u32::MAX - 1;
 
 /// Why a packet cannot go on, and what its sender is told.
 type Refusal = (DropReason, Option<Problem>);

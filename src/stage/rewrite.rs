@@ -2,9 +2,13 @@
 
 use std::net::IpAddr;
 
-use super::{Cx, Event, PendingKey, Stage, next_hop::NO_NEIGHBOUR};
+use super::{
+    Cx, Event, PendingKey, Stage,
+    icmp_error::{self, Problem},
+    next_hop::SILENT_NEIGHBOUR,
+};
 use crate::{
-    packet::{Burst, DropReason, Meta, Slot},
+    packet::{Burst, DropReason, Frame, Meta, Slot, Umem},
     stats::WorkerColumn,
     table::{
         interface::Interface,
@@ -34,7 +38,13 @@ impl Stage for Rewrite {
                 continue;
             };
             let Some(mac) = mac(cx, &meta) else {
-                wait(cx, burst, slot);
+                if meta.neighbour == SILENT_NEIGHBOUR {
+                    // Its sender is told (RFC 1122 2.3.2.2).
+                    let reason = DropReason::NeighbourUnreachable;
+                    icmp_error::drop_with_error(cx, burst, slot, reason, Problem::HostUnreachable);
+                } else {
+                    wait(cx, burst, slot);
+                }
                 continue;
             };
             if let Some(len) = send(cx, burst, slot, &meta, interface, mac) {
@@ -74,7 +84,7 @@ impl Run {
 
 #[inline]
 fn mac(cx: &Cx<'_>, meta: &Meta) -> Option<MacAddr> {
-    if meta.neighbour == NO_NEIGHBOUR {
+    if meta.neighbour >= SILENT_NEIGHBOUR {
         return None;
     }
     let id = NeighbourId::from_bits(meta.neighbour);
@@ -101,19 +111,25 @@ fn send(
         burst.drop(slot, DropReason::NoBuffer);
         return None;
     }
-    let short = MIN_FRAME.saturating_sub(frame.len());
-    if short > 0 {
-        // Padding is zeros: what stood in the buffer before is nobody's business (RFC 1042).
-        let end = frame.len();
-        let _ = cx.umem.grow_back(frame, short);
-        cx.umem.bytes_mut(frame).get_mut(end..).unwrap_or(&mut []).fill(0);
-    }
+    pad(cx.umem, frame);
     let bytes = cx.umem.bytes_mut(frame);
     header.write(bytes);
     if let Some(destination) = bytes.first_chunk_mut() {
         *destination = mac.0;
     }
     queue(cx, burst, slot, interface.port)
+}
+
+/// Makes a frame as long as Ethernet asks for.
+#[inline]
+pub fn pad(umem: &Umem, frame: &mut Frame) {
+    let short = MIN_FRAME.saturating_sub(frame.len());
+    if short > 0 {
+        // Padding is zeros: what stood in the buffer before is nobody's business (RFC 1042).
+        let end = frame.len();
+        let _ = umem.grow_back(frame, short);
+        umem.bytes_mut(frame).get_mut(end..).unwrap_or(&mut []).fill(0);
+    }
 }
 
 /// Hands a whole frame to its port. The result is the frame's length.
@@ -140,8 +156,10 @@ fn wait(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) {
         burst.drop(slot, DropReason::NoRoute);
         return;
     };
+    // One question is enough for all packets that wait for its answer.
+    let asked = cx.out.pending.iter().any(|packet| packet.key == key);
     let event = Event::Solicit { interface: key.interface, address: key.address };
-    if cx.events.push(event).is_err() {
+    if !asked && cx.events.push(event).is_err() {
         cx.counters.worker(WorkerColumn::EventsLost, 1);
         burst.drop(slot, DropReason::NeighbourEventsFull);
         return;

@@ -99,7 +99,9 @@ impl Stage for SpdInbound {
     const NAME: &'static str = "spd-inbound";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        let peers = (cx.lanes.forward & burst.live()).filter(|slot| {
+        // What came out of a tunnel is checked also when it is for the gateway itself.
+        let ours = cx.lanes.local.filter(|slot| burst.meta(slot).flags.has(Flags::FROM_TUNNEL));
+        let peers = ((cx.lanes.forward | ours) & burst.live()).filter(|slot| {
             let meta = burst.meta(slot);
             let checked =
                 meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) && !meta.flags.has(Flags::FROM_TUNNEL);

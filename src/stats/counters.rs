@@ -351,6 +351,12 @@ impl WorkerCounters {
         self.add(self.port, port, column as usize, n);
     }
 
+    /// What was counted of a port.
+    #[must_use]
+    pub fn read_port(&self, port: usize, column: PortColumn) -> u64 {
+        self.get(self.port, port, column as usize)
+    }
+
     /// Sets what a port counts itself.
     pub fn port_gauge(&self, port: usize, column: PortColumn, n: u64) {
         self.set(self.port, port, column as usize, n);

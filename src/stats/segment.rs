@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -50,7 +50,8 @@ pub struct Segment {
     map: MmapRaw,
     first: usize,
     layout: Layout,
-    path: Option<PathBuf>,
+    /// The file, and its device and inode: another may stand under its name by now.
+    file: Option<(PathBuf, (u64, u64))>,
 }
 
 impl Segment {
@@ -61,11 +62,12 @@ impl Segment {
     pub fn anonymous(layout: Layout) -> io::Result<Self> {
         let len = (layout.block() * layout.workers * 8).max(PAGE);
         let map = memmap2::MmapOptions::new().len(len).map_anon()?.into();
-        Ok(Self { map, first: 0, layout, path: None })
+        Ok(Self { map, first: 0, layout, file: None })
     }
 
     /// A segment in a file that others may read. An older file of this name is replaced, not overwritten, so that
-    /// whoever has it mapped keeps a consistent, if old, picture. The file goes when the segment is dropped.
+    /// whoever has it mapped keeps a consistent, if old, picture. The file goes when the segment is dropped, unless
+    /// a newer one has taken its place.
     ///
     /// # Errors
     /// The file cannot be made.
@@ -88,8 +90,9 @@ impl Segment {
         file.set_len(len as u64).map_err(failed)?;
         io::Write::write_all(&mut &file, &header).map_err(failed)?;
         let map = MmapRaw::map_raw(&file).map_err(failed)?;
+        let made = file.metadata().map_err(failed)?;
         fs::rename(&new, path).map_err(failed)?;
-        Ok(Self { map, first, layout, path: Some(path.into()) })
+        Ok(Self { map, first, layout, file: Some((path.into(), (made.dev(), made.ino()))) })
     }
 
     /// What the segment holds.
@@ -112,7 +115,9 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        if let Some((path, identity)) = &self.file
+            && fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == *identity)
+        {
             let _ = fs::remove_file(path);
         }
     }
@@ -154,7 +159,7 @@ impl Reader {
         let first = word(24)? as usize;
         let cells = layout.block().checked_mul(layout.workers).and_then(|n| n.checked_mul(8));
         let end = cells.and_then(|n| n.checked_add(first));
-        if first % 8 != 0 || end.is_none_or(|end| end > map.len()) {
+        if !first.is_multiple_of(8) || end.is_none_or(|end| end > map.len()) {
             return Err(wrong("its counters are cut short".into()));
         }
         Ok(Self { map, first, layout })
@@ -223,6 +228,18 @@ mod tests {
         assert_eq!(reader.total("interface", 9, "packets") + reader.total("x", 0, "y"), 0);
         drop(segment);
         assert!(matches!(Reader::open(&path), Err(SegmentError::Io { .. })));
+    }
+
+    #[test]
+    fn an_old_segment_leaves_the_file_of_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        let old = Segment::create(&path, layout()).unwrap();
+        let new = Segment::create(&path, layout()).unwrap();
+        drop(old);
+        assert!(Reader::open(&path).is_ok());
+        drop(new);
+        assert!(!path.exists());
     }
 
     #[test]

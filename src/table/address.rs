@@ -6,15 +6,7 @@ use std::ops::{BitAnd, BitOr, Not};
 
 use super::hash::HashKey;
 
-/// Which IP version an address belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum IpVersion {
-    /// IPv4.
-    V4 = 4,
-    /// IPv6.
-    V6 = 6,
-}
+pub use crate::wire::ip::IpVersion;
 
 /// An IP address as an unsigned integer in host order: `u32` for IPv4, `u128` for IPv6.
 pub trait Address:

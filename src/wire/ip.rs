@@ -48,11 +48,12 @@ pub mod protocol {
 
 /// The version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
 pub enum IpVersion {
     /// IPv4.
-    V4,
+    V4 = 4,
     /// IPv6.
-    V6,
+    V6 = 6,
 }
 
 impl IpVersion {

@@ -6,14 +6,22 @@
 //!   the disk holds at any moment, so after a kill or a power cut the next run starts beyond it.
 //! - [`Fingerprint`]: what names a key there.
 
+mod error;
 mod fingerprint;
+mod mapped;
+mod record;
+mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+pub use error::StateError;
 pub use fingerprint::Fingerprint;
+pub use state::StateFile;
 
 /// The numbers of one outbound association that are not used yet. Workers share it.
 #[derive(Debug)]
@@ -83,30 +91,10 @@ impl Sequence {
     pub fn is_exhausted(&self) -> bool {
         self.remaining() == 0
     }
-}
 
-/// Placeholder until the state file is merged.
-#[derive(Debug, thiserror::Error)]
-#[error("no state file yet")]
-pub struct StateError;
-/// Placeholder until the state file is merged.
-#[derive(Debug)]
-pub struct StateFile;
-impl StateFile {
-    /// Opens.
-    pub fn open(_: &std::path::Path) -> Result<Self, StateError> {
-        Ok(Self)
-    }
-    /// Creates.
-    pub fn create(_: &std::path::Path) -> Result<Self, StateError> {
-        Ok(Self)
-    }
-    /// Tops up.
-    pub fn top_up(&mut self) -> Result<(), StateError> {
-        Ok(())
-    }
-    /// A sequence.
-    pub fn sequence(&mut self, _: Fingerprint, esn: bool) -> Result<std::sync::Arc<Sequence>, StateError> {
-        Ok(std::sync::Arc::new(Sequence::ephemeral(1, esn)))
+    /// Whether numbers have 64 bits: both ends may change their mind while the key stays. Only the state file.
+    fn set_esn(&self, esn: bool) {
+        self.end.store(end(esn), Ordering::Relaxed);
+        self.limit.fetch_min(end(esn), Ordering::AcqRel);
     }
 }

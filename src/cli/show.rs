@@ -1,0 +1,229 @@
+//! `causeway show`: what a running gateway counts and knows.
+//!
+//! Counters come from the statistics segment alone, which the workers write whatever else happens; the rest comes
+//! from the control socket.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::{CANNOT, fail};
+use crate::control::{
+    gateway::socket_path,
+    socket_client::{Client, ClientError},
+    view,
+};
+use find::Which;
+use sample::{Between, Sample};
+
+pub mod find;
+mod lists;
+mod sample;
+mod table;
+mod traffic;
+
+/// Show what a running gateway counts and knows.
+#[derive(Debug, Args)]
+#[command(
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  causeway show summary
+  causeway show interfaces --watch            # rates, every second
+  causeway show drops --explain
+  causeway show drops --by-interface --watch 5
+  causeway show routes --gateway vpc --json
+  causeway show sa --name idc
+
+Counters are read without disturbing a worker, and also while the control thread is busy.
+Exit code 3: no such gateway runs, or this user may not see it."
+)]
+pub struct Show {
+    #[command(subcommand)]
+    what: What,
+    #[command(flatten)]
+    which: Which,
+    /// Print JSON: everything that is known, in one document (with --watch: one a line).
+    #[arg(long, global = true)]
+    json: bool,
+    /// Show again every so many seconds, with rates from the second time on.
+    #[arg(long, global = true, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = seconds)]
+    watch: Option<Duration>,
+    /// With --watch: so many times, then end.
+    #[arg(long, global = true, value_name = "TIMES", requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Show also what a gateway left that did not end by itself.
+    #[arg(long, global = true)]
+    stale: bool,
+}
+
+/// What to show.
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Name, balance of packets, busiest drops.
+    #[command(after_help = "\
+Example:
+  causeway show summary --watch
+
+The balance says where every packet went. While packets flow the counts move as they are read, so that a small
+difference is normal; one that stays when the traffic stops is not.")]
+    Summary,
+    /// Packets and bytes of each interface.
+    #[command(after_help = "Examples:\n  causeway show interfaces\n  causeway show interfaces --watch 5")]
+    Interfaces,
+    /// Frames of each port, what its device lost, and what its XDP program decided.
+    #[command(after_help = "Example:\n  causeway show ports --json")]
+    Ports,
+    /// Packets and bytes of each tunnel.
+    #[command(after_help = "Example:\n  causeway show tunnels --watch")]
+    Tunnels,
+    /// Security associations: sequence numbers, replay windows, refused packets.
+    #[command(after_help = "Example:\n  causeway show sa\n\nKeys are never shown.")]
+    Sa,
+    /// Neighbours: who has which MAC address.
+    #[command(after_help = "Example:\n  causeway show neighbours --json")]
+    Neighbours,
+    /// Route tables.
+    #[command(after_help = "Example:\n  causeway show routes --gateway vpc")]
+    Routes {
+        /// Of this gateway only.
+        #[arg(long)]
+        gateway: Option<String>,
+    },
+    /// Dropped packets by reason.
+    #[command(after_help = "\
+Examples:
+  causeway show drops --explain
+  causeway show drops --by-interface --watch")]
+    Drops {
+        /// Say what each reason means.
+        #[arg(long)]
+        explain: bool,
+        /// By the interface that the packets came in by; `-` is none.
+        #[arg(long)]
+        by_interface: bool,
+        /// Also reasons that have not occurred.
+        #[arg(long)]
+        all: bool,
+    },
+    /// What each stage of the pipeline costs. One burst in 32 is measured.
+    #[command(after_help = "\
+Example:
+  causeway show stages --watch 5      # of the last five seconds
+
+Cycles are those of the time-stamp counter.")]
+    Stages,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
+    if (0.1..=86_400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("from 0.1 to 86400 seconds".into())
+    }
+}
+
+/// The same twice: for programs and for people.
+struct Shown {
+    json: Value,
+    text: String,
+}
+
+/// What is known of the gateway, beyond counters, from its control socket.
+struct Facts {
+    client: Result<Client, ClientError>,
+}
+
+impl Facts {
+    /// A list; without it there is nothing to show.
+    fn need<T: serde::de::DeserializeOwned>(&mut self, show: &view::Show) -> Result<Vec<T>, String> {
+        match &mut self.client {
+            Ok(client) => client.list(show).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// A list that says more about counters. Without it they are shown all the same.
+    fn want<T: serde::de::DeserializeOwned>(&mut self, topic: view::Topic) -> Vec<T> {
+        self.need(&view::Show::first(topic)).unwrap_or_else(|error| {
+            tracing::warn!("only counters are shown: {error}");
+            Vec::new()
+        })
+    }
+}
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: &Show) -> ExitCode {
+    let mut before: Option<Sample> = None;
+    let mut left = if args.watch.is_some() { args.count } else { Some(1) };
+    loop {
+        let (run_dir, reader) = match args.which.open(args.stale) {
+            Ok(found) => found,
+            Err(error) => return fail(&error, CANNOT),
+        };
+        let now = Sample::of(&reader);
+        let mut facts = Facts { client: Client::connect(&socket_path(&run_dir)) };
+        let between = Between { now: &now, before: before.as_ref() };
+        let shown = match show(&args.what, between, &mut facts) {
+            Ok(shown) => shown,
+            Err(error) => return fail(&error, CANNOT),
+        };
+        match print(args, &shown) {
+            Ok(()) => {}
+            // `causeway show … | head` has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+            Err(error) => return fail(&error, CANNOT),
+        }
+        if let Some(left) = &mut left {
+            *left -= 1;
+            if *left == 0 {
+                return ExitCode::SUCCESS;
+            }
+        }
+        before = Some(now);
+        thread::sleep(args.watch.unwrap_or_default());
+    }
+}
+
+fn show(what: &What, between: Between<'_>, facts: &mut Facts) -> Result<Shown, String> {
+    Ok(match what {
+        What::Summary => traffic::summary(between),
+        What::Interfaces => traffic::interfaces(between, facts),
+        What::Ports => traffic::ports(between, facts),
+        What::Tunnels => traffic::tunnels(between, facts),
+        What::Drops { explain, by_interface, all } => traffic::drops(between, *explain, *by_interface, *all),
+        What::Stages => traffic::stages(between),
+        What::Sa => lists::associations(between, facts),
+        What::Neighbours => lists::neighbours(facts)?,
+        What::Routes { gateway } => lists::routes(facts, gateway.clone())?,
+    })
+}
+
+fn print(args: &Show, shown: &Shown) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if args.json {
+        return if args.watch.is_some() {
+            writeln!(out, "{}", shown.json)
+        } else {
+            writeln!(out, "{:#}", shown.json)
+        };
+    }
+    if args.watch.is_some() {
+        if out.is_terminal() {
+            // Home, and clear what is below.
+            write!(out, "\x1b[H\x1b[J{}", shown.text)?;
+        } else {
+            writeln!(out, "{}", shown.text)?;
+        }
+        return out.flush();
+    }
+    write!(out, "{}", shown.text)
+}

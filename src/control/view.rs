@@ -1,0 +1,531 @@
+//! What a gateway tells of itself beyond its counters: neighbours, routes, associations and what its parts are.
+//!
+//! Answers come from the control thread's own data and are bounded: long lists come in pages. No key is in any.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{gateway::Gateway, neighbours::address_of};
+use crate::{
+    config::{Encapsulation, Side},
+    stats::{SaColumn, Segment, counters::group},
+    table::{
+        neighbour::NeighbourState,
+        tables::{NextHop, Tables},
+    },
+};
+
+/// Rows of a page at most: what one answer costs the control thread stays below a millisecond.
+pub const PAGE: usize = 1024;
+
+/// What can be asked of a gateway: one JSON value a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Request {
+    /// `"ping"`, `"version"` or `"reload"`.
+    Word(Word),
+    /// `{"show": "routes", …}`.
+    Show(Show),
+}
+
+/// Requests without parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Word {
+    /// Whether it answers.
+    Ping,
+    /// Version, name and process.
+    Version,
+    /// To read the configuration file again.
+    Reload,
+}
+
+/// A request for a page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Show {
+    /// Which list.
+    pub show: Topic,
+    /// Routes: of this gateway only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// The first row: what the page before gave as `next`.
+    #[serde(default)]
+    pub from: usize,
+}
+
+impl Show {
+    /// The first page of a list.
+    #[must_use]
+    pub const fn first(show: Topic) -> Self {
+        Self { show, gateway: None, from: 0 }
+    }
+}
+
+/// The lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Topic {
+    /// [`NeighbourRow`]s.
+    Neighbours,
+    /// [`RouteRow`]s.
+    Routes,
+    /// [`SaRow`]s.
+    Sa,
+    /// [`InterfaceRow`]s.
+    Interfaces,
+    /// [`TunnelRow`]s.
+    Tunnels,
+    /// [`PortRow`]s.
+    Ports,
+    /// [`XdpRow`]s.
+    Xdp,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The rows.
+    pub rows: Vec<T>,
+    /// Where the next page begins; nothing after the last.
+    pub next: Option<usize>,
+    /// Counts reloads: pages of different numbers do not belong together.
+    pub generation: u64,
+}
+
+/// A neighbour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeighbourRow {
+    /// The interface.
+    pub interface: String,
+    /// The neighbour's address.
+    pub address: IpAddr,
+    /// Its MAC address, when known.
+    pub mac: Option<String>,
+    /// incomplete, reachable, stale or permanent.
+    pub state: String,
+    /// Seconds since it was last confirmed, when ever.
+    pub confirmed: Option<u64>,
+    /// Seconds since a packet last went to it, when ever.
+    pub used: Option<u64>,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRow {
+    /// The gateway whose route it is.
+    pub gateway: String,
+    /// The first address of the prefix.
+    pub address: IpAddr,
+    /// The prefix's length.
+    pub length: u8,
+    /// via, connected, tunnel, gateway, blackhole, local or broadcast.
+    pub kind: String,
+    /// The router.
+    pub via: Option<IpAddr>,
+    /// The interface, tunnel or gateway it leads to.
+    pub to: Option<String>,
+    /// The state of the router as a neighbour.
+    pub state: Option<String>,
+}
+
+/// A security association.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaRow {
+    /// Its name in statistics.
+    pub name: String,
+    /// The tunnel.
+    pub tunnel: String,
+    /// out or in.
+    pub direction: String,
+    /// What names it in the packet.
+    pub spi: u32,
+    /// This end.
+    pub local: IpAddr,
+    /// The other end.
+    pub remote: IpAddr,
+    /// Whether ESP goes in UDP.
+    pub udp: bool,
+    /// Whether sequence numbers have 64 bits.
+    pub esn: bool,
+    /// Out: numbers that are used up.
+    pub used: Option<u64>,
+    /// Out: numbers that are left before the key must be replaced.
+    pub remaining: Option<u64>,
+    /// In: the newest number accepted, 0 before the first.
+    pub newest: Option<u64>,
+    /// In: size of the replay window, 0 when replays are not checked.
+    pub window: Option<u32>,
+    /// In: how far behind the newest an accepted packet was at most.
+    pub lateness: Option<u64>,
+}
+
+/// What an interface is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceRow {
+    /// Its name.
+    pub name: String,
+    /// Its port.
+    pub port: String,
+    /// How its port was opened.
+    pub description: String,
+    /// Its VLAN.
+    pub vlan: String,
+    /// Its gateway.
+    pub gateway: String,
+    /// local or peer.
+    pub side: String,
+    /// Its addresses with the lengths of their prefixes.
+    pub addresses: Vec<String>,
+    /// Its MAC address.
+    pub mac: String,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+    /// The TAP device of the host.
+    pub host_tap: Option<String>,
+}
+
+/// What a tunnel is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelRow {
+    /// Its name.
+    pub name: String,
+    /// The gateway whose packets go through it.
+    pub gateway: String,
+    /// The gateway that carries the encrypted packets.
+    pub underlay: String,
+    /// This end.
+    pub local: IpAddr,
+    /// The other end.
+    pub remote: IpAddr,
+    /// esp or udp.
+    pub encapsulation: String,
+    /// Largest inner packet in bytes.
+    pub mtu: u16,
+    /// The neighbour that outer packets go to.
+    pub via: Option<IpAddr>,
+    /// Its state; nothing when no route leads to the other end.
+    pub state: Option<String>,
+}
+
+/// What a port is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRow {
+    /// Its name.
+    pub name: String,
+    /// How it was opened.
+    pub description: String,
+    /// The network device.
+    pub device: Option<String>,
+    /// Its MAC address.
+    pub mac: String,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// Whether the kernel keeps what is the host's.
+    pub share_with_host: bool,
+}
+
+/// What a port's XDP program decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdpRow {
+    /// The port.
+    pub port: String,
+    /// The verdict.
+    pub verdict: String,
+    /// Frames.
+    pub frames: u64,
+}
+
+/// An error as an answer.
+#[must_use]
+pub fn refusal(error: &dyn std::fmt::Display) -> Value {
+    json!({ "error": error.to_string() })
+}
+
+/// The answer to a request for a list, or to a word other than `reload`, which is for whoever has the file.
+#[must_use]
+pub fn answer(gateway: &Gateway, request: &Request) -> Value {
+    match request {
+        Request::Word(Word::Ping) => json!({ "ok": "pong" }),
+        Request::Word(Word::Version) => json!({ "ok": {
+            "version": env!("CARGO_PKG_VERSION"),
+            "name": gateway.config().system.name.value.as_str(),
+            "pid": std::process::id(),
+        }}),
+        Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
+        Request::Show(show) => list(gateway, show),
+    }
+}
+
+fn list(gateway: &Gateway, show: &Show) -> Value {
+    let generation = gateway.tables().generation;
+    match show.show {
+        Topic::Neighbours => page(neighbours(gateway), show.from, generation),
+        Topic::Routes => {
+            if let Some(wanted) = &show.gateway
+                && !gateway.config().gateways.iter().any(|g| g.name.value.as_str() == wanted)
+            {
+                return refusal(&format!("there is no gateway {wanted:?}"));
+            }
+            page(routes(gateway, show.gateway.as_deref()), show.from, generation)
+        }
+        Topic::Sa => page(associations(gateway), show.from, generation),
+        Topic::Interfaces => page(interfaces(gateway), show.from, generation),
+        Topic::Tunnels => page(tunnels(gateway), show.from, generation),
+        Topic::Ports => page(ports(gateway), show.from, generation),
+        Topic::Xdp => page(xdp(gateway), show.from, generation),
+    }
+}
+
+fn page<T: Serialize + DeserializeOwned>(
+    rows: impl Iterator<Item = T>,
+    from: usize,
+    generation: u64,
+) -> Value {
+    let mut rows: Vec<T> = rows.skip(from).take(PAGE + 1).collect();
+    let more = rows.len() > PAGE;
+    rows.truncate(PAGE);
+    json!({ "ok": Page { rows, next: more.then(|| from.saturating_add(PAGE)), generation } })
+}
+
+const fn state_name(state: NeighbourState) -> &'static str {
+    match state {
+        NeighbourState::Incomplete => "incomplete",
+        NeighbourState::Reachable => "reachable",
+        NeighbourState::Stale => "stale",
+        NeighbourState::Permanent => "permanent",
+    }
+}
+
+fn name_of(names: &[String], number: u16) -> String {
+    names.get(usize::from(number)).cloned().unwrap_or_default()
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    crate::wire::ethernet::MacAddr(bytes).to_string()
+}
+
+fn neighbours(gateway: &Gateway) -> impl Iterator<Item = NeighbourRow> {
+    let now = gateway.now();
+    let ago = move |then: u64| (then > 0).then(|| now.saturating_sub(then) / 1_000_000_000);
+    gateway.tables().neighbours.iter().map(move |view| NeighbourRow {
+        interface: name_of(&gateway.built().rows.interfaces, view.key.interface),
+        address: address_of(&view.key),
+        mac: view.mac.map(mac),
+        state: state_name(view.state).into(),
+        confirmed: ago(view.confirmed),
+        used: ago(view.last_used),
+    })
+}
+
+fn routes<'a>(gateway: &'a Gateway, wanted: Option<&'a str>) -> impl Iterator<Item = RouteRow> {
+    let (config, built) = (gateway.config(), gateway.built());
+    let chosen = config.gateways.iter().zip(&built.gateways).filter_map(move |(g, &number)| {
+        let name = g.name.value.as_str();
+        let writers = built.routes.get(usize::from(number))?;
+        (wanted.is_none_or(|wanted| wanted == name)).then_some((name, writers))
+    });
+    chosen.flat_map(move |(name, (v4, v6))| {
+        let v4 = v4.iter().map(|(bits, length, hop)| (IpAddr::V4(bits.into()), length, hop));
+        let v6 = v6.iter().map(|(bits, length, hop)| (IpAddr::V6(bits.into()), length, hop));
+        v4.chain(v6).map(move |(address, length, hop)| {
+            let hop = gateway.tables().next_hop(hop);
+            route(gateway, name, address, length, hop)
+        })
+    })
+}
+
+fn gateway_name(gateway: &Gateway, number: u16) -> Option<String> {
+    let place = gateway.built().gateways.iter().position(|n| *n == number)?;
+    gateway.config().gateways.get(place).map(|g| g.name.value.as_str().to_string())
+}
+
+fn route(gateway: &Gateway, name: &str, address: IpAddr, length: u8, hop: Option<NextHop>) -> RouteRow {
+    let rows = &gateway.built().rows;
+    let (kind, via, to, state) = match hop {
+        Some(NextHop::Via { interface, neighbour, address }) => {
+            let state = gateway.tables().neighbours.state(neighbour).map(|s| state_name(s).to_string());
+            ("via", Some(address), Some(name_of(&rows.interfaces, interface)), state)
+        }
+        Some(NextHop::Connected { interface }) => {
+            ("connected", None, Some(name_of(&rows.interfaces, interface)), None)
+        }
+        Some(NextHop::Tunnel(tunnel)) => ("tunnel", None, Some(name_of(&rows.tunnels, tunnel)), None),
+        Some(NextHop::Gateway(number)) => ("gateway", None, gateway_name(gateway, number), None),
+        Some(NextHop::Local) => ("local", None, None, None),
+        Some(NextHop::Broadcast) => ("broadcast", None, None, None),
+        Some(NextHop::Blackhole) | None => ("blackhole", None, None, None),
+    };
+    RouteRow { gateway: name.into(), address, length, kind: kind.into(), via, to, state }
+}
+
+/// The greatest value that any worker has in a cell.
+fn greatest(segment: &Segment, group: &str, row: usize, column: usize) -> u64 {
+    let layout = segment.layout();
+    let Some(cell) = layout.group(group).and_then(|g| g.cell(row, column)) else { return 0 };
+    let cells = (0..layout.workers).filter_map(|worker| segment.cells().get(worker * layout.block() + cell));
+    cells.map(|cell| cell.load(std::sync::atomic::Ordering::Relaxed)).max().unwrap_or(0)
+}
+
+fn associations(gateway: &Gateway) -> impl Iterator<Item = SaRow> {
+    let (config, built, tables) = (gateway.config(), gateway.built(), gateway.tables());
+    config.tunnels.iter().zip(&built.tunnels).flat_map(move |(tunnel, &number)| {
+        let row = move |index: u32, direction: &str, spi: u32| SaRow {
+            name: built.rows.sas.get(index as usize).cloned().unwrap_or_default(),
+            tunnel: tunnel.name.value.as_str().into(),
+            direction: direction.into(),
+            spi,
+            local: tunnel.local.value,
+            remote: tunnel.remote.value,
+            udp: *tunnel.encapsulation == Encapsulation::Udp,
+            esn: *tunnel.esn,
+            used: None,
+            remaining: None,
+            newest: None,
+            window: None,
+            lateness: None,
+        };
+        let sealing = tables.tunnel(number).and_then(|t| t.sa.as_ref()).map(|sa| {
+            let used = sa.sequence.next().saturating_sub(1);
+            SaRow {
+                used: Some(used),
+                remaining: Some(sa.sequence.remaining()),
+                ..row(sa.index, "out", sa.spi)
+            }
+        });
+        let opening = tables.sas.iter().filter(move |sa| sa.tunnel == number).map(move |sa| SaRow {
+            newest: Some(sa.window.newest()),
+            window: Some(tunnel.replay_window.0),
+            lateness: Some(greatest(
+                gateway.segment(),
+                group::SA,
+                sa.index as usize,
+                SaColumn::Lateness as usize,
+            )),
+            ..row(sa.index, "in", sa.spi)
+        });
+        sealing.into_iter().chain(opening)
+    })
+}
+
+fn interfaces(gateway: &Gateway) -> impl Iterator<Item = InterfaceRow> {
+    let (config, built) = (gateway.config(), gateway.built());
+    config.interfaces.iter().zip(&built.interfaces).map(move |(interface, &number)| {
+        let known = gateway.interface(number);
+        InterfaceRow {
+            name: interface.name.value.as_str().into(),
+            port: config.port(interface.port.value).name.value.as_str().into(),
+            description: gateway.port_descriptions().get(interface.port.value.0).cloned().unwrap_or_default(),
+            vlan: interface.vlan.value.to_string(),
+            gateway: config.gateway(interface.gateway.value).name.value.as_str().into(),
+            side: match *interface.side {
+                Side::Local => "local".into(),
+                Side::Peer => "peer".into(),
+            },
+            addresses: interface.addresses.iter().map(|a| a.value.to_string()).collect(),
+            mac: known.map(|i| i.mac.to_string()).unwrap_or_default(),
+            mtu: known.map_or(0, |i| i.mtu),
+            host_tap: interface.host_tap.as_ref().map(|tap| tap.value.as_str().into()),
+        }
+    })
+}
+
+fn towards(tables: &Tables, hop: Option<u32>) -> (Option<IpAddr>, Option<String>) {
+    match hop.and_then(|hop| tables.next_hop(hop)) {
+        Some(NextHop::Via { neighbour, address, .. }) => {
+            (Some(address), tables.neighbours.state(neighbour).map(|s| state_name(s).into()))
+        }
+        _ => (None, None),
+    }
+}
+
+fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
+    let (config, built, tables) = (gateway.config(), gateway.built(), gateway.tables());
+    config.tunnels.iter().zip(&built.tunnels).map(move |(tunnel, &number)| {
+        let known = tables.tunnel(number);
+        let (via, state) = towards(tables, known.and_then(|t| t.next_hop));
+        TunnelRow {
+            name: tunnel.name.value.as_str().into(),
+            gateway: config.gateway(tunnel.gateway.value).name.value.as_str().into(),
+            underlay: config.gateway(tunnel.underlay.value).name.value.as_str().into(),
+            local: tunnel.local.value,
+            remote: tunnel.remote.value,
+            encapsulation: tunnel.encapsulation.as_str().into(),
+            mtu: known.map_or(0, |t| t.mtu),
+            via,
+            state,
+        }
+    })
+}
+
+fn ports(gateway: &Gateway) -> impl Iterator<Item = PortRow> {
+    let config = gateway.config();
+    config.ports.iter().enumerate().map(move |(number, port)| PortRow {
+        name: port.name.value.as_str().into(),
+        description: gateway.port_descriptions().get(number).cloned().unwrap_or_default(),
+        device: port.device.as_ref().map(|d| d.value.as_str().into()),
+        mac: gateway.port_macs().get(number).map(ToString::to_string).unwrap_or_default(),
+        mtu: port.mtu.get(),
+        share_with_host: *port.share_with_host,
+    })
+}
+
+fn xdp(gateway: &Gateway) -> impl Iterator<Item = XdpRow> {
+    let ports = gateway.config().ports.iter().zip(gateway.devices());
+    let counted = ports.filter_map(|(port, device)| {
+        let counters = device.as_ref()?.program.counters().ok()?;
+        Some((port.name.value.as_str(), counters))
+    });
+    counted.flat_map(|(port, counters)| {
+        let rows: Vec<XdpRow> = counters
+            .iter()
+            .map(|(verdict, frames)| XdpRow { port: port.into(), verdict: verdict.name().into(), frames })
+            .collect();
+        rows
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_as_documented() {
+        let read = |text: &str| serde_json::from_str::<Request>(text);
+        assert_eq!(read(r#""ping""#).unwrap(), Request::Word(Word::Ping));
+        assert_eq!(read(r#""reload""#).unwrap(), Request::Word(Word::Reload));
+        let routes = Show { gateway: Some("vpc".into()), from: 1024, ..Show::first(Topic::Routes) };
+        assert_eq!(
+            read(r#"{"show":"routes","gateway":"vpc","from":1024}"#).unwrap(),
+            Request::Show(routes.clone())
+        );
+        let written = serde_json::to_string(&Request::Show(routes.clone())).unwrap();
+        assert_eq!(read(&written).unwrap(), Request::Show(routes));
+        for wrong in [r#""stop""#, "ping", "{}", r#"{"show":"keys"}"#, r#"{"show":"sa","x":1}"#, "[]", "7"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn pages_cover_a_list_once() {
+        let count = 2 * PAGE + 3;
+        let (mut from, mut seen, mut pages) = (0, Vec::new(), 0);
+        loop {
+            let value = page(0..count, from, 1);
+            let page: Page<usize> = serde_json::from_value(value["ok"].clone()).unwrap();
+            seen.extend(page.rows);
+            pages += 1;
+            match page.next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        assert_eq!((seen, pages), ((0..count).collect(), 3));
+        let exact: Page<usize> = serde_json::from_value(page(0..PAGE, 0, 1)["ok"].clone()).unwrap();
+        assert_eq!(exact.next, None);
+        let beyond: Page<usize> = serde_json::from_value(page(0..PAGE, usize::MAX, 1)["ok"].clone()).unwrap();
+        assert!(beyond.rows.is_empty());
+    }
+}

@@ -1,0 +1,311 @@
+//! The window against a set of numbers, and against workers that mark the same ones.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Barrier,
+        atomic::{AtomicU32, AtomicU64},
+    },
+    thread,
+};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What the window should do, said as plainly as possible.
+struct Model {
+    size: u64,
+    newest: u64,
+    seen: BTreeSet<u64>,
+}
+
+impl Model {
+    fn new(size: u64) -> Self {
+        Self { size, newest: 0, seen: BTreeSet::new() }
+    }
+
+    fn check(&self, sequence: u64) -> Result<(), Refused> {
+        if sequence == 0 {
+            Err(Refused::Zero)
+        } else if self.newest >= sequence && self.newest - sequence >= self.size {
+            Err(Refused::Late)
+        } else if self.seen.contains(&sequence) {
+            Err(Refused::Replayed)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn mark(&mut self, sequence: u64) -> Result<u64, Refused> {
+        self.check(sequence)?;
+        self.newest = self.newest.max(sequence);
+        self.seen.insert(sequence);
+        if self.newest > self.size {
+            self.seen = self.seen.split_off(&(self.newest - self.size + 1));
+        }
+        Ok(self.newest - sequence)
+    }
+}
+
+/// The two cases of RFC 4303 appendix A2.2, as written there, with Th = 0 never taken below.
+fn guess_of_the_rfc(newest: u64, size: u32, low: u32) -> u64 {
+    let (th, tl) = ((newest >> 32) as u32, newest as u32);
+    let high = if tl >= size - 1 {
+        let bl = tl - size + 1;
+        if low >= bl { th } else { th.wrapping_add(1) }
+    } else {
+        let bl = tl.wrapping_sub(size).wrapping_add(1);
+        if low >= bl && th > 0 { th - 1 } else { th }
+    };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// A step of a test, relative to the newest number so that most of it falls on edges.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Ahead(u64),
+    Behind(u64),
+    AtEdge(i64),
+    Again,
+}
+
+fn step(size: u64) -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (1..=3u64).prop_map(Step::Ahead),
+        2 => (1..size * 3).prop_map(Step::Ahead),
+        1 => (1..1u64 << 33).prop_map(Step::Ahead),
+        8 => (0..size).prop_map(Step::Behind),
+        2 => (0..size * 3).prop_map(Step::Behind),
+        3 => (-40..40i64).prop_map(Step::AtEdge),
+        2 => Just(Step::Again),
+    ]
+}
+
+fn run(size: u64, exclusive: bool, start: u64, steps: &[Step]) {
+    let window = Window::new(size as u32, exclusive);
+    let mut model = Model::new(size);
+    let mut last = start;
+    if start > 0 {
+        assert_eq!(window.mark(start), model.mark(start));
+    }
+    for step in steps {
+        let newest = model.newest;
+        let sequence = match *step {
+            Step::Ahead(n) => newest + n,
+            Step::Behind(n) => newest.saturating_sub(n),
+            Step::AtEdge(n) => newest.saturating_sub(size).saturating_add_signed(n),
+            Step::Again => last,
+        };
+        last = sequence;
+        assert_eq!(window.check(sequence), model.check(sequence), "check {sequence} at {newest}");
+        assert_eq!(window.mark(sequence), model.mark(sequence), "mark {sequence} at {newest}");
+        assert_eq!(window.newest(), model.newest);
+    }
+    // At the end every number of the window, and some around it, is as the model has it.
+    let newest = model.newest;
+    for sequence in newest.saturating_sub(size + 70)..=newest + 70 {
+        assert_eq!(window.check(sequence), model.check(sequence), "{sequence} at {newest}");
+    }
+}
+
+fn size() -> impl Strategy<Value = u64> {
+    prop_oneof![6 => 6..=10u32, 1 => 11..=16u32].prop_map(|power| 1 << power)
+}
+
+/// Where the low half, the block number's 32 bits, and the ring come round.
+fn start() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(0),
+        (0..200u64).prop_map(|n| (1 << 32) - n),
+        (0..200u64).prop_map(|n| (1 << 36) - n),
+        (0..200u64).prop_map(|n| (1 << 37) - n),
+        (0..200u64).prop_map(|n| (1 << 38) - n),
+        (0..200u64).prop_map(|n| (1 << 63) - n),
+        1..1u64 << 62,
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn as_a_set_of_numbers(
+        (size, steps) in size().prop_flat_map(|size| (Just(size), prop::collection::vec(step(size), 0..1500))),
+        start in start(),
+        exclusive: bool,
+    ) {
+        run(size, exclusive, start, &steps);
+    }
+
+    #[test]
+    fn guesses_as_the_rfc(newest in start(), power in 6..=16u32, low: u32, near in -70_000..70_000i64) {
+        let window = Window::new(1 << power, true);
+        if newest > 0 {
+            window.mark(newest).unwrap();
+        }
+        for low in [low, newest.wrapping_add_signed(near) as u32, 0, 1, u32::MAX] {
+            prop_assert_eq!(window.esn_guess(low), guess_of_the_rfc(newest, 1 << power, low));
+        }
+    }
+
+    /// A sender's number is guessed right as long as it is in the window or less than 2^32 beyond it.
+    #[test]
+    fn guesses_the_senders_number(newest in start(), power in 6..=16u32, offset in 0..1u64 << 32) {
+        let size = 1u64 << power;
+        let window = Window::new(size as u32, false);
+        if newest > 0 {
+            window.mark(newest).unwrap();
+        }
+        let sent = newest.saturating_sub(size - 1) + offset;
+        prop_assert_eq!(window.esn_guess(sent as u32), sent);
+    }
+}
+
+#[test]
+fn sizes_are_rounded_and_bounded() {
+    for (asked, size) in
+        [(0, 64), (64, 64), (65, 128), (1000, 1024), (65535, 65536), (65536, 65536), (u32::MAX, 65536)]
+    {
+        let window = Window::new(asked, true);
+        assert_eq!(window.mark(200_000), Ok(0));
+        assert_eq!(window.check(200_000 - size + 1), Ok(()));
+        assert_eq!(window.check(200_000 - size), Err(Refused::Late));
+    }
+}
+
+#[test]
+fn zero_is_refused_until_it_is_the_low_half_of_a_number() {
+    let window = Window::new(64, true);
+    assert_eq!(window.esn_guess(0), 0);
+    assert_eq!((window.check(0), window.mark(0)), (Err(Refused::Zero), Err(Refused::Zero)));
+    assert_eq!(window.mark(0xffff_fff0), Ok(0));
+    assert_eq!(window.esn_guess(0), 1 << 32);
+    assert_eq!(window.mark(1 << 32), Ok(0));
+    assert_eq!(window.mark(0xffff_fff1), Ok(15));
+    assert_eq!(window.esn_guess(0xffff_fff1), 0xffff_fff1);
+}
+
+/// A million numbers in order over the edge of 2^32, each then once more.
+#[test]
+fn every_number_once_in_order() {
+    for exclusive in [true, false] {
+        let window = Window::new(1024, exclusive);
+        let start = (1 << 32) - 250_000;
+        for sequence in start..start + 500_000 {
+            assert_eq!(window.esn_guess(sequence as u32), sequence);
+            assert_eq!(window.mark(sequence), Ok(0));
+            assert_eq!(window.mark(sequence), Err(Refused::Replayed));
+        }
+    }
+}
+
+/// A sender that uses few numbers leaves most words alone: they must not come to look new as block numbers wrap.
+#[test]
+fn words_left_alone_do_not_age_into_the_future() {
+    for exclusive in [true, false] {
+        let window = Window::new(64, exclusive);
+        let mut sequence = 0u64;
+        // Marks every number of the first ring, then only numbers of one word, for more than 2^38.
+        for n in 1..=128 {
+            assert_eq!(window.mark(n), Ok(0));
+        }
+        while sequence < 1 << 38 {
+            sequence += (1 << 32) - 128;
+            assert_eq!(window.mark(sequence), Ok(0));
+        }
+        for behind in 1..64 {
+            assert_eq!(window.mark(sequence - behind), Ok(behind));
+            assert_eq!(window.mark(sequence - behind), Err(Refused::Replayed));
+        }
+        assert_eq!(window.mark(sequence - 64), Err(Refused::Late));
+    }
+}
+
+#[test]
+fn without_a_window_everything_is_accepted_and_the_nearest_number_guessed() {
+    let window = Window::disabled();
+    let newest = (7 << 32) + 5;
+    assert_eq!(window.mark(newest), Ok(0));
+    assert_eq!(window.mark(newest), Ok(0));
+    assert_eq!(window.check(1), Ok(()));
+    assert_eq!(window.mark(newest - 100_000), Ok(100_000));
+    assert_eq!(window.mark(0), Ok(newest));
+    assert_eq!(window.newest(), newest);
+    assert_eq!(window.esn_guess(u32::MAX), (7 << 32) - 1);
+    assert_eq!(window.esn_guess(6), (7 << 32) + 6);
+    assert_eq!(window.esn_guess(0x7fff_0000), (7 << 32) + 0x7fff_0000);
+    assert_eq!(window.esn_guess(0x8000_0010), (6 << 32) + 0x8000_0010);
+}
+
+/// Workers mark the same numbers in different orders: each number is accepted at most once, and exactly once where
+/// none can fall behind.
+fn share(workers: u64, size: u32, total: u64, spread: u64, start: u64) -> (Vec<u32>, u64) {
+    let window = Window::new(size, false);
+    let accepted: Vec<AtomicU32> = (0..total).map(|_| AtomicU32::new(0)).collect();
+    let refused_late = AtomicU64::new(0);
+    let barrier = Barrier::new(workers as usize);
+    thread::scope(|scope| {
+        for worker in 0..workers {
+            let (window, accepted, refused_late, barrier) = (&window, &accepted, &refused_late, &barrier);
+            scope.spawn(move || {
+                // Shuffles within groups of `spread`, in an order of its own, and waits for the others at each.
+                for group in 0..total / spread {
+                    barrier.wait();
+                    for n in 0..spread {
+                        let mixed = ((n * 5 + worker * 31) % spread) ^ worker;
+                        let index = group * spread + mixed % spread;
+                        match window.mark(start + index) {
+                            Ok(_) => {
+                                accepted[index as usize].fetch_add(1, Relaxed);
+                            }
+                            Err(Refused::Late) => {
+                                refused_late.fetch_add(1, Relaxed);
+                            }
+                            Err(Refused::Replayed) => {}
+                            Err(Refused::Zero) => panic!("not zero"),
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (accepted.into_iter().map(AtomicU32::into_inner).collect(), refused_late.into_inner())
+}
+
+#[test]
+fn shared_each_number_is_accepted_exactly_once() {
+    for (workers, start) in [(2, 1), (3, (1 << 37) - 50_000), (4, (1 << 32) - 50_000)] {
+        // A group fits the smallest window, so nothing may be refused as late.
+        for (size, spread) in [(64, 64), (1024, 512)] {
+            let (accepted, late) = share(workers, size, 1 << 17, spread, start);
+            assert!(accepted.iter().all(|times| *times == 1), "{workers} workers, window {size}");
+            assert_eq!(late, 0);
+        }
+    }
+}
+
+#[test]
+fn shared_no_number_is_accepted_twice_when_workers_race_ahead() {
+    // Groups of many windows: words are reused while other workers are still marking in them.
+    for workers in 2..=4 {
+        let (accepted, late) = share(workers, 64, 1 << 18, 1 << 14, 1);
+        assert!(accepted.iter().all(|times| *times <= 1));
+        assert!(late > 0, "the test should make workers fall behind");
+    }
+}
+
+/// What a worker finds that read `top` before others moved the window on by more than the ring: nothing may be set
+/// in a word that is about a newer block, nor the block set back.
+#[test]
+fn a_word_that_has_moved_on_refuses_an_old_number() {
+    let newer = with_bit(0, 37 * 32).unwrap();
+    assert_eq!(with_bit(newer, 5 * 32), Err(Refused::Late));
+    assert_eq!(with_bit(newer, 37 * 32), Err(Refused::Replayed));
+    assert_eq!(with_bit(newer, 37 * 32 + 1), Ok(37 << 32 | 3));
+    assert_eq!(with_bit(newer, 69 * 32 + 1), Ok(69 << 32 | 2));
+    // Over the end of the block number's 32 bits.
+    let last = with_bit(0xffff_ffff << 32, 0xffff_ffff << 5).unwrap();
+    assert_eq!(with_bit(last, 1 << 37), Ok(1));
+    assert_eq!(with_bit(1, 0xffff_ffff << 5), Err(Refused::Late));
+}
