@@ -17,7 +17,7 @@ use crate::{
     config::{Config, build::Ephemeral},
     io::pcap::{CaptureError, PcapPort},
     packet::DropReason,
-    runtime::{Ledger, Pipeline},
+    runtime::Ledger,
     stats::{Segment, counters::group},
     table::hash::Seed,
 };
@@ -70,7 +70,7 @@ pub fn replay(config: &Config, ports: Vec<PcapPort>) -> Result<Outcome, SingleEr
     let macs: Vec<_> = config.ports.iter().map(|port| derived_mac(config, port)).collect();
     let mut single = Single::new(config, &macs, &mut Ephemeral::default(), SEED, |_| ports)?;
     // Stages are timed by the machine's clock, which would give other figures each time.
-    single.worker = single.worker.with_pipeline(Pipeline::timing_one_in(0));
+    single.worker.set_timing(0);
     let start = next(&mut single).unwrap_or(0);
     let mut now = start;
     advance(&mut single, start, now);
