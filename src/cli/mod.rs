@@ -6,6 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod bench;
 pub mod check;
+pub mod demo;
 pub mod doctor;
 pub mod reload;
 pub mod replay;
@@ -44,16 +45,22 @@ enum Command {
     Run(run::Run),
     /// Check a file: every error at once, each with its place and what would be right.
     Check(check::Check),
-    /// Measure the pipeline of this program on this machine, without any I/O.
-    Bench(bench::Bench),
     /// Run a file's pipeline over captures, with the captures' own time, and write what each port sends.
     Replay(replay::Replay),
     /// Show what a running gateway counts and knows.
     Show(show::Show),
     /// Make a running gateway read its file again, and wait for what comes of it.
     Reload(reload::Reload),
+    /// Measure the pipeline of this program on this machine, without any I/O.
+    Bench(bench::Bench),
     /// Say what this machine offers, and what to do about it.
     Doctor(doctor::Doctor),
+    /// See it work: two gateways, two hosts, and real traffic between them.
+    Demo(demo::Demo),
+    #[command(hide = true)]
+    DemoInside(demo::inside::Inside),
+    #[command(hide = true)]
+    DemoHost(demo::traffic::Host),
     /// Print a shell's completion script.
     #[command(after_help = "Example:\n  causeway completions bash > /etc/bash_completion.d/causeway")]
     Completions {
@@ -74,15 +81,21 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // Colours are for terminals, not for files and journals.
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_target(false).with_ansi(colours).init();
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
-        Command::Bench(args) => bench::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::DemoInside(args) => demo::inside::run(&args),
+        Command::DemoHost(args) => demo::traffic::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());
             ExitCode::SUCCESS

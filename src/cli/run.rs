@@ -1,8 +1,9 @@
 //! `causeway run`: the gateway itself.
 
-use std::{path::PathBuf, process::ExitCode, thread, time::Instant};
+use std::{io, path::PathBuf, process::ExitCode, thread, time::Instant};
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
@@ -14,7 +15,7 @@ use super::{BUG, CANNOT, NOT_WELL, fail};
 use crate::{
     config::{self, Diagnostics},
     control::{
-        gateway::{Gateway, StartOptions, TICK, socket_path},
+        gateway::{Gateway, StartOptions, Summary, TICK, socket_path},
         socket::Server,
         view::{self, Request, Word},
     },
@@ -34,6 +35,48 @@ pub struct Run {
     /// Declare that no key of the file was ever used, and make the sequence state file. Only where there is none.
     #[arg(long)]
     new_state: bool,
+    /// Where to write, at the end, how many packets went which way, as JSON.
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+}
+
+/// Where a gateway's packets went, from its start to its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// The gateway.
+    pub gateway: String,
+    /// Packets taken from ports and host TAPs.
+    pub received: u64,
+    /// Packets made here.
+    pub originated: u64,
+    /// Packets handed to ports.
+    pub sent: u64,
+    /// Packets handed to the host.
+    pub delivered: u64,
+    /// Packets dropped, for all reasons.
+    pub dropped: u64,
+    /// Buffers that did not come home.
+    pub buffers_missing: usize,
+    /// Whether received and originated are sent, delivered and dropped, for each worker, and all buffers are home.
+    pub balanced: bool,
+}
+
+impl Account {
+    /// The account of a gateway that has ended.
+    #[must_use]
+    pub fn of(gateway: &str, summary: &Summary) -> Self {
+        let total = summary.total();
+        Self {
+            gateway: gateway.into(),
+            received: total.received,
+            originated: total.originated,
+            sent: total.sent,
+            delivered: total.delivered,
+            dropped: total.dropped,
+            buffers_missing: summary.frames_missing,
+            balanced: summary.balances() && total.waiting == 0,
+        }
+    }
 }
 
 /// Runs the command.
@@ -94,8 +137,15 @@ pub fn run(args: &Run) -> ExitCode {
         }
         thread::sleep(TICK);
     };
+    let name = gateway.config().system.name.value.as_str().to_string();
     let summary = gateway.stop();
     let total = summary.total();
+    if let Some(path) = &args.summary {
+        let account = serde_json::to_string(&Account::of(&name, &summary)).map_err(io::Error::from);
+        if let Err(error) = account.and_then(|text| std::fs::write(path, text + "\n")) {
+            return fail(&format!("cannot write {}: {error}", path.display()), CANNOT);
+        }
+    }
     tracing::info!(
         "ended: {} received + {} originated = {} sent + {} delivered + {} dropped",
         total.received,

@@ -35,6 +35,8 @@ impl Flags {
     pub const DONT_FRAGMENT: Self = Self(1 << 10);
     /// Its TTL was lowered already: it goes through a further gateway.
     pub const TTL_DONE: Self = Self(1 << 11);
+    /// Policies have let it in: what NAT makes of it is not asked about again.
+    pub const ADMITTED: Self = Self(1 << 12);
 
     /// Whether all of `other` are set.
     #[inline]

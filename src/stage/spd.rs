@@ -12,7 +12,7 @@ use crate::{
     wire::{ip::protocol, ipv6::Ipv6},
 };
 
-/// Checks what came from peers against the policies, read the other way round.
+/// Checks what came from peers against the policies, read the other way round; also what is for the gateway itself.
 ///
 /// A packet out of a tunnel must be one that a policy would send into that tunnel; a packet in the clear must not
 /// be one that a policy protects.
@@ -99,12 +99,12 @@ impl Stage for SpdInbound {
     const NAME: &'static str = "spd-inbound";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        // What came out of a tunnel is checked also when it is for the gateway itself.
-        let ours = cx.lanes.local.filter(|slot| burst.meta(slot).flags.has(Flags::FROM_TUNNEL));
-        let peers = ((cx.lanes.forward | ours) & burst.live()).filter(|slot| {
+        // Also what is for the gateway itself: its addresses are no way round the policies.
+        let peers = ((cx.lanes.forward | cx.lanes.local) & burst.live()).filter(|slot| {
             let meta = burst.meta(slot);
-            let checked =
+            let trusted =
                 meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) && !meta.flags.has(Flags::FROM_TUNNEL);
+            let checked = trusted || meta.flags.has(Flags::ADMITTED);
             let protects = || cx.tables.gateway(meta.gateway).is_some_and(|g| g.protects);
             !checked && meta.passes == 0 && (meta.flags.has(Flags::FROM_TUNNEL) || protects())
         });
@@ -130,8 +130,9 @@ impl Stage for SpdInbound {
                     Some(PolicyAction::Bypass) | None => None,
                 }
             };
-            if let Some(reason) = verdict {
-                burst.drop(slot, reason);
+            match verdict {
+                Some(reason) => burst.drop(slot, reason),
+                None => burst.meta_mut(slot).flags |= Flags::ADMITTED,
             }
         });
     }

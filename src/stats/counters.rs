@@ -226,9 +226,12 @@ impl WorkerCounters {
         for group in &segment.layout().groups {
             let Some(old) = older.group(&group.name) else { continue };
             let rows: std::collections::HashMap<&String, usize> =
-                old.rows.iter().enumerate().map(|(i, name)| (name, i)).collect();
-            for (row, name) in group.rows.iter().enumerate() {
-                let Some(&old_row) = rows.get(name) else { continue };
+                group.rows.iter().enumerate().map(|(i, name)| (name, i)).collect();
+            for (old_row, name) in old.rows.iter().enumerate() {
+                // Drops by an interface that is gone go on as those of none: the balance counts them.
+                let gone = (group.name == self::group::DROP).then_some(0);
+                let known = rows.get(name).copied().filter(|_| !name.is_empty());
+                let Some(row) = known.or(gone) else { continue };
                 for (column, name) in group.columns.iter().enumerate() {
                     let old_column = old.columns.iter().position(|c| c == name);
                     let from = old_column.and_then(|old_column| old.cell(old_row, old_column));
@@ -245,7 +248,9 @@ impl WorkerCounters {
             let (from, to) =
                 (old.segment.cells().get(old.first + from), self.segment.cells().get(self.first + to));
             if let (Some(from), Some(to)) = (from, to) {
-                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+                // Several may go into one; all of them are zero before.
+                let sum = to.load(Ordering::Relaxed).wrapping_add(from.load(Ordering::Relaxed));
+                to.store(sum, Ordering::Relaxed);
             }
         }
     }
@@ -433,6 +438,25 @@ mod tests {
             (after.read_worker(WorkerColumn::Received), packets(0), packets(1), packets(2)),
             (9, 2, 0, 1)
         );
+    }
+
+    #[test]
+    fn drops_outlive_the_interface_they_were_counted_by() {
+        let segment = |interfaces: &[&str]| {
+            let rows =
+                Rows { interfaces: interfaces.iter().map(|s| (*s).to_string()).collect(), ..Rows::default() };
+            Arc::new(Segment::anonymous(rows.layout("x", 1, 1)).unwrap())
+        };
+        let (old, new) = (segment(&["a", "b", ""]), segment(&["b", "", "new"]));
+        let before = WorkerCounters::new(&old, 0);
+        for (interface, count) in [(None, 1), (Some(0), 2), (Some(1), 4), (Some(2), 8)] {
+            before.drops(interface, DropReason::NoRoute, count);
+        }
+        let after = WorkerCounters::taking_over(&new, 0, old.layout());
+        after.carry_from(&before);
+        let row = |row| after.get(after.drop, row, DropReason::NoRoute as usize);
+        assert_eq!([row(0), row(1), row(2), row(3)], [11, 4, 0, 0]);
+        assert_eq!(after.read_drops(DropReason::NoRoute), before.read_drops(DropReason::NoRoute));
     }
 
     #[test]

@@ -1,0 +1,8 @@
+//! The real program, run as an operator runs it, in network namespaces. Needs root.
+
+mod hostile;
+mod lab;
+mod lifecycle;
+mod refused;
+mod shared;
+mod show;
