@@ -168,6 +168,13 @@ impl Key {
         if done { Ok(this) } else { Err(KeyError::Unavailable(backend)) }
     }
 
+    /// A part of each cache line that a short packet reads, for whoever asks for them before they are needed.
+    #[inline]
+    pub const fn lines(&self) -> [&[u8; 16]; 6] {
+        let keys = &self.round_keys.0;
+        [&self.powers[POWERS - 5], &self.powers[POWERS - 1], &keys[0], &keys[4], &keys[8], &keys[12]]
+    }
+
     /// The backend that this key was expanded for.
     pub const fn backend(&self) -> Backend {
         self.backend

@@ -51,6 +51,20 @@ impl Frame {
         self.len = self.len.min(u16::try_from(len).unwrap_or(u16::MAX));
     }
 
+    /// Keeps the `len` bytes from offset `at` on and puts `front` bytes in front of them: what
+    /// [`trim_front`](Self::trim_front), [`truncate`](Self::truncate) and [`grow_front`](Self::grow_front) do one
+    /// after the other. `false`, and no change, when there are not as many bytes.
+    #[inline]
+    pub fn reframe(&mut self, at: usize, len: usize, front: usize) -> bool {
+        if at + len > usize::from(self.len) || front > usize::from(self.start) + at {
+            return false;
+        }
+        // The packet ends no later than before, so all of it is within the chunk, whose size fits 16 bits.
+        self.start = (usize::from(self.start) + at - front) as u16;
+        self.len = (len + front) as u16;
+        true
+    }
+
     /// Takes back `n` bytes in front of the packet. `false`, and no change, when there are not as many.
     pub fn grow_front(&mut self, n: usize) -> bool {
         match u16::try_from(n).ok().and_then(|n| Some((self.start.checked_sub(n)?, self.len.checked_add(n)?)))
@@ -75,6 +89,27 @@ mod tests {
     fn a_frame_and_its_absence_are_one_word() {
         assert_eq!(size_of::<Frame>(), 8);
         assert_eq!(size_of::<Option<Frame>>(), 8);
+    }
+
+    #[test]
+    fn reframing_is_trimming_and_growing() {
+        for (at, len, front) in
+            [(0, 20, 0), (5, 15, 3), (5, 10, 15), (20, 0, 30), (5, 16, 0), (0, 20, 11), (5, 10, 16)]
+        {
+            let new = || Frame { chunk: NonZeroU32::MIN, start: 10, len: 20 };
+            let (mut one, mut other) = (new(), new());
+            let done = one.reframe(at, len, front);
+            other.trim_front(at);
+            let had = other.len() >= len;
+            other.truncate(len);
+            let expected = other.grow_front(front) && had;
+            assert_eq!(done, expected, "{at} {len} {front}");
+            if done {
+                assert_eq!((one.headroom(), one.len()), (other.headroom(), other.len()));
+            } else {
+                assert_eq!((one.headroom(), one.len()), (10, 20));
+            }
+        }
     }
 
     #[test]

@@ -244,6 +244,10 @@ impl<P: PacketIo> Worker<P> {
 
     /// Takes packets that the stages made or put back through the rest of their way.
     fn resume(&mut self, now: u64) {
+        // Before anything is moved: the list itself is 8 KiB.
+        if self.out.resumed.is_empty() {
+            return;
+        }
         for _ in 0..MAX_RESUMED_ROUNDS {
             let mut packets = std::mem::take(&mut self.out.resumed);
             if packets.is_empty() {

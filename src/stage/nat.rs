@@ -2,7 +2,7 @@
 
 use super::{Cx, Stage};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta},
+    packet::{Burst, DropReason, Flags, Meta, Slots},
     table::gateway_nat::GatewayNat,
     wire::{
         checksum::{Delta, Sum},
@@ -23,11 +23,36 @@ impl Stage for Nat {
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = super::take(&mut cx.lanes.forward, burst);
         cx.lanes.lookup |= slots;
+        fetch(cx, burst, slots);
         for slot in slots {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
             let Some(nat) = cx.tables.gateway(meta.gateway).and_then(|g| g.nat.as_ref()) else { continue };
             if translate(nat, bytes, meta).is_none() {
                 burst.drop(slot, DropReason::NatUntranslatable);
+            }
+        }
+    }
+}
+
+/// So many rules stay in the caches near the core by themselves.
+const NEAR_RULES: usize = 4096;
+
+/// Starts loading the rules of all packets, where they are many. The first packet speaks for all: a burst is nearly
+/// always of one gateway.
+#[inline]
+fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots) {
+    let nat = |slot| cx.tables.gateway(burst.meta(slot).gateway).and_then(|g| g.nat.as_ref());
+    let Some(first) = slots.first().and_then(nat) else { return };
+    if first.v4.local.len() <= NEAR_RULES {
+        return;
+    }
+    for slot in slots {
+        let meta = burst.meta(slot);
+        if let Some(nat) = nat(slot).filter(|_| !meta.is_v6()) {
+            if meta.flags.has(Flags::FROM_LOCAL) {
+                nat.v4.local.prefetch_source(meta.src);
+            } else {
+                nat.v4.local.prefetch_destination(meta.dst);
             }
         }
     }

@@ -35,9 +35,11 @@ impl Stage for NextHop {
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         for slot in super::take(&mut cx.lanes.chosen, burst) {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+            let by_policy = Target::Tunnel(meta.tunnel);
             let target = match meta.next_hop {
-                Target::BY_POLICY => Some(Target::Tunnel(meta.tunnel)),
-                number => cx.tables.next_hop(number),
+                Target::BY_POLICY => Some(&by_policy),
+                // By reference: a next hop is 28 bytes, of which a packet needs few.
+                number => cx.tables.next_hops.get(number as usize),
             };
             let result = match target {
                 Some(target) => go(cx, bytes, meta, slot, target),
@@ -55,8 +57,14 @@ impl Stage for NextHop {
 }
 
 #[inline]
-fn go(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot, target: Target) -> Result<(), Refusal> {
-    match target {
+fn go(
+    cx: &mut Cx<'_>,
+    bytes: &mut [u8],
+    meta: &mut Meta,
+    slot: Slot,
+    target: &Target,
+) -> Result<(), Refusal> {
+    match *target {
         Target::Via { interface, neighbour, .. } => {
             leave(cx.tables, meta, interface)?;
             meta.neighbour = neighbour.to_bits();

@@ -1,5 +1,7 @@
 //! Reads the headers of every packet, once, and makes a router's checks.
 
+use std::net::Ipv4Addr;
+
 use super::{Cx, Stage};
 use crate::{
     packet::{Burst, DropReason, Flags, Meta, Tagging},
@@ -80,7 +82,30 @@ pub fn ip(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
     }
 }
 
+/// Whether an address is none of an ordinary host: "this network", loopback, or 224.0.0.0 and above.
 #[inline]
+const fn is_special(address: Ipv4Addr) -> bool {
+    let first = address.to_bits() >> 24;
+    // 1 to 126 and 128 to 223 are ordinary.
+    first.wrapping_sub(1) >= 223 || first == 127
+}
+
+/// What is wrong with a packet from or to a special address. Everything is.
+#[cold]
+fn special_v4(source: Ipv4Addr, destination: Ipv4Addr) -> Result<(), DropReason> {
+    if ipv4::is_martian_source(source) {
+        return Err(DropReason::MartianSource);
+    }
+    if destination.is_multicast() || destination.is_broadcast() {
+        return Err(DropReason::Multicast);
+    }
+    if ipv4::is_martian_destination(destination) {
+        return Err(DropReason::MartianDestination);
+    }
+    Ok(())
+}
+
+#[inline(always)]
 fn parse_v4(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
     let packet = ipv4::parse(bytes).map_err(|error| match error {
         ipv4::Error::Truncated => DropReason::IpTruncated,
@@ -91,14 +116,8 @@ fn parse_v4(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
     })?;
     let header = &packet.header;
     let (source, destination) = (header.source(), header.destination());
-    if ipv4::is_martian_source(source) {
-        return Err(DropReason::MartianSource);
-    }
-    if destination.is_multicast() || destination.is_broadcast() {
-        return Err(DropReason::Multicast);
-    }
-    if ipv4::is_martian_destination(destination) {
-        return Err(DropReason::MartianDestination);
+    if is_special(source) || is_special(destination) {
+        special_v4(source, destination)?;
     }
     let has_options = !packet.options.is_empty();
     if has_options && !ipv4::summarise_options(packet.options).is_ok_and(|options| !options.source_route) {
@@ -163,21 +182,23 @@ fn parse_v6(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
 /// Reads ports, or ICMP type, code and identifier.
 ///
 /// A first fragment must hold the whole fixed header: RFC 1858 and 6192 tell what a shorter one is good for.
-#[inline]
+#[inline(always)]
 fn transport(proto: u8, l4: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
     meta.proto = proto;
     if meta.flags.has(Flags::LATER_FRAGMENT) {
         return Ok(());
     }
-    let least = match proto {
-        protocol::TCP => tcp::HEADER_LEN,
-        protocol::UDP => udp::HEADER_LEN,
-        _ => 0,
-    };
-    let flow = L4::parse(proto, l4).map_err(|_| DropReason::TransportTruncated)?;
-    if l4.len() < least {
-        return Err(DropReason::TransportTruncated);
+    if matches!(proto, protocol::TCP | protocol::UDP) {
+        let least = if proto == protocol::TCP { tcp::HEADER_LEN } else { udp::HEADER_LEN };
+        let Some(&[s0, s1, d0, d1]) = l4.first_chunk().filter(|_| l4.len() >= least) else {
+            return Err(DropReason::TransportTruncated);
+        };
+        meta.sport = u16::from_be_bytes([s0, s1]);
+        meta.dport = u16::from_be_bytes([d0, d1]);
+        meta.flags |= Flags::HAS_PORTS;
+        return Ok(());
     }
+    let flow = L4::parse(proto, l4).map_err(|_| DropReason::TransportTruncated)?;
     meta.sport = flow.source;
     meta.dport = flow.destination;
     meta.flags = meta

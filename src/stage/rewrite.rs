@@ -32,13 +32,14 @@ impl Stage for Rewrite {
         // Counted in runs of packets that leave by one interface, which a burst mostly is.
         let mut run = Run::default();
         for slot in super::take(&mut cx.lanes.tx, burst) {
-            let meta = *burst.meta(slot);
-            let Some(interface) = cx.tables.interface(meta.egress) else {
+            let meta = burst.meta(slot);
+            let (egress, neighbour) = (meta.egress, meta.neighbour);
+            let Some(interface) = cx.tables.interface(egress) else {
                 burst.drop(slot, DropReason::NoRoute);
                 continue;
             };
-            let Some(mac) = mac(cx, &meta) else {
-                if meta.neighbour == SILENT_NEIGHBOUR {
+            let Some(mac) = mac(cx, neighbour) else {
+                if neighbour == SILENT_NEIGHBOUR {
                     // Its sender is told (RFC 1122 2.3.2.2).
                     let reason = DropReason::NeighbourUnreachable;
                     icmp_error::drop_with_error(cx, burst, slot, reason, Problem::HostUnreachable);
@@ -47,8 +48,8 @@ impl Stage for Rewrite {
                 }
                 continue;
             };
-            if let Some(len) = send(cx, burst, slot, &meta, interface, mac) {
-                run.add(cx, meta.egress, len);
+            if let Some(len) = send(cx, burst, slot, interface, mac) {
+                run.add(cx, egress, len);
             }
         }
         run.flush(cx);
@@ -83,11 +84,11 @@ impl Run {
 }
 
 #[inline]
-fn mac(cx: &Cx<'_>, meta: &Meta) -> Option<MacAddr> {
-    if meta.neighbour >= SILENT_NEIGHBOUR {
+fn mac(cx: &Cx<'_>, neighbour: u32) -> Option<MacAddr> {
+    if neighbour >= SILENT_NEIGHBOUR {
         return None;
     }
-    let id = NeighbourId::from_bits(meta.neighbour);
+    let id = NeighbourId::from_bits(neighbour);
     let mac = cx.tables.neighbours.mac(id)?;
     cx.tables.neighbours.touch(id, cx.now);
     Some(MacAddr(mac))
@@ -99,15 +100,14 @@ fn send(
     cx: &mut Cx<'_>,
     burst: &mut Burst,
     slot: Slot,
-    meta: &Meta,
     interface: &Interface,
     mac: MacAddr,
 ) -> Option<usize> {
+    let meta = burst.meta(slot);
+    let (at, len) = (usize::from(meta.l3), usize::from(meta.ip_len));
     let header = if meta.is_v6() { &interface.header_v6 } else { &interface.header_v4 };
     let frame = burst.frame_mut(slot)?;
-    frame.trim_front(usize::from(meta.l3));
-    frame.truncate(usize::from(meta.ip_len));
-    if !frame.grow_front(header.header_len()) {
+    if !frame.reframe(at, len, header.header_len()) {
         burst.drop(slot, DropReason::NoBuffer);
         return None;
     }
@@ -133,7 +133,7 @@ pub fn pad(umem: &Umem, frame: &mut Frame) {
 }
 
 /// Hands a whole frame to its port. The result is the frame's length.
-#[inline]
+#[inline(always)]
 pub fn queue(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, port: u16) -> Option<usize> {
     let Some(queue) = cx.out.ports.get_mut(usize::from(port)) else {
         burst.drop(slot, DropReason::PortDown);
