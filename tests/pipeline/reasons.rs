@@ -73,7 +73,6 @@ fn way(reason: DropReason, host: &Host) -> Way {
         R::MartianDestination => to("10.1.0.9", "127.0.0.1"),
         R::LinkScope => to("2001:db8:1::9", "fe80::1"),
         R::Multicast => to("10.1.0.9", "224.0.0.1"),
-        R::LinkScope => Frame(host.frame(&udp("fe80::9", "2001:db8:9::1", (1, 2), b"x").bytes())),
         R::TransportTruncated => Frame(host.frame(&ip("10.1.0.9", "10.9.0.1", TCP, &[0; 19]).bytes())),
         R::TtlExpired => Frame(host.frame(&udp("10.1.0.9", "10.9.0.1", (1, 2), b"x").ttl(1).bytes())),
         R::NoRoute => to("10.1.0.9", "8.8.8.8"),
