@@ -281,7 +281,7 @@ impl<'a> Job<'a> {
 /// Encrypts and authenticates each job's text in place and writes its tag behind it.
 ///
 /// A job is not `ok`, and untouched, only when its text has no room for a tag.
-#[inline]
+#[inline(never)] // Once in this crate: inlined, the kernels would be compiled again by every user.
 pub fn seal(jobs: &mut [Job<'_>]) {
     each_run::<false>(jobs);
 }
@@ -290,7 +290,7 @@ pub fn seal(jobs: &mut [Job<'_>]) {
 ///
 /// A job that is not `ok` was forged, damaged or shorter than a tag: its text is wiped or still the ciphertext,
 /// never plaintext.
-#[inline]
+#[inline(never)] // Once in this crate: inlined, the kernels would be compiled again by every user.
 pub fn open(jobs: &mut [Job<'_>]) {
     each_run::<true>(jobs);
 }

@@ -1,6 +1,6 @@
 //! `causeway demo-host`: the programs of the demo's hosts, on their kernels' own sockets.
 //!
-//! The cloud's host serves: a TCP connection starts with one line of JSON, a [`Request`], and what follows is by its
+//! The cloud's host serves: a TCP connection starts with one line of JSON, a `Request`, and what follows is by its
 //! kind. UDP has the same port. The data centre's host asks, and prints a [`Report`] a line, ten times a second.
 
 use std::{

@@ -2,7 +2,7 @@
 //!
 //! **Shape.** A multibit trie with strides of 8 bits. A node has 256 slots; a slot holds the value of the longest
 //! prefix that ends inside the node and covers the slot, and the child below it. Values are not pushed into
-//! children: a look-up remembers the last value on its way down. Nodes come in two forms ([`node`]): 256 plain
+//! children: a look-up remembers the last value on its way down. Nodes come in two forms (`node`): 256 plain
 //! entries, or a bitmap that marks where runs of equal slots begin and one entry for each run. The second needs
 //! 64 bytes for a lone prefix and two cache lines a visit at most, and lets a million routes stay in cache.
 //!

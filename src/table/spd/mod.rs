@@ -2,12 +2,12 @@
 //!
 //! Built once and never changed; a reload builds a new one. IPv4 and IPv6 are classified apart.
 //!
-//! **Shape.** A policy becomes one or more [`rule`]s: a range in each of source, destination, protocol and the two
-//! ports. Rules are spread over few hash tables ([`classifier`]), each keyed by the first bits of source and
+//! **Shape.** A policy becomes one or more `rule`s: a range in each of source, destination, protocol and the two
+//! ports. Rules are spread over few hash tables (`classifier`), each keyed by the first bits of source and
 //! destination, as in tuple-space search; rules with longer prefixes join a table with shorter ones as long as
 //! no bucket gets crowded (TupleMerge, Daly et al. 2019). Policies for IPsec are pairs of prefixes, so one or two
 //! tables hold nearly all of them and a look-up is one or two probes whatever their number. Crowded buckets, as
-//! from many policies on ports alone, become binary decision trees ([`tree`]) with a bound on their memory.
+//! from many policies on ports alone, become binary decision trees (`tree`) with a bound on their memory.
 //! Tables stand in order of their best priority: the walk ends when none that is left could improve the answer.
 //!
 //! **Ports.** ICMP and ICMPv6 carry type and code in place of ports: type as source port, code as destination port.
