@@ -115,7 +115,7 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("device = \"eth1\"", "device = \"eth1\"\nmtu = 1775", "mtu-exceeds-buffer", "1775", "at most 1774"),
     ("vlan = 7", "vlan = 7\nmtu = 1600", "mtu-exceeds-port", "1600", "at most 1500"),
     ("[port.other]", "[port.idle]\ndriver = \"memory\"\n[port.other]", "unused-port", "[port.idle]", "[interface.NAME]"),
-    ("buffers = 65536", "buffers = 4096", "few-buffers", "4096", "8192"),
+    ("buffers = 65536", "buffers = 4096", "few-buffers", "4096", "16384"),
     // Addresses.
     ("\"192.0.2.2/30\"", "\"192.0.2.3/30\"", "bad-address", "192.0.2.3", "192.0.2.0/30"),
     ("\"192.0.2.2/30\"", "\"192.0.2.2/30\", \"224.0.0.1/24\"", "bad-address", "224.0.0.1", "unicast"),

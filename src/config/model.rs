@@ -326,7 +326,7 @@ section! {
         /// What a worker does when there is no work. `"spin"` keeps polling and takes the whole core.
         "idle" idle: Idle, default "{ sleep_after = \"50us\" }", "\"spin\"";
         /// Frame buffers per worker.
-        "buffers" buffers: PowerOfTwo<256, 1_048_576>, default "8192", "16384";
+        "buffers" buffers: PowerOfTwo<256, 1_048_576>, default "16384", "32768";
         /// The bytes of a frame buffer. An MTU above 1770 needs 4096.
         "buffer_size" buffer_size: BufferSize, default "2048", "4096";
         /// Whether the buffers lie in huge pages.

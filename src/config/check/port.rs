@@ -180,7 +180,9 @@ fn sizes(draft: &Draft, cx: &mut Context<'_>) {
 fn rings(draft: &Draft, cx: &mut Context<'_>) {
     let Some(buffers) = draft.system.buffers.get() else { return };
     let rings: u64 = draft.ports.iter().filter_map(|p| p.ring.get()).map(|r| u64::from(r.get())).sum();
-    let wanted = rings * 2;
+    // A port keeps two bursts back for packets that the gateway makes itself.
+    let kept_back = 2 * crate::packet::BURST as u64 * draft.ports.len() as u64;
+    let wanted = rings * 2 + kept_back;
     if wanted > u64::from(buffers.get()) {
         let at = draft.system.buffers.given().map(|b| b.span);
         let at: Span = at.or(draft.ports.first().map(|p| p.at)).unwrap_or(buffers.span);
