@@ -252,11 +252,11 @@ mod tests {
     fn both_files_take_the_demo_s_folder_and_core() {
         let keys = Keys::random();
         for text in [IDC, CLOUD] {
-            let text = settled(text, 3, Path::new("/tmp/demo/x"));
+            let text = settled(text, 3, Path::new("/demo/x"));
             let environment = |name: &str| keys.get(name);
             let (config, _) = config::parse(Path::new("x.toml"), &text, &environment).unwrap();
-            assert_eq!(config.system.run_dir.value.0, Path::new("/tmp/demo/x"));
-            assert_eq!(config.system.state.value.0, Path::new("/tmp/demo/x/state"));
+            assert_eq!(config.system.run_dir.value.0, Path::new("/demo/x"));
+            assert_eq!(config.system.state.value.0, Path::new("/demo/x/state"));
             assert_eq!(config.system.cores.unwrap().value[0].value.get(), 3);
         }
     }
