@@ -12,15 +12,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
-pub mod aead;
-mod reference;
+/// AES-GCM for a burst of ESP packets; a crate of its own.
+pub use burst_gcm as aead;
 pub mod replay;
 pub mod sequence;
-#[cfg(target_arch = "x86_64")]
-mod vaes;
-#[cfg(target_arch = "x86_64")]
-mod vaes128;
-#[cfg(target_arch = "x86_64")]
-mod vaes256;
-#[cfg(target_arch = "x86_64")]
-mod vaes512;

@@ -4,16 +4,16 @@
 
 use core::arch::x86_64::*;
 
-use super::aead::{Aad, Backend, Block, Job, Key, POWERS};
-use super::vaes::{self, Simd};
+use crate::vaes::{self, Simd};
+use crate::{Aad, Backend, Block, Job, Key, POWERS};
 
 /// Proof that the processor has AES, PCLMULQDQ, SSSE3 and SSE4.1.
 #[derive(Clone, Copy)]
-pub(super) struct AesNi(());
+pub(crate) struct AesNi(());
 
 impl AesNi {
     /// The proof, if the processor has them.
-    pub(super) fn detect() -> Option<Self> {
+    pub(crate) fn detect() -> Option<Self> {
         (is_x86_feature_detected!("aes")
             && is_x86_feature_detected!("pclmulqdq")
             && is_x86_feature_detected!("ssse3")
@@ -23,25 +23,25 @@ impl AesNi {
 
     /// The proof by a key, which exists only where `detect` found the instructions that its backend needs.
     #[inline(always)]
-    pub(super) fn proved_by(key: &Key) -> Option<Self> {
+    pub(crate) fn proved_by(key: &Key) -> Option<Self> {
         (key.backend() != Backend::Reference).then_some(Self(()))
     }
 
     /// Fills in the round keys and the powers of H.
-    pub(super) fn expand(self, this: &mut Key, key: &[u8]) {
+    pub(crate) fn expand(self, this: &mut Key, key: &[u8]) {
         vaes::expand(self, this, key);
     }
 
     /// Sixteen bytes of memory.
     #[inline(always)]
-    pub(super) fn block(self, block: &Block) -> __m128i {
+    pub(crate) fn block(self, block: &Block) -> __m128i {
         // SAFETY: an unaligned read of exactly the bytes that are borrowed.
         unsafe { _mm_loadu_si128(block.as_ptr().cast()) }
     }
 
     /// The bytes of a block.
     #[inline(always)]
-    pub(super) fn bytes(self, v: __m128i) -> Block {
+    pub(crate) fn bytes(self, v: __m128i) -> Block {
         let mut block = [0; 16];
         // SAFETY: an unaligned write of exactly the bytes of `block`.
         unsafe { _mm_storeu_si128(block.as_mut_ptr().cast(), v) };
@@ -50,28 +50,28 @@ impl AesNi {
 
     /// Two little-endian halves.
     #[inline(always)]
-    pub(super) fn pair(self, low: u64, high: u64) -> __m128i {
+    pub(crate) fn pair(self, low: u64, high: u64) -> __m128i {
         // SAFETY: SSE2 is part of x86-64.
         unsafe { _mm_set_epi64x(high.cast_signed(), low.cast_signed()) }
     }
 
     /// The block that GHASH takes for `aad`.
     #[inline(always)]
-    pub(super) fn aad(self, aad: &Aad) -> __m128i {
+    pub(crate) fn aad(self, aad: &Aad) -> __m128i {
         let (low, high) = aad.words();
         self.pair(low, high)
     }
 
     /// Whether two blocks are equal, in constant time.
     #[inline(always)]
-    pub(super) fn equal(self, a: __m128i, b: __m128i) -> bool {
+    pub(crate) fn equal(self, a: __m128i, b: __m128i) -> bool {
         let different = self.xor(a, b);
         // SAFETY: `self` proves SSE4.1.
         unsafe { _mm_testz_si128(different, different) != 0 }
     }
 
     /// AES's S-box on each byte of a word: the last round shifts rows, which are equal here.
-    pub(super) fn substitute(self, word: u32) -> u32 {
+    pub(crate) fn substitute(self, word: u32) -> u32 {
         // SAFETY: SSE2 is part of x86-64.
         let columns = unsafe { _mm_set1_epi32(word.cast_signed()) };
         let columns = self.last_round(columns, self.pair(0, 0));
@@ -219,7 +219,7 @@ impl Simd for AesNi {
 }
 
 /// Seals or opens jobs whose keys are of this backend.
-pub(super) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
+pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: AesNi, jobs: &mut [Job<'_>]) {
         vaes::burst::<AesNi, 1, 2, 4, 6, 8, OPEN>(cpu, jobs);

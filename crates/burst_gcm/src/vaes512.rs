@@ -4,17 +4,17 @@
 
 use core::arch::x86_64::*;
 
-use super::aead::{Backend, Block, Job, Key, POWERS};
-use super::vaes::{self, Simd};
-use super::vaes128::AesNi;
+use crate::vaes::{self, Simd};
+use crate::vaes128::AesNi;
+use crate::{Backend, Block, Job, Key, POWERS};
 
 /// Proof that the processor has AVX-512 (F, BW, VL, DQ), BMI2, VAES and VPCLMULQDQ.
 #[derive(Clone, Copy)]
-pub(super) struct Vaes512(AesNi);
+pub(crate) struct Vaes512(AesNi);
 
 impl Vaes512 {
     /// The proof, if the processor has them.
-    pub(super) fn detect() -> Option<Self> {
+    pub(crate) fn detect() -> Option<Self> {
         let narrow = AesNi::detect()?;
         (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -33,7 +33,7 @@ impl Vaes512 {
     }
 
     /// Fills in the round keys and the powers of H.
-    pub(super) fn expand(self, this: &mut Key, key: &[u8]) {
+    pub(crate) fn expand(self, this: &mut Key, key: &[u8]) {
         self.0.expand(this, key);
     }
 
@@ -265,7 +265,7 @@ impl Simd for Vaes512 {
 }
 
 /// Seals or opens jobs whose keys are of this backend.
-pub(super) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
+pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(
         enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi2,vaes,vpclmulqdq,aes,pclmulqdq,ssse3,sse4.1"
     )]

@@ -5,10 +5,10 @@ use aes_gcm::aes::Aes192;
 use aes_gcm::aes::cipher::consts::U12;
 use aes_gcm::{Aes128Gcm, Aes256Gcm, AesGcm, KeyInit, Nonce, Tag};
 
-use super::aead::{Job, TAG_LEN};
+use crate::{Job, TAG_LEN};
 
 /// An expanded key of the `aes-gcm` crate, which zeroises itself.
-pub(super) enum Reference {
+pub(crate) enum Reference {
     Aes128(Aes128Gcm),
     Aes192(AesGcm<Aes192, U12>),
     Aes256(Aes256Gcm),
@@ -16,7 +16,7 @@ pub(super) enum Reference {
 
 impl Reference {
     /// `None` when the key has not 16, 24 or 32 bytes.
-    pub(super) fn new(key: &[u8]) -> Option<Self> {
+    pub(crate) fn new(key: &[u8]) -> Option<Self> {
         match key.len() {
             16 => Aes128Gcm::new_from_slice(key).ok().map(Self::Aes128),
             24 => AesGcm::new_from_slice(key).ok().map(Self::Aes192),
@@ -45,7 +45,7 @@ impl Reference {
 }
 
 /// Seals or opens every job.
-pub(super) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
+pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     for job in jobs {
         job.ok = one::<OPEN>(job).unwrap_or(false);
     }

@@ -5,17 +5,17 @@
 
 use core::arch::x86_64::*;
 
-use super::aead::{Backend, Block, Job, Key, POWERS};
-use super::vaes::{self, Simd};
-use super::vaes128::AesNi;
+use crate::vaes::{self, Simd};
+use crate::vaes128::AesNi;
+use crate::{Backend, Block, Job, Key, POWERS};
 
 /// Proof that the processor has AVX2, VAES and VPCLMULQDQ.
 #[derive(Clone, Copy)]
-pub(super) struct Vaes256(AesNi);
+pub(crate) struct Vaes256(AesNi);
 
 impl Vaes256 {
     /// The proof, if the processor has them.
-    pub(super) fn detect() -> Option<Self> {
+    pub(crate) fn detect() -> Option<Self> {
         let narrow = AesNi::detect()?;
         (is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("vaes")
@@ -30,7 +30,7 @@ impl Vaes256 {
     }
 
     /// Fills in the round keys and the powers of H.
-    pub(super) fn expand(self, this: &mut Key, key: &[u8]) {
+    pub(crate) fn expand(self, this: &mut Key, key: &[u8]) {
         self.0.expand(this, key);
     }
 
@@ -229,7 +229,7 @@ impl Simd for Vaes256 {
 }
 
 /// Seals or opens jobs whose keys are of this backend.
-pub(super) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
+pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "avx2,vaes,vpclmulqdq,aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: Vaes256, jobs: &mut [Job<'_>]) {
         vaes::burst::<Vaes256, 2, 2, 4, 6, 8, OPEN>(cpu, jobs);

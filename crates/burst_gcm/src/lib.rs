@@ -2,13 +2,30 @@
 //!
 //! A caller gathers the packets of a burst into [`Job`]s and calls [`seal`] or [`open`] once. The jobs may mix
 //! keys, key sizes and lengths: a backend sorts them so that packets whose latencies overlap run together.
+//!
+//! A crate of its own so that its kernels, which are long to compile, are compiled once and always optimised.
+
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+mod reference;
+#[cfg(target_arch = "x86_64")]
+mod vaes;
+#[cfg(target_arch = "x86_64")]
+mod vaes128;
+#[cfg(target_arch = "x86_64")]
+mod vaes256;
+#[cfg(target_arch = "x86_64")]
+mod vaes512;
 
 use std::fmt;
 use std::str::FromStr;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::reference::Reference;
+use reference::Reference;
 
 /// Bytes of the authentication tag that follows every text (RFC 4106 section 6: the ICV of 16 octets).
 pub const TAG_LEN: usize = 16;
@@ -46,9 +63,9 @@ impl Backend {
         {
             match self {
                 Self::Reference => true,
-                Self::AesNi => super::vaes128::AesNi::detect().is_some(),
-                Self::Vaes256 => super::vaes256::Vaes256::detect().is_some(),
-                Self::Vaes512 => super::vaes512::Vaes512::detect().is_some(),
+                Self::AesNi => crate::vaes128::AesNi::detect().is_some(),
+                Self::Vaes256 => crate::vaes256::Vaes256::detect().is_some(),
+                Self::Vaes512 => crate::vaes512::Vaes512::detect().is_some(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -102,10 +119,10 @@ pub enum KeyError {
 }
 
 /// Sixteen bytes: an AES block, or an element of GHASH's field.
-pub(super) type Block = [u8; 16];
+pub(crate) type Block = [u8; 16];
 
 /// Powers of H that a key holds: 16 blocks and the length block take one reduction.
-pub(super) const POWERS: usize = 17;
+pub(crate) const POWERS: usize = 17;
 
 /// One SA's key: what the backend needs to seal or open a packet, and nothing it has to derive again.
 ///
@@ -114,18 +131,18 @@ pub(super) const POWERS: usize = 17;
 #[repr(C, align(64))]
 pub struct Key {
     /// H^17 … H^1 (each times x, bytes reversed: see `vaes`), then two zero blocks that a vector load may touch.
-    pub(super) powers: [Block; POWERS + 2],
-    pub(super) reference: Option<Box<Reference>>,
-    pub(super) salt: [u8; 4],
+    pub(crate) powers: [Block; POWERS + 2],
+    pub(crate) reference: Option<Box<Reference>>,
+    pub(crate) salt: [u8; 4],
     /// AES rounds: 10, 12 or 14.
-    pub(super) rounds: u8,
-    pub(super) backend: Backend,
-    pub(super) round_keys: RoundKeys,
+    pub(crate) rounds: u8,
+    pub(crate) backend: Backend,
+    pub(crate) round_keys: RoundKeys,
 }
 
 /// Aligned, so that loading one never touches two cache lines.
 #[repr(C, align(16))]
-pub(super) struct RoundKeys(pub(super) [Block; 15]);
+pub(crate) struct RoundKeys(pub(crate) [Block; 15]);
 
 impl Key {
     /// Expands `key` (16, 24 or 32 bytes) for `backend`. `salt` is the nonce's fixed part (RFC 4106 section 4).
@@ -153,14 +170,14 @@ impl Key {
                 this.reference.is_some()
             }
             #[cfg(target_arch = "x86_64")]
-            Backend::AesNi => super::vaes128::AesNi::detect().map(|cpu| cpu.expand(&mut this, key)).is_some(),
+            Backend::AesNi => crate::vaes128::AesNi::detect().map(|cpu| cpu.expand(&mut this, key)).is_some(),
             #[cfg(target_arch = "x86_64")]
             Backend::Vaes256 => {
-                super::vaes256::Vaes256::detect().map(|cpu| cpu.expand(&mut this, key)).is_some()
+                crate::vaes256::Vaes256::detect().map(|cpu| cpu.expand(&mut this, key)).is_some()
             }
             #[cfg(target_arch = "x86_64")]
             Backend::Vaes512 => {
-                super::vaes512::Vaes512::detect().map(|cpu| cpu.expand(&mut this, key)).is_some()
+                crate::vaes512::Vaes512::detect().map(|cpu| cpu.expand(&mut this, key)).is_some()
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
@@ -212,8 +229,8 @@ impl fmt::Debug for Key {
 #[repr(C, align(8))]
 pub struct Aad {
     /// Zero from `len` on: the block that GHASH takes.
-    pub(super) bytes: [u8; 12],
-    pub(super) len: u32,
+    pub(crate) bytes: [u8; 12],
+    pub(crate) len: u32,
 }
 
 impl Aad {
@@ -243,7 +260,7 @@ impl Aad {
     /// The data, padded with zeros to a block, as two little-endian halves.
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
-    pub(super) const fn words(&self) -> (u64, u64) {
+    pub(crate) const fn words(&self) -> (u64, u64) {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = self.bytes;
         (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes([i, j, k, l]) as u64)
     }
@@ -303,12 +320,12 @@ fn each_run<const OPEN: bool>(mut jobs: &mut [Job<'_>]) {
         let Some((run, rest)) = jobs.split_at_mut_checked(length) else { return };
         match backend {
             #[cfg(target_arch = "x86_64")]
-            Backend::Vaes512 => super::vaes512::run::<OPEN>(run),
+            Backend::Vaes512 => crate::vaes512::run::<OPEN>(run),
             #[cfg(target_arch = "x86_64")]
-            Backend::Vaes256 => super::vaes256::run::<OPEN>(run),
+            Backend::Vaes256 => crate::vaes256::run::<OPEN>(run),
             #[cfg(target_arch = "x86_64")]
-            Backend::AesNi => super::vaes128::run::<OPEN>(run),
-            _ => super::reference::run::<OPEN>(run),
+            Backend::AesNi => crate::vaes128::run::<OPEN>(run),
+            _ => crate::reference::run::<OPEN>(run),
         }
         jobs = rest;
     }

@@ -28,11 +28,11 @@
 
 use core::arch::x86_64::__m128i;
 
-use super::aead::{Aad, Block, Job, Key, POWERS, TAG_LEN};
-use super::vaes128::AesNi;
+use crate::vaes128::AesNi;
+use crate::{Aad, Block, Job, Key, POWERS, TAG_LEN};
 
 /// Proof that the processor has a set of instructions, and those instructions over vectors of `LANES` blocks.
-pub(super) trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     /// A vector of blocks; lane 0 is the first in memory.
     type V: Copy;
     /// Blocks in a vector.
@@ -142,7 +142,7 @@ impl<S: Simd> Product<S> {
 }
 
 /// Fills in the round keys and the powers of H.
-pub(super) fn expand(cpu: AesNi, this: &mut Key, key: &[u8]) {
+pub(crate) fn expand(cpu: AesNi, this: &mut Key, key: &[u8]) {
     let words = key.len() / 4;
     let mut schedule = [0u32; 60];
     for (to, from) in schedule.iter_mut().zip(key.as_chunks::<4>().0) {
@@ -473,7 +473,7 @@ fn long<
 /// Seals or opens all jobs, whose keys are of this backend. `P` is the vector's number of lanes, and the group sizes
 /// are those of [`long`].
 #[inline(always)]
-pub(super) fn burst<
+pub(crate) fn burst<
     S: Simd,
     const P: usize,
     const Q: usize,

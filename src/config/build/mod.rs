@@ -1,0 +1,422 @@
+//! From a checked configuration to the tables that workers read.
+
+mod gateways;
+mod interfaces;
+mod nat;
+mod tunnels;
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use thiserror::Error;
+
+use super::{Cipher, Config, Encapsulation, GatewayId, Prefix};
+use crate::{
+    crypto::{
+        aead::{Backend, Key},
+        replay::Window,
+        sequence::Sequence,
+    },
+    stats::counters::Rows,
+    table::{
+        hash::Seed,
+        lpm::LpmWriter,
+        neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
+        sad::Sad,
+        tables::{NextHop, Tables},
+        tunnel::{Df, Outer, SaIn, SaOut, Tunnel},
+    },
+    wire::{
+        ethernet::MacAddr,
+        ip::{IpPrefix, Ipv4Prefix, Ipv6Prefix},
+    },
+};
+
+/// Why tables cannot be built from a configuration that was found good.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The sequence state of an outbound key is lost or cannot be had.
+    #[error("tunnel {tunnel}: {source}")]
+    Sequence {
+        /// The tunnel.
+        tunnel: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The cipher asked for is not for this processor.
+    #[error("this processor has no {0}: set cipher = \"auto\"")]
+    Cipher(Backend),
+    /// Something a table refuses.
+    #[error("{what}: {source}")]
+    Table {
+        /// Which table, of what.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What names an outbound association's sequence numbers or an inbound one's window across reloads: a digest of
+/// the key and what it is used for, never the key.
+pub type Fingerprint = crate::crypto::sequence::Fingerprint;
+
+/// Where sequence numbers come from.
+pub trait Sequences {
+    /// Says which keys will be asked for, so that their state can be made ready at once.
+    ///
+    /// # Errors
+    /// The state cannot be read or written.
+    fn prepare(
+        &mut self,
+        _keys: &[(Fingerprint, bool)],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
+    }
+
+    /// The numbers of the key with this fingerprint.
+    ///
+    /// # Errors
+    /// Its state is lost, or cannot be read or written.
+    fn sequence(
+        &mut self,
+        fingerprint: Fingerprint,
+        esn: bool,
+    ) -> Result<Arc<Sequence>, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// Numbers from 1 on, for benchmarks and replays: nothing that is sealed with them may leave the machine.
+#[derive(Debug, Default)]
+pub struct Ephemeral(HashMap<Fingerprint, Arc<Sequence>>);
+
+impl Sequences for Ephemeral {
+    fn sequence(
+        &mut self,
+        fingerprint: Fingerprint,
+        esn: bool,
+    ) -> Result<Arc<Sequence>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Arc::clone(self.0.entry(fingerprint).or_insert_with(|| Arc::new(Sequence::ephemeral(1, esn)))))
+    }
+}
+
+/// Numbers for names that stay the same over reloads: what is in flight keeps meaning what it meant.
+#[derive(Debug, Default)]
+struct Numbering(Vec<String>);
+
+impl Numbering {
+    /// Gives each name its number: the one it had, a free one, or a new one. The names that are gone stay free.
+    fn assign<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<u16> {
+        let names: Vec<&str> = names.collect();
+        let mut numbers: Vec<Option<usize>> =
+            names.iter().map(|name| self.0.iter().position(|known| known == name)).collect();
+        let mut free: Vec<usize> = (0..self.0.len()).rev().filter(|n| !numbers.contains(&Some(*n))).collect();
+        for &number in &free {
+            self.0[number].clear();
+        }
+        for (name, number) in names.iter().zip(&mut numbers) {
+            let number = number.get_or_insert_with(|| {
+                free.pop().unwrap_or_else(|| {
+                    self.0.push(String::new());
+                    self.0.len() - 1
+                })
+            });
+            self.0[*number] = (*name).to_string();
+        }
+        numbers.into_iter().flatten().map(|n| n as u16).collect()
+    }
+}
+
+/// What outlives a reload.
+pub struct Kept {
+    /// The neighbour table's only writer.
+    pub neighbours: NeighbourWriter,
+    windows: HashMap<Fingerprint, (Arc<Window>, u32)>,
+    interfaces: Numbering,
+    gateways: Numbering,
+    tunnels: Numbering,
+    pinned: Vec<NeighbourId>,
+    seed: Seed,
+    generation: u64,
+    /// Whether several workers share the associations.
+    shared: bool,
+}
+
+impl Kept {
+    /// Nothing kept yet. `workers`: how many share the associations; `seed`: of all hashes, secret where the
+    /// traffic is somebody else's, fixed where a run is to be repeated.
+    #[must_use]
+    pub fn new(neighbours: NeighbourWriter, workers: usize, seed: Seed) -> Self {
+        Self {
+            neighbours,
+            windows: HashMap::new(),
+            interfaces: Numbering::default(),
+            gateways: Numbering::default(),
+            tunnels: Numbering::default(),
+            pinned: Vec::new(),
+            seed,
+            generation: 0,
+            shared: workers > 1,
+        }
+    }
+}
+
+/// The writers of a gateway's route tables, IPv4 and IPv6.
+pub type RouteWriters = (LpmWriter<u32>, LpmWriter<u128>);
+
+/// Tables, and what the control thread needs to know of them.
+pub struct Built {
+    /// For the workers.
+    pub tables: Arc<Tables>,
+    /// Rows of the statistics.
+    pub rows: Rows,
+    /// Writers of the route tables, by gateway number.
+    pub routes: Vec<RouteWriters>,
+    /// Number of each interface, in the order of the configuration.
+    pub interfaces: Vec<u16>,
+    /// Number of each tunnel, in the order of the configuration.
+    pub tunnels: Vec<u16>,
+    /// Number of each gateway, in the order of the configuration.
+    pub gateways: Vec<u16>,
+    /// Sequences in use, to be topped up.
+    pub sequences: Vec<Arc<Sequence>>,
+    /// Interfaces with a host TAP, in the order of their host numbers.
+    pub hosts: Vec<u16>,
+    /// Next hops pinned by the snapshot before; to be let go once no worker uses it.
+    pub unpin: Vec<NeighbourId>,
+}
+
+/// The backend that a configuration asks for.
+///
+/// # Errors
+/// This processor has it not.
+pub fn backend(cipher: Cipher) -> Result<Backend, BuildError> {
+    let backend = match cipher {
+        Cipher::Auto => return Ok(Backend::best()),
+        Cipher::AesGcm => Backend::Reference,
+        Cipher::Vaes512 => Backend::Vaes512,
+        Cipher::Vaes256 => Backend::Vaes256,
+    };
+    if backend.is_available() { Ok(backend) } else { Err(BuildError::Cipher(backend)) }
+}
+
+fn table_error<E: std::error::Error + Send + Sync + 'static>(what: String) -> impl FnOnce(E) -> BuildError {
+    move |source| BuildError::Table { what, source: Box::new(source) }
+}
+
+/// Builds tables. `macs`: the MAC address of each port, in the order of the configuration. `now`: ns on the gateway's
+/// clock.
+///
+/// # Errors
+/// [`BuildError`]; what was kept is unchanged then, but for numbers given to new names.
+pub fn build(
+    config: &Config,
+    macs: &[MacAddr],
+    kept: &mut Kept,
+    sequences: &mut dyn Sequences,
+    now: u64,
+) -> Result<Built, BuildError> {
+    let backend = backend(config.system.cipher.value)?;
+    let mut builder = Builder {
+        config,
+        seed: kept.seed,
+        interfaces: kept.interfaces.assign(config.interfaces.iter().map(|i| i.name.value.as_str())),
+        gateways: kept.gateways.assign(config.gateways.iter().map(|g| g.name.value.as_str())),
+        tunnels: kept.tunnels.assign(config.tunnels.iter().map(|t| t.name.value.as_str())),
+        neighbours: &mut kept.neighbours,
+        next_hops: Vec::new(),
+        pinned: Vec::new(),
+        now,
+    };
+    let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
+    let hosts = interfaces::number_hosts(config, &builder.interfaces, &mut interfaces);
+    let mut gateways = Vec::new();
+    let mut routes = Vec::new();
+    let by_number = |list: &[u16], number: usize| list.iter().position(|n| usize::from(*n) == number);
+    for number in 0..kept.gateways.0.len() {
+        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
+        gateways.push(gateway);
+        routes.push(writers);
+    }
+    let outbound: Vec<_> = config
+        .tunnels
+        .iter()
+        .map(|tunnel| {
+            let (spi, key) = (tunnel.outbound.spi.value.0, &tunnel.outbound.key.value);
+            (Fingerprint::of(spi, key.aes(), key.salt()), *tunnel.esn)
+        })
+        .collect();
+    sequences.prepare(&outbound).map_err(|source| BuildError::Sequence { tunnel: "all".into(), source })?;
+    let mut sas_out = Vec::new();
+    let mut sas_in = Vec::new();
+    let mut sa_names = Vec::new();
+    let mut windows = HashMap::new();
+    let mut tunnels = Vec::new();
+    for number in 0..kept.tunnels.0.len() {
+        let Some(place) = by_number(&builder.tunnels, number) else {
+            tunnels.push(vacant_tunnel());
+            continue;
+        };
+        let tunnel = &config.tunnels[place];
+        let name = tunnel.name.value.as_str();
+        let expand = |key: &super::Key| {
+            Key::new(backend, key.aes(), key.salt()).map_err(table_error(format!("key of tunnel {name}")))
+        };
+        let out = &tunnel.outbound;
+        let fingerprint = Fingerprint::of(out.spi.value.0, out.key.value.aes(), out.key.value.salt());
+        let sequence = sequences
+            .sequence(fingerprint, *tunnel.esn)
+            .map_err(|source| BuildError::Sequence { tunnel: name.to_string(), source })?;
+        let sa = Arc::new(SaOut {
+            index: sa_names.len() as u32,
+            spi: out.spi.value.0,
+            key: expand(&out.key.value)?,
+            esn: *tunnel.esn,
+            sequence: Arc::clone(&sequence),
+        });
+        sa_names.push(format!("{name}/out/{:#x}", sa.spi));
+        sas_out.push(sequence);
+        for inbound in &tunnel.inbound {
+            let (spi, key) = (inbound.spi.value.0, &inbound.key.value);
+            let fingerprint = Fingerprint::of(spi, key.aes(), key.salt());
+            let size = tunnel.replay_window.0;
+            let known = kept.windows.get(&fingerprint).filter(|(_, known)| *known == size);
+            let window = known.map_or_else(
+                || {
+                    Arc::new(match size {
+                        0 => Window::disabled(),
+                        size => Window::new(size, !kept.shared),
+                    })
+                },
+                |(window, _)| Arc::clone(window),
+            );
+            windows.insert(fingerprint, (Arc::clone(&window), size));
+            sas_in.push((
+                tunnel.local.value,
+                Arc::new(SaIn {
+                    index: sa_names.len() as u32,
+                    spi,
+                    key: expand(key)?,
+                    esn: *tunnel.esn,
+                    window,
+                    tunnel: number as u16,
+                    remote: tunnel.remote.value,
+                    udp: *tunnel.encapsulation == Encapsulation::Udp,
+                }),
+            ));
+            sa_names.push(format!("{name}/in/{spi:#x}"));
+        }
+        tunnels.push(builder.tunnel(place, sa, &gateways)?);
+    }
+    let sas = |v4: bool| {
+        let chosen = sas_in.iter().enumerate().filter(move |(_, (local, _))| local.is_ipv4() == v4);
+        chosen.map(|(i, (local, sa))| (*local, sa.spi, i as u32))
+    };
+    let v4: Vec<_> = sas(true)
+        .filter_map(|(local, spi, i)| match local {
+            IpAddr::V4(a) => Some(((spi, a.to_bits()), i)),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    let v6: Vec<_> = sas(false)
+        .filter_map(|(local, spi, i)| match local {
+            IpAddr::V6(a) => Some(((spi, a.to_bits()), i)),
+            IpAddr::V4(_) => None,
+        })
+        .collect();
+    let sad_v4 = Sad::build(&v4, kept.seed).map_err(table_error("security associations".into()))?;
+    let sad_v6 = Sad::build(&v6, kept.seed).map_err(table_error("security associations".into()))?;
+    kept.generation += 1;
+    let tables = Tables {
+        generation: kept.generation,
+        demux: builder.demux(),
+        interfaces,
+        gateways,
+        next_hops: std::mem::take(&mut builder.next_hops),
+        tunnels,
+        sad_v4,
+        sad_v6,
+        sas: sas_in.into_iter().map(|(_, sa)| sa).collect(),
+        neighbours: Arc::clone(builder.neighbours.table()),
+    };
+    let built = Built {
+        rows: Rows {
+            stages: crate::runtime::pipeline::STAGE_NAMES.iter().map(|s| (*s).to_string()).collect(),
+            ports: config.ports.iter().map(|p| p.name.value.as_str().to_string()).collect(),
+            interfaces: kept.interfaces.0.clone(),
+            tunnels: kept.tunnels.0.clone(),
+            sas: sa_names,
+        },
+        tables: Arc::new(tables),
+        routes,
+        interfaces: builder.interfaces,
+        tunnels: builder.tunnels,
+        gateways: builder.gateways,
+        sequences: sas_out,
+        hosts,
+        unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
+    };
+    kept.windows = windows;
+    Ok(built)
+}
+
+fn vacant_tunnel() -> Tunnel {
+    let nowhere = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+    Tunnel {
+        gateway: u16::MAX,
+        underlay: u16::MAX,
+        outer: Outer::new(nowhere, nowhere, false).unwrap_or_else(|| unreachable!("one family")),
+        sa: None,
+        next_hop: None,
+        mtu: 0,
+        df: Df::Copy,
+        dscp: None,
+        routed: false,
+    }
+}
+
+struct Builder<'a> {
+    config: &'a Config,
+    seed: Seed,
+    interfaces: Vec<u16>,
+    gateways: Vec<u16>,
+    tunnels: Vec<u16>,
+    neighbours: &'a mut NeighbourWriter,
+    next_hops: Vec<NextHop>,
+    pinned: Vec<NeighbourId>,
+    now: u64,
+}
+
+impl Builder<'_> {
+    /// The number of a next hop, which is listed once.
+    fn next_hop(&mut self, hop: NextHop) -> u32 {
+        let known = self.next_hops.iter().position(|known| *known == hop);
+        known.unwrap_or_else(|| {
+            self.next_hops.push(hop);
+            self.next_hops.len() - 1
+        }) as u32
+    }
+
+    /// A router or peer on a link, with a place of its own in the neighbour table.
+    fn via(&mut self, interface: u16, address: IpAddr) -> Result<NextHop, BuildError> {
+        let key = match address {
+            IpAddr::V4(a) => NeighbourKey::v4(interface, a.to_bits()),
+            IpAddr::V6(a) => NeighbourKey::v6(interface, a.to_bits()),
+        };
+        let id =
+            self.neighbours.ensure(&key, self.now).map_err(table_error(format!("next hop {address}")))?;
+        self.neighbours.pin(id);
+        self.pinned.push(id);
+        Ok(NextHop::Via { interface, neighbour: id, address })
+    }
+}
+
+fn wire_prefix(prefix: Prefix) -> IpPrefix {
+    match prefix.address() {
+        IpAddr::V4(a) => IpPrefix::V4(Ipv4Prefix::truncated(a.to_bits(), prefix.length())),
+        IpAddr::V6(a) => IpPrefix::V6(Ipv6Prefix::truncated(a.to_bits(), prefix.length())),
+    }
+}
+
+/// The gateway's number, for whoever has its place in the configuration.
+#[must_use]
+pub fn gateway_number(built: &Built, id: GatewayId) -> Option<u16> {
+    built.gateways.get(id.0).copied()
+}
