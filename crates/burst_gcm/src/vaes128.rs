@@ -222,7 +222,7 @@ impl Simd for AesNi {
 pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: AesNi, jobs: &mut [Job<'_>]) {
-        vaes::burst::<AesNi, 1, 2, 4, 6, 8, OPEN>(cpu, jobs);
+        vaes::burst::<AesNi, 1, 2, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| AesNi::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.
