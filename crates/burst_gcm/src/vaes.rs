@@ -52,8 +52,13 @@ pub(crate) trait Simd: Copy {
     fn gather<const P: usize>(self, blocks: &[__m128i; P]) -> Self::V;
     /// The first `P` lanes. `P` is 1 or `LANES`.
     fn scatter<const P: usize>(self, v: Self::V) -> [__m128i; P];
-    /// Counter of lane `i` in its last four bytes, big-endian: `i + 1 + LANES * vector`; zero elsewhere.
+    /// Counter of lane `i` in its last four bytes, big-endian: `i + 1 + LANES * vector`; zero elsewhere. The compiler
+    /// makes it a constant where `vector` is one.
     fn counters(self, vector: u32) -> Self::V;
+    /// `counter` in the last four bytes of every lane, big-endian; zero elsewhere.
+    fn counter(self, counter: u32) -> Self::V;
+    /// The last lane of `b`, the others of `a`.
+    fn with_last(self, a: Self::V, b: Self::V) -> Self::V;
     /// `LANES` consecutive blocks from `table[at]`, or from the last place that has as many.
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> Self::V;
 
@@ -127,6 +132,17 @@ impl<S: Simd> Product<S> {
             low: cpu.xor(self.low, cpu.multiply::<0x00>(a, b)),
             middle: cpu.xor3(self.middle, cpu.multiply::<0x01>(a, b), cpu.multiply::<0x10>(a, b)),
             high: cpu.xor(self.high, cpu.multiply::<0x11>(a, b)),
+        }
+    }
+
+    /// Two products at once, for fewer additions.
+    #[inline(always)]
+    fn add_pair(self, cpu: S, (a, b): (S::V, S::V), (c, d): (S::V, S::V)) -> Self {
+        let middle = cpu.xor3(self.middle, cpu.multiply::<0x01>(a, b), cpu.multiply::<0x10>(a, b));
+        Self {
+            low: cpu.xor3(self.low, cpu.multiply::<0x00>(a, b), cpu.multiply::<0x00>(c, d)),
+            middle: cpu.xor3(middle, cpu.multiply::<0x01>(c, d), cpu.multiply::<0x10>(c, d)),
+            high: cpu.xor3(self.high, cpu.multiply::<0x11>(a, b), cpu.multiply::<0x11>(c, d)),
         }
     }
 
@@ -283,10 +299,17 @@ fn sum_of_products<S: Simd, const N: usize>(
 ) -> Product<S> {
     let at = POWERS.saturating_sub(power);
     let mut sum = Product::new(cpu, blocks[0], cpu.blocks(&key.powers, at));
-    for n in 1..N {
-        sum = sum.add(cpu, blocks[n], cpu.blocks(&key.powers, at + n * S::LANES));
+    for pair in 1..N.div_ceil(2) {
+        let (n, m) = (2 * pair - 1, 2 * pair);
+        let first = (blocks[n], cpu.blocks(&key.powers, at + n * S::LANES));
+        let second = (blocks[m], cpu.blocks(&key.powers, at + m * S::LANES));
+        sum = sum.add_pair(cpu, first, second);
     }
-    sum
+    if N % 2 == 0 {
+        sum.add(cpu, blocks[N - 1], cpu.blocks(&key.powers, at + (N - 1) * S::LANES))
+    } else {
+        sum
+    }
 }
 
 /// The end of `P` packets at once, at most as many as a vector has lanes: adds the length blocks to their `sums`,
@@ -378,16 +401,17 @@ fn rounds_and_hash<S: Simd, const N: usize>(
     rounds::<S, 1, 2, 1, N>(cpu, &keys, state);
     let sum = Product::new(cpu, before[1], cpu.blocks(&key.powers, at + S::LANES)).hold(cpu);
     rounds::<S, 2, 3, 1, N>(cpu, &keys, state);
-    let sum = sum.add(cpu, before[2], cpu.blocks(&key.powers, at + 2 * S::LANES)).hold(cpu);
-    rounds::<S, 3, 4, 1, N>(cpu, &keys, state);
-    let sum = sum.add(cpu, before[3], cpu.blocks(&key.powers, at + 3 * S::LANES)).hold(cpu);
-    rounds::<S, 4, 5, 1, N>(cpu, &keys, state);
-    let sum = sum.add(cpu, before[4], cpu.blocks(&key.powers, at + 4 * S::LANES)).hold(cpu);
-    rounds::<S, 5, 6, 1, N>(cpu, &keys, state);
-    let sum = sum.add(cpu, before[5], cpu.blocks(&key.powers, at + 5 * S::LANES)).hold(cpu);
-    rounds::<S, 6, 7, 1, N>(cpu, &keys, state);
-    let sum = sum.add(cpu, before[6], cpu.blocks(&key.powers, at + 6 * S::LANES)).hold(cpu);
-    let sum = sum.add(cpu, before[7], cpu.blocks(&key.powers, at + 7 * S::LANES)).hold(cpu);
+    let first = (before[2], cpu.blocks(&key.powers, at + 2 * S::LANES));
+    let second = (before[3], cpu.blocks(&key.powers, at + 3 * S::LANES));
+    let sum = sum.add_pair(cpu, first, second).hold(cpu);
+    rounds::<S, 3, 5, 1, N>(cpu, &keys, state);
+    let first = (before[4], cpu.blocks(&key.powers, at + 4 * S::LANES));
+    let second = (before[5], cpu.blocks(&key.powers, at + 5 * S::LANES));
+    let sum = sum.add_pair(cpu, first, second).hold(cpu);
+    rounds::<S, 5, 7, 1, N>(cpu, &keys, state);
+    let first = (before[6], cpu.blocks(&key.powers, at + 6 * S::LANES));
+    let second = (before[7], cpu.blocks(&key.powers, at + 7 * S::LANES));
+    let sum = sum.add_pair(cpu, first, second).hold(cpu);
     rounds::<S, 7, 8, 1, N>(cpu, &keys, state);
     let sum = sum.add(cpu, cpu.xor(before[0], hash), cpu.blocks(&key.powers, at)).hold(cpu);
     rounds::<S, 8, 9, 1, N>(cpu, &keys, state);
@@ -397,12 +421,23 @@ fn rounds_and_hash<S: Simd, const N: usize>(
     cpu.fold(&[hash])
 }
 
-/// The counter blocks of `N` vectors from `vector` on, after round 0.
+/// The counter blocks of `N` vectors from `vector` on, a multiple of [`GROUP`], after round 0.
+///
+/// Below the next multiple of a group's blocks, adding to the first counter is an exclusive or with a constant: no
+/// bit carries. Only the last block of a whole group is at that multiple.
 #[inline(always)]
 fn start<S: Simd, const N: usize>(cpu: S, base: S::V, vector: usize) -> [[S::V; N]; 1] {
-    let mut state = [[base; N]];
+    let first = S::LANES * vector;
+    let here = cpu.xor(base, cpu.counter(first as u32));
+    let mut state = [[here; N]];
     for n in 0..N {
-        state[0][n] = cpu.xor(base, cpu.counters((vector + n) as u32));
+        state[0][n] = if n + 1 < GROUP {
+            cpu.xor(here, cpu.counters(n as u32))
+        } else {
+            let last = cpu.xor(base, cpu.counter((first + S::LANES * GROUP) as u32));
+            let zero = cpu.widen(cpu.narrow().pair(0, 0));
+            cpu.xor(cpu.with_last(here, last), cpu.with_last(cpu.counters(n as u32), zero))
+        };
     }
     state
 }
