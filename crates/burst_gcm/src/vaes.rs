@@ -7,8 +7,8 @@
 //! the same lane. The text follows from lane 1 on, so that a frame of 64 bytes, whose text is 48 bytes, fills one
 //! vector of four lanes exactly. Only the length block stands apart, because it needs no encryption.
 //!
-//! Every block is multiplied by its own power of H and all are reduced together: once in a packet of up to 17
-//! blocks, once in 16 blocks otherwise.
+//! Every block is multiplied by its own power of H and all are reduced together: once in a packet of up to
+//! eight vectors, once in a group otherwise.
 //!
 //! # The field
 //!
@@ -305,7 +305,7 @@ fn sum_of_products<S: Simd, const N: usize>(
         let second = (blocks[m], cpu.blocks(&key.powers, at + m * S::LANES));
         sum = sum.add_pair(cpu, first, second);
     }
-    if N % 2 == 0 {
+    if N.is_multiple_of(2) {
         sum.add(cpu, blocks[N - 1], cpu.blocks(&key.powers, at + (N - 1) * S::LANES))
     } else {
         sum
