@@ -16,7 +16,6 @@ use crate::{
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
-        vlan_demux::VlanDemux,
     },
 };
 
@@ -43,19 +42,18 @@ macro_rules! stages {
 
 stages! {
     parse: Parse = 0,
-    vlan_demux: VlanDemux = 1,
-    arp: Arp = 2,
-    local: Local = 3,
-    esp_open: EspOpen = 4,
-    spd_inbound: SpdInbound = 5,
-    serve: Serve = 6,
-    nat: Nat = 7,
-    spd: SpdOutbound = 8,
-    route: Route = 9,
-    next_hop: NextHop = 10,
-    mtu: Mtu = 11,
-    esp_seal: EspSeal = 12,
-    rewrite: Rewrite = 13,
+    arp: Arp = 1,
+    local: Local = 2,
+    esp_open: EspOpen = 3,
+    spd_inbound: SpdInbound = 4,
+    serve: Serve = 5,
+    nat: Nat = 6,
+    spd: SpdOutbound = 7,
+    route: Route = 8,
+    next_hop: NextHop = 9,
+    mtu: Mtu = 10,
+    esp_seal: EspSeal = 11,
+    rewrite: Rewrite = 12,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -116,7 +114,6 @@ impl Pipeline {
             Entry::Rx => {
                 cx.lanes.rx = burst.live();
                 self.parse(cx, burst);
-                self.vlan_demux(cx, burst);
                 if !cx.lanes.arp.is_empty() {
                     self.arp(cx, burst);
                 }
@@ -134,7 +131,7 @@ impl Pipeline {
         for slot in (cx.lanes.ip | cx.lanes.forward | cx.lanes.local | cx.lanes.lookup) & burst.live() {
             burst.drop(slot, DropReason::TooManyPasses);
         }
-        if !cx.lanes.leaving.is_empty() {
+        if !cx.lanes.too_big.is_empty() {
             self.mtu(cx, burst);
         }
         if !cx.lanes.seal.is_empty() {
@@ -153,17 +150,21 @@ impl Pipeline {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.
             self.esp_open(cx, burst);
         }
-        if !(cx.lanes.forward | cx.lanes.local).is_empty() {
+        let features = cx.tables.features;
+        if (features.policies || features.tunnels) && !(cx.lanes.forward | cx.lanes.local).is_empty() {
             self.spd_inbound(cx, burst);
         }
         if !cx.lanes.local.is_empty() {
             self.serve(cx, burst);
         }
-        if !cx.lanes.forward.is_empty() {
+        if features.nat && !cx.lanes.forward.is_empty() {
             self.nat(cx, burst);
         }
+        cx.lanes.lookup |= std::mem::take(&mut cx.lanes.forward) & burst.live();
         if !cx.lanes.lookup.is_empty() {
-            self.spd(cx, burst);
+            if features.policies {
+                self.spd(cx, burst);
+            }
             self.route(cx, burst);
         }
         if !cx.lanes.chosen.is_empty() {

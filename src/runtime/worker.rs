@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot};
 use crate::{
     io::{PacketIo, PortHealth},
-    packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Meta},
+    packet::{Burst, DropReason, Frame, FramePool, FrameQueue},
     stage::next_hop::SILENT_NEIGHBOUR,
     stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed},
     stats::{PortColumn, WorkerColumn, WorkerCounters},
@@ -182,15 +182,13 @@ impl<P: PacketIo> Worker<P> {
     pub fn carry(&mut self, number: usize, now: u64) {
         let n = self.received.len() as u64;
         let mut bytes = 0;
-        for frame in self.received.drain(..) {
-            self.pool.umem().prefetch(&frame);
+        for frame in &self.received {
+            self.pool.umem().prefetch(frame);
             bytes += frame.len() as u64;
-            let meta = Meta { port: number as u16, ..Meta::EMPTY };
-            if let Err(frame) = self.burst.push(frame, meta) {
-                // Never: the burst is empty between rounds, and no more frames come than it holds.
-                self.pool.free(frame);
-            }
         }
+        // The burst is empty between rounds, and no more frames come than it holds.
+        self.burst.load(&mut self.received, number as u16);
+        self.received.drain(..).for_each(|frame| self.pool.free(frame));
         self.counters.worker(WorkerColumn::Received, n);
         self.counters.port(number, PortColumn::RxPackets, n);
         self.counters.port(number, PortColumn::RxBytes, bytes);

@@ -22,7 +22,7 @@ use crate::{
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         sad::Sad,
-        tables::{NextHop, Tables},
+        tables::{Features, NextHop, Tables},
         tunnel::{Df, Outer, SaIn, SaOut, Tunnel},
     },
     wire::{
@@ -326,6 +326,7 @@ pub fn build(
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
+        features: Features::of(&gateways, &tunnels),
         demux: builder.demux(),
         interfaces,
         gateways,
