@@ -51,6 +51,7 @@ pub enum Refused {
 ///   and whichever numbers the sender leaves out. A jump is less than 2^33: [`Self::esn_guess`] yields no more.
 ///   Should one of 2^36 be marked all the same, every word is set outright; then alone, two workers that make
 ///   such a jump at the same moment could both accept one number.
+#[repr(align(64))]
 pub struct Window {
     /// The newest number accepted.
     top: AtomicU64,
@@ -86,6 +87,7 @@ impl Window {
     }
 
     /// The newest number accepted, 0 before the first.
+    #[inline]
     #[must_use]
     pub fn newest(&self) -> u64 {
         self.top.load(Relaxed)
@@ -93,6 +95,7 @@ impl Window {
 
     /// The whole number of a packet that carries its low half (RFC 4303 appendix A2.2): the only number with that
     /// low half from the window's lower edge to 2^32 beyond it.
+    #[inline]
     #[must_use]
     pub fn esn_guess(&self, low: u32) -> u64 {
         // The RFC's two cases are one when the edge is kept in 64 bits, where it cannot go below zero either.
@@ -139,6 +142,13 @@ impl Window {
                 return Ok(lateness);
             }
         }
+    }
+
+    /// The word of a number, of which only the low half counts: for whoever asks for it before it is needed.
+    #[inline]
+    #[must_use]
+    pub fn line(&self, low: u32) -> Option<&AtomicU64> {
+        self.word(low.into())
     }
 
     /// Raises `top` to a newer number; returns how far behind it the number is.

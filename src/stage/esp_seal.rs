@@ -1,5 +1,7 @@
 //! Seals packets into their tunnels (RFC 4303 3.3, RFC 4106, RFC 3948).
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use arrayvec::ArrayVec;
 
 use super::{Cx, Stage};
@@ -96,6 +98,10 @@ impl EspSeal {
                 run.into_iter().for_each(|slot| burst.drop(slot, DropReason::TunnelDown));
                 continue;
             };
+            if sa.ended.load(Relaxed) {
+                run.into_iter().for_each(|slot| burst.drop(slot, DropReason::EspExpired));
+                continue;
+            }
             let mut numbers = sa.sequence.take(run.len() as u32).unwrap_or(0..0);
             let (mut packets, mut bytes) = (0, 0);
             for slot in run {

@@ -5,7 +5,11 @@ mod interfaces;
 mod nat;
 mod tunnels;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use thiserror::Error;
 
@@ -23,7 +27,7 @@ use crate::{
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         sad::Sad,
         tables::{NextHop, Tables},
-        tunnel::{Df, Outer, SaIn, SaOut, Tunnel},
+        tunnel::{Df, Outer, SaIn, SaOut, Tunnel, address_bits},
     },
     wire::{
         ethernet::MacAddr,
@@ -270,6 +274,7 @@ pub fn build(
             key: expand(&out.key.value)?,
             esn: *tunnel.esn,
             sequence: Arc::clone(&sequence),
+            ended: AtomicBool::new(false),
         });
         sa_names.push(format!("{name}/out/{:#x}", sa.spi));
         sas_out.push(sequence);
@@ -297,7 +302,10 @@ pub fn build(
                     esn: *tunnel.esn,
                     window,
                     tunnel: number as u16,
-                    remote: tunnel.remote.value,
+                    gateway: builder.gateways[tunnel.gateway.value.0],
+                    underlay: builder.gateways[tunnel.underlay.value.0],
+                    ended: AtomicBool::new(false),
+                    remote: address_bits(tunnel.remote.value),
                     udp: *tunnel.encapsulation == Encapsulation::Udp,
                 }),
             ));
