@@ -8,7 +8,7 @@ use super::{Cx, Stage, parse};
 use crate::{
     crypto::{
         aead::{self, Aad, Job},
-        replay::Refused,
+        replay::{self, Refused},
     },
     packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots, Umem},
     stats::{SaColumn, WorkerCounters},
@@ -86,7 +86,14 @@ impl Stage for EspOpen {
             };
             match result {
                 Ok(()) => cx.lanes.ip.insert(slot),
-                Err(reason) => burst.drop(slot, reason),
+                Err(reason) => {
+                    use DropReason::{EspDummy, EspIntegrity, EspLate, EspReplayed};
+                    // These have a count of their own, or are no fault.
+                    if !matches!(reason, EspIntegrity | EspReplayed | EspLate | EspDummy) {
+                        cx.counters.sa(sa.index, SaColumn::Malformed, 1);
+                    }
+                    burst.drop(slot, reason);
+                }
             }
         }
         run.count(cx.counters);
@@ -198,10 +205,12 @@ impl EspOpen {
             };
             let in_udp = meta.proto == protocol::UDP;
             if (sa.underlay != meta.gateway) | (sa.remote != remote) | (sa.udp != in_udp) {
+                cx.counters.sa(sa.index, SaColumn::Outer, 1);
                 burst.drop(slot, DropReason::EspOuterMismatch);
                 continue;
             }
             if sa.ended.load(Relaxed) {
+                cx.counters.sa(sa.index, SaColumn::Expired, 1);
                 burst.drop(slot, DropReason::EspExpired);
                 continue;
             }
@@ -330,7 +339,7 @@ fn inner(
 ) -> Result<(), DropReason> {
     match sa.window.mark(found.sequence) {
         Ok(0) => {}
-        Ok(lateness) => counters.sa_lateness(sa.index, lateness),
+        Ok(lateness) => counters.sa_lateness(sa.index, lateness, replay::behind(lateness)),
         Err(refused) => return Err(refusal(counters, sa, refused)),
     }
     let start = usize::from(found.at) + esp::HEADER_IV_LEN;

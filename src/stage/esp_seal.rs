@@ -99,6 +99,7 @@ impl EspSeal {
                 continue;
             };
             if sa.ended.load(Relaxed) {
+                cx.counters.sa(sa.index, SaColumn::Expired, run.len() as u64);
                 run.into_iter().for_each(|slot| burst.drop(slot, DropReason::EspExpired));
                 continue;
             }
@@ -112,7 +113,10 @@ impl EspSeal {
                         packets += 1;
                         bytes += u64::from(burst.meta(slot).ip_len);
                     }
-                    None => burst.drop(slot, DropReason::SequenceExhausted),
+                    None => {
+                        cx.counters.sa(sa.index, SaColumn::Exhausted, 1);
+                        burst.drop(slot, DropReason::SequenceExhausted);
+                    }
                 }
             }
             cx.counters.tunnel_out(number, packets, bytes);

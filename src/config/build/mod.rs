@@ -233,9 +233,16 @@ pub fn build(
     let hosts = interfaces::number_hosts(config, &builder.interfaces, &mut interfaces);
     let mut gateways = Vec::new();
     let mut routes = Vec::new();
+    let mut policies = Vec::new();
     let by_number = |list: &[u16], number: usize| list.iter().position(|n| usize::from(*n) == number);
     for number in 0..kept.gateways.0.len() {
-        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
+        let (mut gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
+        gateway.first_policy = policies.len();
+        policies.extend(
+            by_number(&builder.gateways, number)
+                .into_iter()
+                .flat_map(|place| policy_names(&config.gateways[place])),
+        );
         gateways.push(gateway);
         routes.push(writers);
     }
@@ -350,6 +357,7 @@ pub fn build(
             ports: config.ports.iter().map(|p| p.name.value.as_str().to_string()).collect(),
             interfaces: kept.interfaces.0.clone(),
             tunnels: kept.tunnels.0.clone(),
+            policies,
             sas: sa_names,
         },
         tables: Arc::new(tables),
@@ -363,6 +371,11 @@ pub fn build(
     };
     kept.windows = windows;
     Ok(built)
+}
+
+/// What statistics call the policies of a gateway, in its order.
+fn policy_names(gateway: &super::Gateway) -> impl Iterator<Item = String> {
+    gateway.policies.iter().map(|policy| format!("{}/{}", gateway.name.value.as_str(), policy.name.as_str()))
 }
 
 fn vacant_tunnel() -> Tunnel {
