@@ -8,7 +8,7 @@ use super::{Cx, Stage, parse};
 use crate::{
     crypto::{
         aead::{self, Aad, Job},
-        replay::{self, Refused},
+        replay::Refused,
     },
     packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots, Umem},
     stats::{SaColumn, WorkerCounters},
@@ -339,7 +339,7 @@ fn inner(
 ) -> Result<(), DropReason> {
     match sa.window.mark(found.sequence) {
         Ok(0) => {}
-        Ok(lateness) => counters.sa_lateness(sa.index, lateness, replay::behind(lateness)),
+        Ok(lateness) => counters.sa_lateness(sa.index, lateness),
         Err(refused) => return Err(refusal(counters, sa, refused)),
     }
     let start = usize::from(found.at) + esp::HEADER_IV_LEN;

@@ -470,10 +470,10 @@ impl WorkerCounters {
         self.add(self.sa, sa as usize, column as usize, n);
     }
 
-    /// Counts a packet that lay behind the newest, `lateness` numbers in `bucket`
-    /// (see [`behind`](crate::crypto::replay::behind)), and raises the association's greatest lateness.
+    /// Counts a packet that lay so far behind the newest, and raises the association's greatest lateness.
     #[inline]
-    pub fn sa_lateness(&self, sa: u32, lateness: u64, bucket: usize) {
+    pub fn sa_lateness(&self, sa: u32, lateness: u64) {
+        let bucket = crate::crypto::replay::behind(lateness);
         self.add(self.sa, sa as usize, SaColumn::Lateness as usize + bucket, 1);
         if let Some(cell) = self.cell(self.sa, sa as usize, SaColumn::Lateness as usize)
             && lateness > cell.load(Ordering::Relaxed)
