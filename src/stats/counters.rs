@@ -75,7 +75,7 @@ columns! {
 }
 
 columns! {
-    /// What is counted of an interface or a tunnel. In is towards the gateway.
+    /// What is counted of an interface, a tunnel or a policy. In is towards the gateway.
     TrafficColumn {
         /// Packets that came in.
         InPackets = "in_packets",
@@ -131,8 +131,48 @@ columns! {
         Replayed = "replayed",
         /// Packets refused as older than the window.
         Late = "late",
+        /// Packets that came from or to another place, or in another encapsulation, than the SA says.
+        Outer = "outer",
+        /// Authentic packets whose padding, next header or inner packet is wrong.
+        Malformed = "malformed",
+        /// Packets refused because the SA's lifetime is over.
+        Expired = "expired",
+        /// Packets that found no sequence number.
+        Exhausted = "exhausted",
         /// Greatest distance that an accepted packet lay behind the newest.
         Lateness = "lateness",
+        /// Accepted packets that lay one behind the newest.
+        Behind1 = "behind_1",
+        /// Accepted packets that lay 2 to 3 behind the newest.
+        Behind2 = "behind_2",
+        /// Accepted packets that lay 4 to 7 behind the newest.
+        Behind4 = "behind_4",
+        /// Accepted packets that lay 8 to 15 behind the newest.
+        Behind8 = "behind_8",
+        /// Accepted packets that lay 16 to 31 behind the newest.
+        Behind16 = "behind_16",
+        /// Accepted packets that lay 32 to 63 behind the newest.
+        Behind32 = "behind_32",
+        /// Accepted packets that lay 64 to 127 behind the newest.
+        Behind64 = "behind_64",
+        /// Accepted packets that lay 128 to 255 behind the newest.
+        Behind128 = "behind_128",
+        /// Accepted packets that lay 256 to 511 behind the newest.
+        Behind256 = "behind_256",
+        /// Accepted packets that lay 512 to 1023 behind the newest.
+        Behind512 = "behind_512",
+        /// Accepted packets that lay 1024 to 2047 behind the newest.
+        Behind1024 = "behind_1024",
+        /// Accepted packets that lay 2048 to 4095 behind the newest.
+        Behind2048 = "behind_2048",
+        /// Accepted packets that lay 4096 to 8191 behind the newest.
+        Behind4096 = "behind_4096",
+        /// Accepted packets that lay 8192 to 16383 behind the newest.
+        Behind8192 = "behind_8192",
+        /// Accepted packets that lay 16384 to 32767 behind the newest.
+        Behind16384 = "behind_16384",
+        /// Accepted packets that lay 32768 or more behind the newest.
+        Behind32768 = "behind_32768",
     }
 }
 
@@ -150,6 +190,8 @@ pub mod group {
     pub const INTERFACE: &str = "interface";
     /// [`TrafficColumn`](super::TrafficColumn)s of tunnels.
     pub const TUNNEL: &str = "tunnel";
+    /// [`TrafficColumn`](super::TrafficColumn)s of policies: what each decided about.
+    pub const POLICY: &str = "policy";
     /// [`SaColumn`](super::SaColumn)s.
     pub const SA: &str = "sa";
 }
@@ -168,6 +210,8 @@ pub struct Rows {
     pub interfaces: Vec<String>,
     /// Names of tunnels.
     pub tunnels: Vec<String>,
+    /// Names of policies, each with its gateway's before it.
+    pub policies: Vec<String>,
     /// Names of security associations.
     pub sas: Vec<String>,
 }
@@ -186,7 +230,8 @@ impl Rows {
             (group::STAGE, self.stages, columns(&mut StageColumn::ALL.iter().map(|c| c.name()))),
             (group::PORT, self.ports, columns(&mut PortColumn::ALL.iter().map(|c| c.name()))),
             (group::INTERFACE, self.interfaces, traffic.clone()),
-            (group::TUNNEL, self.tunnels, traffic),
+            (group::TUNNEL, self.tunnels, traffic.clone()),
+            (group::POLICY, self.policies, traffic),
             (group::SA, self.sas, columns(&mut SaColumn::ALL.iter().map(|c| c.name()))),
         ];
         Layout::new(name, workers, tick_hz, groups)
@@ -212,6 +257,7 @@ pub struct WorkerCounters {
     port: Place,
     interface: Place,
     tunnel: Place,
+    policy: Place,
     sa: Place,
     /// Cells of an older block and of this one that count the same.
     carried: Vec<(usize, usize)>,
@@ -275,6 +321,7 @@ impl WorkerCounters {
             port: place(group::PORT),
             interface: place(group::INTERFACE),
             tunnel: place(group::TUNNEL),
+            policy: place(group::POLICY),
             sa: place(group::SA),
             carried: Vec::new(),
             segment: Arc::clone(segment),
@@ -370,32 +417,51 @@ impl WorkerCounters {
     /// Counts packets and their bytes into an interface.
     #[inline]
     pub fn interface_in(&self, interface: u16, packets: u64, bytes: u64) {
-        self.traffic(self.interface, interface, TrafficColumn::InPackets, packets, bytes);
+        self.traffic(self.interface, usize::from(interface), TrafficColumn::InPackets, packets, bytes);
     }
 
     /// Counts packets and their bytes out of an interface.
     #[inline]
     pub fn interface_out(&self, interface: u16, packets: u64, bytes: u64) {
-        self.traffic(self.interface, interface, TrafficColumn::OutPackets, packets, bytes);
+        self.traffic(self.interface, usize::from(interface), TrafficColumn::OutPackets, packets, bytes);
     }
 
     /// Counts packets and their bytes that came out of a tunnel into the gateway.
     #[inline]
     pub fn tunnel_in(&self, tunnel: u16, packets: u64, bytes: u64) {
-        self.traffic(self.tunnel, tunnel, TrafficColumn::InPackets, packets, bytes);
+        self.traffic(self.tunnel, usize::from(tunnel), TrafficColumn::InPackets, packets, bytes);
     }
 
     /// Counts packets and their bytes that the gateway sent into a tunnel.
     #[inline]
     pub fn tunnel_out(&self, tunnel: u16, packets: u64, bytes: u64) {
-        self.traffic(self.tunnel, tunnel, TrafficColumn::OutPackets, packets, bytes);
+        self.traffic(self.tunnel, usize::from(tunnel), TrafficColumn::OutPackets, packets, bytes);
+    }
+
+    /// Counts packets and their bytes towards the gateway that the policy in this row decided about.
+    #[inline]
+    pub fn policy_in(&self, row: usize, packets: u64, bytes: u64) {
+        self.traffic(self.policy, row, TrafficColumn::InPackets, packets, bytes);
+    }
+
+    /// Counts packets and their bytes out of the gateway that the policy in this row decided about.
+    #[inline]
+    pub fn policy_out(&self, row: usize, packets: u64, bytes: u64) {
+        self.traffic(self.policy, row, TrafficColumn::OutPackets, packets, bytes);
+    }
+
+    /// Where a policy is counted: for whoever asks for it before it is needed.
+    #[inline]
+    #[must_use]
+    pub fn policy_line(&self, row: usize) -> Option<&AtomicU64> {
+        self.cell(self.policy, row, 0)
     }
 
     /// The bytes' column stands behind the packets'.
     #[inline]
-    fn traffic(&self, place: Place, row: u16, column: TrafficColumn, packets: u64, bytes: u64) {
-        self.add(place, usize::from(row), column as usize, packets);
-        self.add(place, usize::from(row), column as usize + 1, bytes);
+    fn traffic(&self, place: Place, row: usize, column: TrafficColumn, packets: u64, bytes: u64) {
+        self.add(place, row, column as usize, packets);
+        self.add(place, row, column as usize + 1, bytes);
     }
 
     /// Counts of a security association.
@@ -404,9 +470,11 @@ impl WorkerCounters {
         self.add(self.sa, sa as usize, column as usize, n);
     }
 
-    /// Raises the association's greatest lateness.
+    /// Counts a packet that lay so far behind the newest, and raises the association's greatest lateness.
     #[inline]
     pub fn sa_lateness(&self, sa: u32, lateness: u64) {
+        let bucket = crate::crypto::replay::behind(lateness);
+        self.add(self.sa, sa as usize, SaColumn::Lateness as usize + bucket, 1);
         if let Some(cell) = self.cell(self.sa, sa as usize, SaColumn::Lateness as usize)
             && lateness > cell.load(Ordering::Relaxed)
         {

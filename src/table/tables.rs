@@ -70,6 +70,8 @@ pub struct Gateway {
     pub spd: Spd,
     /// What each policy does.
     pub actions: Vec<PolicyAction>,
+    /// Row of the first policy in the counters; the others follow in order.
+    pub first_policy: usize,
     /// Whether any policy protects: then packets in the clear are checked against them.
     pub protects: bool,
     /// 1:1 rules, where there are any.
