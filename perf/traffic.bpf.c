@@ -35,14 +35,14 @@ struct order {
     u64 frames;
     // Parts of a nanosecond between two frames, 0 for as fast as it goes.
     u64 pace;
-    // Frames to send; then the source does nothing.
+    // Frames to send.
     u64 most;
     // Frames sent.
     u64 sent;
     // When the next is due.
     u64 due;
-    // Not used: the order is a cache line of its own.
-    u64 rest;
+    // When the first was.
+    u64 begun;
 };
 
 struct {
@@ -72,18 +72,29 @@ struct {
     TYPE(value, u64);
 } RECEIVED SECTION(".maps");
 
+// Not 0 when the source is to end before it has sent all.
+struct {
+    NUMBER(type, BPF_MAP_TYPE_ARRAY);
+    NUMBER(max_entries, 1);
+    TYPE(key, u32);
+    TYPE(value, u32);
+} STOP SECTION(".maps");
+
 // Run by BPF_PROG_TEST_RUN with live frames of the order's length.
 SECTION("xdp")
 int source(void *context)
 {
     u32 zero = 0;
     struct order *order = map_lookup(&ORDER, &zero);
-    if (!order || order->sent >= order->most)
+    u32 *stop = map_lookup(&STOP, &zero);
+    if (!order || !stop || *stop || order->sent >= order->most)
         return XDP_DROP;
     if (order->pace) {
         u64 now = nanoseconds() * PARTS;
         if (now < order->due)
             return XDP_DROP;
+        if (!order->begun)
+            order->begun = order->due = now;
         order->due = (now - order->due > DEBT ? now - DEBT : order->due) + order->pace;
     }
     u32 which = order->sent % order->frames;

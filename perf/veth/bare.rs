@@ -1,7 +1,6 @@
 //! What the ports cost by themselves: receive, send, and move frames from one to the other.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -128,12 +127,10 @@ fn run(case: Case) -> Result<Vec<Rate>> {
     let source = &source;
     let delivered = || if case.sink { source.in_sinks() } else { frames_in("far1") };
 
-    let stop = AtomicBool::new(false);
     thread::scope(|scope| -> Result<Vec<Rate>> {
-        let stop = &stop;
         let sending = scope.spawn(move || {
             pin(SOURCE_CORE);
-            source.run(most, stop)
+            source.run(RUN, most)
         });
         let measured = (|| match case.work {
             Work::ForwardByPacketSocket => {
@@ -186,7 +183,7 @@ fn run(case: Case) -> Result<Vec<Rate>> {
                 rates
             }
         })();
-        stop.store(true, Ordering::Relaxed);
+        source.stop(true)?;
         sending.join().map_err(|_| "the source panicked")??;
         measured
     })

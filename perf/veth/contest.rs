@@ -10,13 +10,13 @@ use super::{
 };
 
 /// Turns of each subject.
-const TURNS: usize = 15;
+const TURNS: usize = 11;
 /// More than any subject carries, and less than would keep the source's core from everything else.
-const TOO_FAST: f64 = 3.0;
+pub const TOO_FAST: f64 = 3.0;
 const WARM_UP: Duration = Duration::from_millis(10);
-const TIME: Duration = Duration::from_millis(50);
+const TIME: Duration = Duration::from_millis(40);
 /// Frames that the source holds: enough for a turn in which none may come twice.
-const ROOM: usize = 196_608;
+pub const ROOM: usize = 163_840;
 
 /// A size of frames and a kind of far end, at which subjects are compared.
 #[derive(Clone, Copy)]

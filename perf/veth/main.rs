@@ -22,6 +22,8 @@
 mod bare;
 mod contest;
 mod lab;
+mod latency;
+mod loss;
 mod source;
 mod subject;
 mod trial;
@@ -31,5 +33,7 @@ fn main() -> lab::Result<()> {
     let wanted =
         |group: &str, row: &str| words.iter().all(|word| format!("{group} {row}").contains(word.as_str()));
     bare::rows(&|row| wanted("ports", row))?;
-    contest::rates(&|row| wanted("rate", row))
+    contest::rates(&|row| wanted("rate", row))?;
+    loss::rates(&|row| wanted("loss", row))?;
+    latency::rows(&|row| wanted("latency", row))
 }

@@ -1,9 +1,6 @@
 //! The kernel as source and sink of frames.
 
-use std::{
-    os::fd::AsFd,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{os::fd::AsFd, sync::Mutex, time::Duration};
 
 use af_xdp::{Device, Hook, XdpLink};
 use aya::{
@@ -20,8 +17,8 @@ static TRAFFIC: &[u8] = aya::include_bytes_aligned!("../traffic.bpf.o");
 pub const FRAME: usize = 1536;
 /// Parts of a nanosecond in which the BPF program counts time.
 const PARTS: f64 = 1024.0;
-/// Runs of the program for each system call. One that has nothing to send takes 20 ns.
-const REPEAT: u32 = 1 << 16;
+/// About how long the program takes when it has nothing to send, in ns.
+const IDLE_ROUND: u128 = 20;
 
 /// What to send.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +41,7 @@ pub struct Source {
     order: Array<MapData, [u64; 8]>,
     frames: Array<MapData, [u8; FRAME]>,
     received: PerCpuArray<MapData, u64>,
+    stop: Mutex<Array<MapData, u32>>,
     length: usize,
 }
 
@@ -59,7 +57,8 @@ impl Source {
         let order = Array::try_from(map("ORDER")?)?;
         let frames = Array::try_from(map("FRAMES")?)?;
         let received = PerCpuArray::try_from(map("RECEIVED")?)?;
-        Ok(Self { bpf, order, frames, received, length: 0 })
+        let stop = Mutex::new(Array::try_from(map("STOP")?)?);
+        Ok(Self { bpf, order, frames, received, stop, length: 0 })
     }
 
     /// Sets one of the frames.
@@ -84,19 +83,36 @@ impl Source {
         Ok(sent)
     }
 
-    /// Sends until all of the order is done or it is told to stop.
-    pub fn run(&self, most: u64, stop: &AtomicBool) -> Result<()> {
+    /// Millions of frames a second that were sent on this order, which had a rate.
+    pub fn rate(&self) -> Result<f64> {
+        let [_, _, _, _, _, sent, due, begun] = self.order.get(&0, 0)?;
+        Ok(sent as f64 * 1e3 * PARTS / due.saturating_sub(begun).max(1) as f64)
+    }
+
+    /// Sends until all of the order is done, or until [`Source::stop`]. `time` is how long it may take.
+    pub fn run(&self, time: Duration, most: u64) -> Result<()> {
         let program: &Xdp = self.bpf.program("source").ok_or("no source")?.try_into()?;
         let room = [0; FRAME];
-        while !stop.load(Ordering::Relaxed) && self.sent()? < most {
+        let stopped = || -> Result<bool> {
+            Ok(self.stop.lock().map_err(|_| "another thread panicked")?.get(&0, 0)? != 0)
+        };
+        // As few calls as can be: each makes and destroys a pool of pages, which takes milliseconds.
+        let repeat = u32::try_from(time.as_nanos() / IDLE_ROUND).unwrap_or(u32::MAX);
+        while self.sent()? < most && !stopped()? {
             program.test_run(TestRunOptions {
                 data_in: room.get(..self.length),
-                repeat: REPEAT,
+                repeat,
                 attrs: TestRunAttrs::new().xdp_live_frames(64),
                 ..TestRunOptions::new()
             })?;
         }
         Ok(())
+    }
+
+    /// Ends a run of another thread, and lets another begin.
+    pub fn stop(&self, stop: bool) -> Result<()> {
+        let mut map = self.stop.lock().map_err(|_| "another thread panicked")?;
+        Ok(map.set(0, u32::from(stop), 0)?)
     }
 
     /// Lets a device count and drop what it receives in an XDP program, for as long as the result lives.

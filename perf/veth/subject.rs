@@ -78,7 +78,8 @@ pub struct Frames {
 }
 
 impl Frames {
-    fn new(kind: Kind, bytes: usize) -> Result<Self> {
+    /// Those of a kind; `bytes` is the length towards the VPC.
+    pub fn new(kind: Kind, bytes: usize) -> Result<Self> {
         let profile = named(kind.profile()).ok_or("no such profile")??;
         let topology = Topology::new(&profile);
         let traffic = Traffic::new(&topology, Size::Bytes(bytes as u16));

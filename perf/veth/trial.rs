@@ -44,6 +44,8 @@ pub struct Outcome {
     pub of_processor: f64,
     /// Frames that the source sent, the time before it counted included.
     pub offered: u64,
+    /// Millions of frames a second that the source sent.
+    pub offered_rate: f64,
     /// Frames of those that did not reach the far end.
     pub lost: u64,
     /// Frames sent for each call that makes the kernel send.
@@ -94,20 +96,21 @@ impl Bench {
 
         let before = self.subject.counts();
         let (at_far_end, refused) = (self.delivered(source)?, self.entrance_drops()?);
-        let (stop, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        let done = AtomicBool::new(false);
+        source.stop(false)?;
         let ready = Barrier::new(2);
         let (rate, of_processor) = thread::scope(|scope| -> Result<_> {
             // On its own core before this one is busy: this one would not let it go.
             let sending = scope.spawn(|| {
                 pin(SOURCE_CORE);
                 ready.wait();
-                let result = source.run(most, &stop);
+                let result = source.run(trial.warm_up + trial.time, most);
                 done.store(true, Ordering::Release);
                 result
             });
             ready.wait();
             let measured = self.measure(source, trial, &done);
-            stop.store(true, Ordering::Relaxed);
+            source.stop(true)?;
             self.drain(&done);
             sending.join().map_err(|_| "the source panicked")??;
             measured
@@ -129,7 +132,14 @@ impl Bench {
             .into());
         }
         let batch = sent as f64 / gained(|c| c.kicks).max(1) as f64;
-        Ok(Outcome { rate, of_processor, offered, lost: offered - delivered, batch })
+        Ok(Outcome {
+            rate,
+            of_processor,
+            offered,
+            offered_rate: source.rate()?,
+            lost: offered - delivered,
+            batch,
+        })
     }
 
     /// Frames that the device at the entrance did not take from the source.
