@@ -159,7 +159,7 @@ mod tests {
              [port.a]\ndriver = \"memory\"\n[gateway.g]\n\
              [interface.a]\nport = \"a\"\ngateway = \"g\"\nside = \"local\"\naddresses = [\"10.1.0.1/24\"]\n"
         );
-        let config = config::parse(Path::new("/x.toml"), &text, &|_| None).unwrap().0;
+        let config = config::parse(Path::new("/x.toml"), &text, &|_: &str| None).unwrap().0;
         let macs = [MacAddr([2, 0, 0, 0, 0, 1])];
         Single::new(&config, &macs, &mut Ephemeral::default(), Seed::new(1, 2), |_| vec![wire(1).0])
     }

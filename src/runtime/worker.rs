@@ -159,7 +159,7 @@ impl<P: PacketIo> Worker<P> {
         for port in 0..self.ports.len() {
             moved += self.port(port, now);
         }
-        moved += self.from_hosts(now);
+        moved += self.host_taps(now);
         moved += self.pending(now);
         moved += self.transmit();
         self.counters.worker(WorkerColumn::Rounds, 1);
@@ -174,7 +174,7 @@ impl<P: PacketIo> Worker<P> {
     }
 
     /// Receives from the host TAPs, where it is time to look.
-    fn from_hosts(&mut self, now: u64) -> usize {
+    fn host_taps(&mut self, now: u64) -> usize {
         if self.hosts.is_empty() || now < self.hosts_due {
             return 0;
         }
