@@ -13,6 +13,7 @@ use crate::{
         neighbour::Arp,
         next_hop::NextHop,
         parse::Parse,
+        reassemble::Reassemble,
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
@@ -46,16 +47,17 @@ stages! {
     vlan_demux: VlanDemux = 1,
     arp: Arp = 2,
     local: Local = 3,
-    esp_open: EspOpen = 4,
-    spd_inbound: SpdInbound = 5,
-    serve: Serve = 6,
-    nat: Nat = 7,
-    spd: SpdOutbound = 8,
-    route: Route = 9,
-    next_hop: NextHop = 10,
-    mtu: Mtu = 11,
-    esp_seal: EspSeal = 12,
-    rewrite: Rewrite = 13,
+    reassemble: Reassemble = 4,
+    esp_open: EspOpen = 5,
+    spd_inbound: SpdInbound = 6,
+    serve: Serve = 7,
+    nat: Nat = 8,
+    spd: SpdOutbound = 9,
+    route: Route = 10,
+    next_hop: NextHop = 11,
+    mtu: Mtu = 12,
+    esp_seal: EspSeal = 13,
+    rewrite: Rewrite = 14,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -148,6 +150,9 @@ impl Pipeline {
     fn gateway(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         if !cx.lanes.ip.is_empty() {
             self.local(cx, burst);
+        }
+        if !cx.lanes.fragments.is_empty() {
+            self.reassemble(cx, burst);
         }
         if !cx.lanes.esp.is_empty() {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.

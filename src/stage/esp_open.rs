@@ -117,9 +117,6 @@ impl EspOpen {
 /// `None`: it is no ESP packet after all, but something for the host.
 fn examine(cx: &Cx<'_>, burst: &Burst, slot: Slot) -> Result<Option<Found>, DropReason> {
     let meta = burst.meta(slot);
-    if meta.flags.has(Flags::FRAGMENT) {
-        return Err(DropReason::EspFragment);
-    }
     let bytes = burst.bytes(cx.umem, slot);
     let end = usize::from(meta.l3 + meta.ip_len);
     let l4 = bytes.get(usize::from(meta.l4)..end).ok_or(DropReason::EspLength)?;
