@@ -13,6 +13,7 @@ use crate::{
         neighbour::Arp,
         next_hop::NextHop,
         parse::Parse,
+        reassemble::Reassemble,
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
@@ -44,16 +45,17 @@ stages! {
     parse: Parse = 0,
     arp: Arp = 1,
     local: Local = 2,
-    esp_open: EspOpen = 3,
-    spd_inbound: SpdInbound = 4,
-    serve: Serve = 5,
-    nat: Nat = 6,
-    spd: SpdOutbound = 7,
-    route: Route = 8,
-    next_hop: NextHop = 9,
-    mtu: Mtu = 10,
-    esp_seal: EspSeal = 11,
-    rewrite: Rewrite = 12,
+    reassemble: Reassemble = 3,
+    esp_open: EspOpen = 4,
+    spd_inbound: SpdInbound = 5,
+    serve: Serve = 6,
+    nat: Nat = 7,
+    spd: SpdOutbound = 8,
+    route: Route = 9,
+    next_hop: NextHop = 10,
+    mtu: Mtu = 11,
+    esp_seal: EspSeal = 12,
+    rewrite: Rewrite = 13,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -145,6 +147,9 @@ impl Pipeline {
     fn gateway(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         if !cx.lanes.ip.is_empty() {
             self.local(cx, burst);
+        }
+        if !cx.lanes.fragments.is_empty() {
+            self.reassemble(cx, burst);
         }
         if !cx.lanes.esp.is_empty() {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.

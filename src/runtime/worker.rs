@@ -161,6 +161,7 @@ impl<P: PacketIo> Worker<P> {
         }
         moved += self.host_taps(now);
         moved += self.pending(now);
+        self.out.reassembly.expire(now, &mut self.pool, &self.counters);
         moved += self.transmit();
         self.counters.worker(WorkerColumn::Rounds, 1);
         if moved == 0 {
@@ -478,8 +479,13 @@ impl<P: PacketIo> Worker<P> {
         self.counters.worker_gauge(WorkerColumn::Waiting, self.waiting());
     }
 
-    /// Packets that wait now: for neighbours, or for room in a port.
+    /// Packets that wait now: for neighbours, for other fragments, or for room in a port.
     fn waiting(&self) -> u64 {
+        self.frames_waiting() + self.out.reassembly.waiting()
+    }
+
+    /// Packets that wait and have a buffer each.
+    fn frames_waiting(&self) -> u64 {
         let queued: usize = self.out.ports.iter().chain(&self.out.hosts).map(|queue| queue.len()).sum();
         (self.out.pending.len() + self.out.resumed.len() + queued) as u64
     }
@@ -498,6 +504,7 @@ impl<P: PacketIo> Worker<P> {
             self.counters.drops(None, DropReason::Shutdown, 1);
             self.pool.free(packet.frame);
         }
+        self.out.reassembly.clear(&mut self.pool, &self.counters);
         for queue in self.out.ports.iter_mut().chain(&mut self.out.hosts) {
             for frame in queue.drain(..) {
                 self.counters.drops(None, DropReason::Shutdown, 1);
@@ -529,7 +536,8 @@ impl<P: PacketIo> Worker<P> {
     pub fn frames_missing(&self) -> usize {
         let held: usize =
             self.ports.iter().chain(self.hosts.iter().map(|(port, _)| port)).map(PacketIo::held).sum();
-        (self.pool.owned()).saturating_sub(self.pool.available() + held + self.waiting() as usize)
+        let waiting = self.frames_waiting() as usize + self.out.reassembly.frames();
+        (self.pool.owned()).saturating_sub(self.pool.available() + held + waiting)
     }
 
     /// What it counts.

@@ -18,6 +18,7 @@ pub mod nat;
 pub mod neighbour;
 pub mod next_hop;
 pub mod parse;
+pub mod reassemble;
 pub mod rewrite;
 pub mod route;
 pub mod spd;
@@ -53,6 +54,8 @@ pub struct Lanes {
     pub arp: Slots,
     /// IP packets that may be for the gateway itself.
     pub ip: Slots,
+    /// Fragments for one of our addresses.
+    pub fragments: Slots,
     /// ESP packets for one of our addresses.
     pub esp: Slots,
     /// Other packets for the gateway itself.

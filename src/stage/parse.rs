@@ -352,6 +352,7 @@ mod tests {
             routes_v6: Lpm6::new().0,
             spd: Spd::build(&[], seed).unwrap(),
             actions: Vec::new(),
+            first_policy: 0,
             protects: false,
             nat: None,
             transit: false,

@@ -57,7 +57,8 @@ impl Host {
 }
 
 /// What drops are part of every test: packets that did their work.
-const WORK: [DropReason; 2] = [DropReason::ArpConsumed, DropReason::NeighbourDiscoveryConsumed];
+const WORK: [DropReason; 3] =
+    [DropReason::ArpConsumed, DropReason::NeighbourDiscoveryConsumed, DropReason::FragmentReassembled];
 
 impl Lab {
     /// A gateway. Keys come from variables of any name, see [`key`].

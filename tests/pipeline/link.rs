@@ -285,7 +285,8 @@ fn a_router_that_goes_silent_is_asked_then_given_up_and_found_again_elsewhere() 
                 .into_iter()
                 .partition(|frame| frame.ether_type == ARP || Ip::read(&frame.payload).proto == ICMPV6);
             asked.extend(arp.iter().map(|frame| frame.dst == router.mac));
-            // The host, which is asked as well since it is in use, answers.
+            // The host, which is told what got lost, and is asked as well since it is in use, answers.
+            lab.raw(host.port);
             lab.meet(&host, them, us);
             if rest.is_empty() {
                 lost += 1;
@@ -295,7 +296,9 @@ fn a_router_that_goes_silent_is_asked_then_given_up_and_found_again_elsewhere() 
         assert!(asked[3..].iter().all(|itself| !itself), "its address is not used any more");
         assert!((20..60).contains(&lost), "{lost} packets went nowhere");
         assert!(lab.drops(DropReason::NeighbourUnreachable) > 0);
-        // Another takes over the router's address: the route leads there.
+        // Another takes over the router's address, when nothing waits for it any more: the route leads there.
+        lab.pass(Duration::from_secs(10));
+        lab.raw(router.port);
         let other = Host { mac: [2, 0, 0, 0, 0xee, 0x77], ..router.clone() };
         lab.meet(&other, router_at, host_at);
         lab.raw(router.port);
