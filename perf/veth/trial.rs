@@ -19,6 +19,8 @@ use super::{
 
 /// Different frames where frames may come again.
 pub const DIFFERENT: usize = 1024;
+/// How long a source may take to send its first frame.
+const START: Duration = Duration::from_secs(1);
 /// How long nothing must move for a run to be over.
 const QUIET: Duration = Duration::from_millis(2);
 /// Between two runs others get the processor: they may need it, and the kernel would take it in the middle of a run.
@@ -148,6 +150,9 @@ impl Bench {
     }
 
     fn measure(&mut self, source: &Source, trial: &Trial, done: &AtomicBool) -> Result<(f64, f64)> {
+        // The source starts when the kernel has made its pool of pages, which takes as long as its grace periods do.
+        let since = Instant::now();
+        while self.subject.round() == 0 && since.elapsed() < START {}
         self.work(trial.warm_up, done);
         let (before, used) = (self.delivered(source)?, processor_time()?);
         let time = self.work(trial.time, done).as_secs_f64();

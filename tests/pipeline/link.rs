@@ -282,7 +282,8 @@ fn a_router_that_goes_silent_is_asked_then_given_up_and_found_again_elsewhere() 
         assert!(asked[3..].iter().all(|itself| !itself), "its address is not used any more");
         assert!((20..60).contains(&lost), "{lost} packets went nowhere");
         assert!(lab.drops(DropReason::NeighbourUnreachable) > 0);
-        // Another takes over the router's address: the route leads there.
+        // Another takes over the router's address, when nothing waits any more: the route leads there.
+        lab.pass(Duration::from_secs(5));
         let other = Host { mac: [2, 0, 0, 0, 0xee, 0x77], ..router.clone() };
         lab.meet(&other, router_at, host_at);
         lab.raw(router.port);

@@ -14,9 +14,7 @@ fn every_worker_serves_the_host() {
     for last in 10..42 {
         lab.dc.run(&format!("ip address add 10.1.0.{last}/24 dev eth0"));
     }
-    let text = lab
-        .config("dc", "host_tap = \"cw-dc\"\n")
-        .replace("huge_pages", "cores = [0, 1]\nidle = \"1ms\"\nhuge_pages");
+    let text = lab.config("dc", "host_tap = \"cw-dc\"\n").replace("huge_pages", "cores = [0, 1]\nhuge_pages");
     fs::write(lab.file(), text).unwrap();
     let gateway = Running::start(&lab.gateway, &lab.file(), &lab.run_dir());
     lab.gateway.run("ip address add 10.1.0.1/24 dev cw-dc");
