@@ -84,6 +84,12 @@ impl Bench {
     ///
     /// Fails if any frame is neither at the far end nor counted as lost somewhere.
     pub fn run(&mut self, source: &mut Source, room: usize, trial: &Trial) -> Result<Outcome> {
+        let mut trial = *trial;
+        if self.subject.kind.wants_new_frames() {
+            // No longer than the frames last.
+            let last = Duration::from_secs_f64(room as f64 / (trial.rate * 1e6));
+            trial.time = trial.time.min(last.saturating_sub(trial.warm_up));
+        }
         let most = (trial.rate * (trial.warm_up + trial.time).as_micros() as f64) as u64;
         let (frames, most) = if self.subject.kind.wants_new_frames() {
             (room, most.min(room as u64))
@@ -111,7 +117,7 @@ impl Bench {
                 result
             });
             ready.wait();
-            let measured = self.measure(source, trial, &done);
+            let measured = self.measure(source, &trial, &done);
             source.stop(true)?;
             self.drain(&done);
             sending.join().map_err(|_| "the source panicked")??;
