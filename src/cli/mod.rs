@@ -101,7 +101,10 @@ pub fn main() -> ExitCode {
         Command::DemoInside(args) => demo::inside::run(&args),
         Command::DemoHost(args) => demo::traffic::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut script);
+            // Whoever reads may stop in the middle, as `head` does.
+            let _ = std::io::Write::write_all(&mut std::io::stdout(), &script);
             ExitCode::SUCCESS
         }
     }
