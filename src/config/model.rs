@@ -327,7 +327,8 @@ section! {
         "idle" idle: Idle, default "{ sleep_after = \"50us\" }", "\"spin\"";
         /// Frame buffers per worker.
         "buffers" buffers: PowerOfTwo<256, 1_048_576>, default "16384", "32768";
-        /// The bytes of a frame buffer. An MTU above 1770 needs 4096.
+        /// The bytes of a frame buffer. An MTU above 1770 needs 4096. It also bounds what can be put together of
+        /// fragments to the gateway itself: 1792 bytes behind the IP header with 2048, 3840 with 4096.
         "buffer_size" buffer_size: BufferSize, default "2048", "4096";
         /// Whether the buffers lie in huge pages.
         "huge_pages" huge_pages: HugePages, default "\"auto\"", "\"require\"";

@@ -260,9 +260,6 @@ impl EspOpen {
 /// `None`: it is no ESP packet after all, but something for the host.
 #[inline(always)]
 fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Found>, DropReason> {
-    if meta.flags.has(Flags::FRAGMENT) {
-        return Err(DropReason::EspFragment);
-    }
     let end = usize::from(meta.l3 + meta.ip_len);
     let l4 = bytes.get(usize::from(meta.l4)..end).ok_or(DropReason::EspLength)?;
     let (packet, at) = if meta.proto == protocol::UDP {

@@ -51,7 +51,7 @@ columns! {
         Bursts = "bursts",
         /// Times the worker slept on its rings.
         Sleeps = "sleeps",
-        /// Ticks spent on bursts.
+        /// Ticks of rounds that found something to do. The others went by in idle rounds and in sleep.
         BusyTicks = "busy_ticks",
         /// ICMP errors that were due but may not be sent (RFC 1812 4.3.2.7), or whose rate was spent.
         IcmpSuppressed = "icmp_suppressed",
@@ -196,8 +196,14 @@ pub mod group {
     pub const SA: &str = "sa";
 }
 
-/// The row of drops of packets that belong to no interface.
+/// The row of drops of packets that belong to no interface and came by no port.
 pub const NO_INTERFACE: &str = "-";
+
+/// The row of drops of packets that came by a port and belong to none of its interfaces.
+#[must_use]
+pub fn port_row(port: &str) -> String {
+    format!("port {port}")
+}
 
 /// What rows the segment of a gateway has.
 #[derive(Debug, Clone, Default)]
@@ -224,6 +230,7 @@ impl Rows {
         let traffic: Vec<String> = columns(&mut TrafficColumn::ALL.iter().map(|c| c.name()));
         let mut drop_rows = vec![NO_INTERFACE.to_string()];
         drop_rows.extend_from_slice(&self.interfaces);
+        drop_rows.extend(self.ports.iter().map(|port| port_row(port)));
         let groups = vec![
             (group::WORKER, vec!["all".into()], columns(&mut WorkerColumn::ALL.iter().map(|c| c.name()))),
             (group::DROP, drop_rows, columns(&mut DropReason::ALL.iter().map(|r| r.name()))),
@@ -374,7 +381,16 @@ impl WorkerCounters {
     #[inline]
     pub fn drops(&self, interface: Option<u16>, reason: DropReason, n: u64) {
         let row = interface.map_or(0, |i| usize::from(i) + 1);
-        self.add(self.drop, row, reason as usize, n);
+        // Behind the interfaces are the ports.
+        if row <= self.interface.rows {
+            self.add(self.drop, row, reason as usize, n);
+        }
+    }
+
+    /// Counts drops of packets that came by a port, and of which no interface is known.
+    #[inline]
+    pub fn port_drops(&self, port: u16, reason: DropReason, n: u64) {
+        self.add(self.drop, 1 + self.interface.rows + usize::from(port), reason as usize, n);
     }
 
     /// Drops for `reason`, of all interfaces.
@@ -530,19 +546,33 @@ mod tests {
     #[test]
     fn each_count_has_its_cell() {
         let names = |list: &[&str]| list.iter().map(|s| (*s).to_string()).collect::<Vec<_>>();
-        let rows = Rows { interfaces: names(&["a", "b"]), tunnels: names(&["t"]), ..Rows::default() };
+        let rows = Rows {
+            interfaces: names(&["a", "b"]),
+            ports: names(&["p", "q"]),
+            tunnels: names(&["t"]),
+            ..Rows::default()
+        };
         let segment = Arc::new(Segment::anonymous(rows.layout("x", 2, 1)).unwrap());
         let (one, two) = (WorkerCounters::new(&segment, 0), WorkerCounters::new(&segment, 1));
         one.worker(WorkerColumn::Received, 3);
         two.worker(WorkerColumn::Received, 4);
         one.drops(None, DropReason::NoRoute, 1);
         one.drops(Some(1), DropReason::NoRoute, 2);
+        // There is no interface 2: behind the last are the ports.
+        one.drops(Some(2), DropReason::NoRoute, 100);
         one.drops(Some(7), DropReason::NoRoute, 100);
+        one.port_drops(1, DropReason::EthernetTruncated, 7);
+        one.port_drops(2, DropReason::EthernetTruncated, 100);
         one.interface_out(1, 5, 500);
         assert_eq!(one.read_worker(WorkerColumn::Received), 3);
         assert_eq!(two.read_worker(WorkerColumn::Received), 4);
         assert_eq!(one.read_drops(DropReason::NoRoute), 3);
         assert_eq!(two.read_drops(DropReason::NoRoute), 0);
+        assert_eq!(one.read_drops(DropReason::EthernetTruncated), 7);
+        let drops = segment.layout().group(group::DROP).unwrap();
+        assert_eq!(drops.rows, ["-", "a", "b", "port p", "port q"]);
+        let cell = drops.cell(4, DropReason::EthernetTruncated as usize).unwrap();
+        assert_eq!(segment.cells()[cell].load(Ordering::Relaxed), 7);
         let group = segment.layout().group(group::INTERFACE).unwrap();
         let read =
             |c: TrafficColumn| segment.cells()[group.cell(1, c as usize).unwrap()].load(Ordering::Relaxed);

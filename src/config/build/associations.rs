@@ -258,6 +258,7 @@ pub fn rekey(
     kept.generation += 1;
     let tables = Arc::new(Tables {
         generation: kept.generation,
+        features: old.features,
         demux: Arc::clone(&old.demux),
         interfaces: Arc::clone(&old.interfaces),
         gateways: Arc::clone(&old.gateways),

@@ -22,7 +22,7 @@ use crate::{
         hash::Seed,
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
-        tables::{NextHop, Tables},
+        tables::{Features, NextHop, Tables},
         tunnel::{Df, Outer, Tunnel},
     },
     wire::{
@@ -270,6 +270,7 @@ pub fn build(
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
+        features: Features::of(&gateways, &tunnels),
         demux: builder.demux().into(),
         interfaces: interfaces.into(),
         gateways: gateways.into(),

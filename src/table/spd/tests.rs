@@ -231,6 +231,30 @@ fn pairs_of_subnets_need_one_table() {
     assert_eq!(spd.action(2500), None);
 }
 
+/// The two lengths together are 256: more than a byte holds.
+#[test]
+fn policies_between_ipv6_hosts() {
+    let host = |n: u16| vec![Prefix::V6(0x2001_0db8 << 96 | u128::from(n), 128)];
+    let policy = |n: u16| Policy {
+        sources: host(n),
+        destinations: host(n + 1000),
+        protocol: None,
+        source_ports: Ports::Any,
+        destination_ports: Ports::Any,
+        action: 0,
+    };
+    let policies: Vec<_> = (0..20).map(policy).collect();
+    let key = |n: u16| Key6 {
+        source: 0x2001_0db8 << 96 | u128::from(n),
+        destination: 0x2001_0db8 << 96 | u128::from(n + 1000),
+        protocol: 6,
+        source_port: 1,
+        destination_port: 2,
+        opaque_ports: false,
+    };
+    check_both(&policies, &[], &(0..21).map(key).collect::<Vec<_>>());
+}
+
 #[test]
 fn fragments_match_no_range_not_even_the_full_one() {
     let full = tcp(0, u16::MAX);
