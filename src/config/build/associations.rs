@@ -257,6 +257,7 @@ pub fn rekey(
     }
     kept.generation += 1;
     let tables = Arc::new(Tables {
+        features: old.features,
         generation: kept.generation,
         features: old.features,
         demux: Arc::clone(&old.demux),
