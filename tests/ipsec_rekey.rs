@@ -434,7 +434,7 @@ fn lifetimes_in_time_and_bytes_stop_an_association() {
             |pair: &Pair| pair.a.drops().iter().any(|(name, count)| name == "esp-expired" && *count > 0);
         while !over(&pair) {
             pair.a.send(1);
-            if pair.a.sent % 64 == 0 {
+            if pair.a.sent.is_multiple_of(64) {
                 thread::sleep(std::time::Duration::from_millis(1));
             }
             pair.round();

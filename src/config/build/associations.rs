@@ -259,7 +259,6 @@ pub fn rekey(
     let tables = Arc::new(Tables {
         features: old.features,
         generation: kept.generation,
-        features: old.features,
         demux: Arc::clone(&old.demux),
         interfaces: Arc::clone(&old.interfaces),
         gateways: Arc::clone(&old.gateways),
