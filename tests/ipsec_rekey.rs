@@ -312,6 +312,30 @@ fn a_rekey_by_reload_loses_nothing_under_load_and_takes_over_what_commands_did()
 }
 
 #[test]
+fn policies_change_and_are_counted_while_packets_flow() {
+    let mut pair = Pair::new("");
+    let more = "[[gateway.g.policy]]\nname = \"telnet\"\naction = \"discard\"\nprotocol = \"tcp\"\n\
+        destination_port = 23\n";
+    let keys = Keys { out: 0x1001, into: vec![0x2001], more: String::new() };
+    let dir = pair.dir.clone();
+    let plain = text(1, &keys, &dir);
+    let other = plain.replace("[[gateway.g.policy]]", &format!("{more}[[gateway.g.policy]]"));
+    for round in 0..6 {
+        pair.flow(300);
+        pair.a.gateway.reload(parse(if round % 2 == 0 { &other } else { &plain })).unwrap();
+    }
+    pair.flow(300);
+    pair.settle();
+    let reader = Reader::open(&pair.a.run_dir.join("stats")).unwrap();
+    assert_eq!(reader.layout().group(group::POLICY).unwrap().rows, ["g/to-other"]);
+    let count = |column| reader.total(group::POLICY, 0, column);
+    assert_eq!((count("out_packets"), count("in_packets")), (pair.a.sent.into(), pair.b.sent.into()));
+    // 20 of IP, 8 of UDP and 4 of number.
+    assert_eq!(count("out_bytes"), 32 * u64::from(pair.a.sent));
+    pair.stop();
+}
+
+#[test]
 fn changes_that_cannot_be_change_nothing() {
     let mut pair = Pair::new("");
     let dir = pair.dir.clone();
@@ -410,7 +434,7 @@ fn lifetimes_in_time_and_bytes_stop_an_association() {
             |pair: &Pair| pair.a.drops().iter().any(|(name, count)| name == "esp-expired" && *count > 0);
         while !over(&pair) {
             pair.a.send(1);
-            if pair.a.sent % 64 == 0 {
+            if pair.a.sent.is_multiple_of(64) {
                 thread::sleep(std::time::Duration::from_millis(1));
             }
             pair.round();
