@@ -8,11 +8,13 @@ use crate::{
         esp_open::EspOpen,
         esp_seal::EspSeal,
         local::{Local, Serve},
+        mss::Mss,
         mtu::Mtu,
         nat::Nat,
         neighbour::Arp,
         next_hop::NextHop,
         parse::Parse,
+        path_errors::PathErrors,
         reassemble::Reassemble,
         rewrite::Rewrite,
         route::Route,
@@ -48,16 +50,18 @@ stages! {
     arp: Arp = 2,
     local: Local = 3,
     reassemble: Reassemble = 4,
-    esp_open: EspOpen = 5,
-    spd_inbound: SpdInbound = 6,
-    serve: Serve = 7,
-    nat: Nat = 8,
-    spd: SpdOutbound = 9,
-    route: Route = 10,
-    next_hop: NextHop = 11,
-    mtu: Mtu = 12,
-    esp_seal: EspSeal = 13,
-    rewrite: Rewrite = 14,
+    path_errors: PathErrors = 5,
+    esp_open: EspOpen = 6,
+    spd_inbound: SpdInbound = 7,
+    serve: Serve = 8,
+    nat: Nat = 9,
+    spd: SpdOutbound = 10,
+    route: Route = 11,
+    next_hop: NextHop = 12,
+    mss: Mss = 13,
+    mtu: Mtu = 14,
+    esp_seal: EspSeal = 15,
+    rewrite: Rewrite = 16,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -136,6 +140,9 @@ impl Pipeline {
         for slot in (cx.lanes.ip | cx.lanes.forward | cx.lanes.local | cx.lanes.lookup) & burst.live() {
             burst.drop(slot, DropReason::TooManyPasses);
         }
+        if cx.tables.clamps && !cx.lanes.leaving.is_empty() {
+            self.mss(cx, burst);
+        }
         if !cx.lanes.leaving.is_empty() {
             self.mtu(cx, burst);
         }
@@ -153,6 +160,9 @@ impl Pipeline {
         }
         if !cx.lanes.fragments.is_empty() {
             self.reassemble(cx, burst);
+        }
+        if !cx.lanes.local.is_empty() {
+            self.path_errors(cx, burst);
         }
         if !cx.lanes.esp.is_empty() {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.

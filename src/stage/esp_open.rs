@@ -9,7 +9,7 @@ use crate::{
         replay::Refused,
     },
     packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
-    stats::SaColumn,
+    stats::{SaColumn, WorkerColumn},
     table::tunnel::SaIn,
     wire::{
         checksum::Delta,
@@ -126,7 +126,10 @@ fn examine(cx: &Cx<'_>, burst: &Burst, slot: Slot) -> Result<Option<Found>, Drop
         match esp::classify(datagram.payload) {
             Encapsulated::Esp(packet) => (packet, usize::from(meta.l4) + udp::HEADER_LEN),
             Encapsulated::Keepalive => return Err(DropReason::NatKeepalive),
-            Encapsulated::Ike(_) => return Ok(None),
+            Encapsulated::Ike(_) => {
+                cx.counters.worker(WorkerColumn::NonEsp, 1);
+                return Ok(None);
+            }
             Encapsulated::Malformed => return Err(DropReason::EspLength),
         }
     } else {
@@ -208,6 +211,9 @@ fn inner(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, sa: &SaIn, found: Found
     if meta.is_v6() != v6 {
         return Err(DropReason::EspNextHeader);
     }
+    if is_alarming(meta.tos & 3, outer.tos & 3) {
+        cx.counters.sa(sa.index, SaColumn::EcnAlarms, 1);
+    }
     let ecn = ecn(meta.tos & 3, outer.tos & 3).ok_or(DropReason::EcnContradiction)?;
     set_ecn(bytes, meta, ecn);
     cx.counters.tunnel_in(sa.tunnel, 1, meta.ip_len.into());
@@ -227,6 +233,15 @@ const fn ecn(inner: u8, outer: u8) -> Option<u8> {
         (ECT_0, ECT_1) => Some(ECT_1),
         (inner, _) => Some(inner),
     }
+}
+
+/// Whether no sender makes this combination of inner and outer field: the outer one was set without right on its way,
+/// or the tunnel's entry is at odds with RFC 6040 (figure 4: `!!!`).
+const fn is_alarming(inner: u8, outer: u8) -> bool {
+    const NOT_ECT: u8 = 0;
+    const ECT_1: u8 = 1;
+    const CE: u8 = 3;
+    inner == NOT_ECT && outer != NOT_ECT || inner == CE && outer == ECT_1
 }
 
 fn set_ecn(bytes: &mut [u8], meta: &mut Meta, ecn: u8) {

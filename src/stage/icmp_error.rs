@@ -42,13 +42,18 @@ const LONGEST_V6: usize = 1280;
 
 /// Drops the packet and, where the standards allow it, tells its sender why.
 pub fn drop_with_error(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, reason: DropReason, problem: Problem) {
+    tell(cx, burst, slot, problem);
+    burst.drop(slot, reason);
+}
+
+/// Tells the packet's sender of a problem, where the standards allow it; the packet itself goes on.
+pub fn tell(cx: &mut Cx<'_>, burst: &Burst, slot: Slot, problem: Problem) {
     if let Some((frame, meta)) = build(cx, burst, slot, problem)
         && let Err(error) = cx.out.resumed.try_push(Resumed { frame, meta, entry: Entry::Forward })
     {
         cx.pool.free(error.element().frame);
         cx.counters.worker(WorkerColumn::IcmpSuppressed, 1);
     }
-    burst.drop(slot, reason);
 }
 
 /// Whether an error may be sent about this packet (RFC 1812 4.3.2.7, RFC 4443 2.4 e).

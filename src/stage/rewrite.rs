@@ -6,6 +6,7 @@ use super::{
     Cx, Event, PendingKey, Stage,
     icmp_error::{self, Problem},
     next_hop::SILENT_NEIGHBOUR,
+    path_errors,
 };
 use crate::{
     packet::{Burst, DropReason, Frame, Meta, Slot, Umem},
@@ -39,7 +40,11 @@ impl Stage for Rewrite {
                 continue;
             };
             let Some(mac) = mac(cx, neighbour) else {
-                if neighbour == SILENT_NEIGHBOUR {
+                if let (SILENT_NEIGHBOUR, Some(tunnel)) = (neighbour, cx.tables.tunnel(meta.tunnel)) {
+                    // Nobody can be told of a sealed packet, but those who send into the tunnel now.
+                    path_errors::unreachable_peer(cx, tunnel);
+                    burst.drop(slot, DropReason::NeighbourUnreachable);
+                } else if neighbour == SILENT_NEIGHBOUR {
                     // Its sender is told (RFC 1122 2.3.2.2).
                     let reason = DropReason::NeighbourUnreachable;
                     icmp_error::drop_with_error(cx, burst, slot, reason, Problem::HostUnreachable);

@@ -59,6 +59,14 @@ columns! {
         EventsLost = "events_lost",
         /// Snapshots of tables taken up.
         Snapshots = "snapshots",
+        /// NAT keepalives sent (RFC 3948 2.3).
+        Keepalives = "keepalives",
+        /// Dummy packets sent (RFC 4303 2.6).
+        Dummies = "dummies",
+        /// Packets on UDP port 4500 that are not ESP: IKE behind its marker (RFC 3948 2.2), for the host.
+        NonEsp = "non_esp",
+        /// TCP connections whose MSS was lowered, each way.
+        MssClamped = "mss_clamped",
     }
 }
 
@@ -133,6 +141,8 @@ columns! {
         Late = "late",
         /// Greatest distance that an accepted packet lay behind the newest.
         Lateness = "lateness",
+        /// Packets whose inner and outer ECN fields form a combination that no sender makes (RFC 6040 4.2).
+        EcnAlarms = "ecn_alarms",
     }
 }
 

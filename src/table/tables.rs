@@ -1,6 +1,9 @@
 //! The snapshot of all tables that a worker looks things up in.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use super::{
     gateway_nat::GatewayNat,
@@ -101,6 +104,14 @@ pub struct Tables {
     pub sad_v6: Sad<u128>,
     /// Inbound security associations.
     pub sas: Vec<Arc<SaIn>>,
+    /// Whether any tunnel clamps the MSS of TCP connections.
+    pub clamps: bool,
+    /// Tunnels by the SPI and destination of what they seal, for errors that quote it.
+    pub sealing_v4: Sad<u32>,
+    /// The same for IPv6.
+    pub sealing_v6: Sad<u128>,
+    /// When a tunnel's peer was last found out of reach (ns; 0: never). Read once a burst.
+    pub trouble: Arc<AtomicU64>,
     /// Link-layer addresses.
     pub neighbours: Arc<NeighbourTable>,
 }

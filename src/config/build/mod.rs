@@ -5,7 +5,11 @@ mod interfaces;
 mod nat;
 mod tunnels;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use thiserror::Error;
 
@@ -21,6 +25,7 @@ use crate::{
         hash::Seed,
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
+        path::Path,
         sad::Sad,
         tables::{NextHop, Tables},
         tunnel::{Df, Outer, SaIn, SaOut, Tunnel},
@@ -129,6 +134,9 @@ pub struct Kept {
     /// The neighbour table's only writer.
     pub neighbours: NeighbourWriter,
     windows: HashMap<Fingerprint, (Arc<Window>, u32)>,
+    /// What was learned of the ways to peers, by tunnel and its ends.
+    paths: HashMap<(u16, IpAddr, IpAddr), Arc<Path>>,
+    trouble: Arc<AtomicU64>,
     interfaces: Numbering,
     gateways: Numbering,
     tunnels: Numbering,
@@ -147,6 +155,8 @@ impl Kept {
         Self {
             neighbours,
             windows: HashMap::new(),
+            paths: HashMap::new(),
+            trouble: Arc::default(),
             interfaces: Numbering::default(),
             gateways: Numbering::default(),
             tunnels: Numbering::default(),
@@ -249,6 +259,7 @@ pub fn build(
     let mut sa_names = Vec::new();
     let mut windows = HashMap::new();
     let mut tunnels = Vec::new();
+    let mut paths = HashMap::new();
     for number in 0..kept.tunnels.0.len() {
         let Some(place) = by_number(&builder.tunnels, number) else {
             tunnels.push(vacant_tunnel());
@@ -303,7 +314,10 @@ pub fn build(
             ));
             sa_names.push(format!("{name}/in/{spi:#x}"));
         }
-        tunnels.push(builder.tunnel(place, sa, &gateways)?);
+        let ends = (number as u16, tunnel.local.value, tunnel.remote.value);
+        let path = kept.paths.get(&ends).cloned().unwrap_or_default();
+        paths.insert(ends, Arc::clone(&path));
+        tunnels.push(builder.tunnel(place, sa, path, &gateways)?);
     }
     let sas = |v4: bool| {
         let chosen = sas_in.iter().enumerate().filter(move |(_, (local, _))| local.is_ipv4() == v4);
@@ -323,6 +337,7 @@ pub fn build(
         .collect();
     let sad_v4 = Sad::build(&v4, kept.seed).map_err(table_error("security associations".into()))?;
     let sad_v6 = Sad::build(&v6, kept.seed).map_err(table_error("security associations".into()))?;
+    let (sealing_v4, sealing_v6) = tunnels::sealing(&tunnels, kept.seed);
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
@@ -330,10 +345,14 @@ pub fn build(
         interfaces,
         gateways,
         next_hops: std::mem::take(&mut builder.next_hops),
-        tunnels,
         sad_v4,
         sad_v6,
         sas: sas_in.into_iter().map(|(_, sa)| sa).collect(),
+        clamps: tunnels.iter().any(|tunnel| tunnel.mss.is_some()),
+        sealing_v4,
+        sealing_v6,
+        tunnels,
+        trouble: Arc::clone(&kept.trouble),
         neighbours: Arc::clone(builder.neighbours.table()),
     };
     let built = Built {
@@ -354,6 +373,7 @@ pub fn build(
         unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
     };
     kept.windows = windows;
+    kept.paths = paths;
     Ok(built)
 }
 
@@ -366,9 +386,13 @@ fn vacant_tunnel() -> Tunnel {
         sa: None,
         next_hop: None,
         mtu: 0,
+        line_mtu: 0,
+        path: Arc::default(),
         df: Df::Copy,
         dscp: None,
         routed: false,
+        mss: None,
+        tfc: 0,
     }
 }
 
