@@ -15,7 +15,7 @@ use super::decode::{
 use super::diagnostics::Problem;
 use super::keys::Key;
 use super::prefix::{HostOrPrefix, InterfaceAddress, Prefix};
-use super::quantity::{Interval, PowerOfTwo, Ranged};
+use super::quantity::{Bytes, Interval, Number, PowerOfTwo, Ranged};
 use super::selector::{IcmpMatch, PortRanges, Protocol};
 use super::span::{At, Span};
 use super::suggest::{self, shorten};
@@ -444,6 +444,14 @@ section! {
         "esn" esn: bool, default "true", "false";
         /// How far behind the newest packet a late one may be. 0 switches the check for replays off.
         "replay_window" replay_window: ReplayWindow, default "1024", "4096";
+        /// How long a key is used. What the key seals or opens later is dropped, so replace it before.
+        "lifetime" lifetime: Interval, optional "no bound", "\"24h\"";
+        /// How many bytes a key seals or opens, inner packets with their padding.
+        "lifetime_bytes" lifetime_bytes: Bytes, optional "no bound", "\"500GB\"";
+        /// How many packets a key seals or opens, by their sequence numbers.
+        "lifetime_packets" lifetime_packets: Number, optional "no bound, but that of the sequence numbers", "4_000_000_000";
+        /// At what part of any lifetime, and of the sequence numbers, a warning asks for a new key, in percent.
+        "rekey_at" rekey_at: Ranged<1, 100>, default "80", "90";
         /// The "don't fragment" bit of the outer header.
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.

@@ -140,6 +140,8 @@ drop_reasons! {
     EspReplayed = "esp-replayed",
     /// The sequence number is older than the replay window holds.
     EspLate = "esp-late",
+    /// The security association has reached the end of its lifetime and was not replaced in time.
+    EspExpired = "esp-expired",
     /// The padding of an ESP packet is longer than the packet, or not 1, 2, 3 …
     EspPadding = "esp-padding",
     /// The next header of an ESP packet is no IP version, or what it holds is no packet of that version.

@@ -14,12 +14,11 @@ use crate::{
         neighbour::Arp,
         next_hop::NextHop,
         parse::Parse,
-        path_errors::PathErrors,
+        path_errors::{PathErrors, Unreachable},
         reassemble::Reassemble,
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
-        vlan_demux::VlanDemux,
     },
 };
 
@@ -46,20 +45,20 @@ macro_rules! stages {
 
 stages! {
     parse: Parse = 0,
-    vlan_demux: VlanDemux = 1,
-    arp: Arp = 2,
-    local: Local = 3,
-    reassemble: Reassemble = 4,
-    path_errors: PathErrors = 5,
-    esp_open: EspOpen = 6,
-    spd_inbound: SpdInbound = 7,
-    serve: Serve = 8,
-    nat: Nat = 9,
-    spd: SpdOutbound = 10,
-    route: Route = 11,
-    next_hop: NextHop = 12,
-    mss: Mss = 13,
-    mtu: Mtu = 14,
+    arp: Arp = 1,
+    local: Local = 2,
+    reassemble: Reassemble = 3,
+    path_errors: PathErrors = 4,
+    esp_open: EspOpen = 5,
+    spd_inbound: SpdInbound = 6,
+    serve: Serve = 7,
+    nat: Nat = 8,
+    spd: SpdOutbound = 9,
+    route: Route = 10,
+    next_hop: NextHop = 11,
+    mss: Mss = 12,
+    mtu: Mtu = 13,
+    unreachable: Unreachable = 14,
     esp_seal: EspSeal = 15,
     rewrite: Rewrite = 16,
 }
@@ -122,7 +121,6 @@ impl Pipeline {
             Entry::Rx => {
                 cx.lanes.rx = burst.live();
                 self.parse(cx, burst);
-                self.vlan_demux(cx, burst);
                 if !cx.lanes.arp.is_empty() {
                     self.arp(cx, burst);
                 }
@@ -140,11 +138,11 @@ impl Pipeline {
         for slot in (cx.lanes.ip | cx.lanes.forward | cx.lanes.local | cx.lanes.lookup) & burst.live() {
             burst.drop(slot, DropReason::TooManyPasses);
         }
-        if cx.tables.clamps && !cx.lanes.leaving.is_empty() {
-            self.mss(cx, burst);
-        }
-        if !cx.lanes.leaving.is_empty() {
+        if !cx.lanes.too_big.is_empty() {
             self.mtu(cx, burst);
+        }
+        if !cx.lanes.seal.is_empty() && entry != Entry::Seal && Unreachable::is_due(cx) {
+            self.unreachable(cx, burst);
         }
         if !cx.lanes.seal.is_empty() {
             self.esp_seal(cx, burst);
@@ -161,28 +159,35 @@ impl Pipeline {
         if !cx.lanes.fragments.is_empty() {
             self.reassemble(cx, burst);
         }
-        if !cx.lanes.local.is_empty() {
+        if cx.tables.features.tunnels && !cx.lanes.local.is_empty() {
             self.path_errors(cx, burst);
         }
         if !cx.lanes.esp.is_empty() {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.
             self.esp_open(cx, burst);
         }
-        if !(cx.lanes.forward | cx.lanes.local).is_empty() {
+        let features = cx.tables.features;
+        if (features.policies || features.tunnels) && !(cx.lanes.forward | cx.lanes.local).is_empty() {
             self.spd_inbound(cx, burst);
         }
         if !cx.lanes.local.is_empty() {
             self.serve(cx, burst);
         }
-        if !cx.lanes.forward.is_empty() {
+        if features.nat && !cx.lanes.forward.is_empty() {
             self.nat(cx, burst);
         }
+        cx.lanes.lookup |= std::mem::take(&mut cx.lanes.forward) & burst.live();
         if !cx.lanes.lookup.is_empty() {
-            self.spd(cx, burst);
+            if features.policies {
+                self.spd(cx, burst);
+            }
             self.route(cx, burst);
         }
         if !cx.lanes.chosen.is_empty() {
             self.next_hop(cx, burst);
+        }
+        if features.clamps {
+            self.mss(cx, burst);
         }
     }
 }

@@ -69,8 +69,8 @@ pub struct Lanes {
     pub lookup: Slots,
     /// Packets whose next hop is chosen.
     pub chosen: Slots,
-    /// Packets whose size is to be checked against the interface they leave by.
-    pub leaving: Slots,
+    /// Packets that are larger than the interface or tunnel they leave by can carry.
+    pub too_big: Slots,
     /// Packets that go into a tunnel.
     pub seal: Slots,
     /// Packets that get their link-layer header and go out.

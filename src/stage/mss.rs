@@ -17,7 +17,7 @@ impl Stage for Mss {
     const NAME: &'static str = "mss";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        for slot in cx.lanes.leaving & burst.live() {
+        for slot in (cx.lanes.tx | cx.lanes.seal | cx.lanes.too_big) & burst.live() {
             let meta = *burst.meta(slot);
             if meta.proto != protocol::TCP || meta.flags.has(Flags::LATER_FRAGMENT) {
                 continue;

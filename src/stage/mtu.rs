@@ -1,18 +1,12 @@
-//! Whether a packet fits the way it goes; if not, fragments or an ICMP error (RFC 1191, RFC 8201, RFC 4301 8.2).
-
-use std::sync::atomic::Ordering;
+//! What does not fit the way it goes: fragments or an ICMP error (RFC 1191, RFC 8201, RFC 4301 8.2).
 
 use super::{Cx, Entry, Stage, fragment, icmp_error, next_hop::NO_TUNNEL};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, Slot},
+    packet::{Burst, DropReason, Flags, Slot},
     stage::icmp_error::Problem,
-    table::{
-        path::{ALWAYS_FITS, TROUBLE_AGE},
-        tunnel::Tunnel,
-    },
 };
 
-/// Checks sizes against the interface or tunnel that each packet leaves by.
+/// Deals with packets that are larger than what the interface or tunnel they leave by can carry.
 #[derive(Debug, Default)]
 pub struct Mtu;
 
@@ -20,45 +14,27 @@ impl Stage for Mtu {
     const NAME: &'static str = "mtu";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        // Once a burst: nearly always no peer is out of reach.
-        let reported = cx.tables.trouble.load(Ordering::Relaxed);
-        let trouble = reported > 0 && cx.now < reported + TROUBLE_AGE;
-        for slot in super::take(&mut cx.lanes.leaving, burst) {
+        for slot in super::take(&mut cx.lanes.too_big, burst) {
             let meta = burst.meta(slot);
-            let tables = cx.tables;
-            let (mtu, entry) = if meta.tunnel == NO_TUNNEL {
-                cx.lanes.tx.insert(slot);
-                (tables.interface(meta.egress).map(|i| i.mtu), Entry::Tx)
+            let (mtu, lane, entry) = if meta.tunnel == NO_TUNNEL {
+                let mtu = cx.tables.interface(meta.egress).map(|interface| interface.mtu);
+                (mtu, &mut cx.lanes.tx, Entry::Tx)
             } else {
-                cx.lanes.seal.insert(slot);
-                let tunnel = tables.tunnel(meta.tunnel);
-                if trouble && tunnel.is_some_and(|tunnel| tunnel.path.is_unreachable(cx.now)) {
-                    // The packet itself goes on: the report may be wrong, or over (RFC 4301 8.2, RFC 5927 6).
-                    icmp_error::tell(cx, burst, slot, Problem::HostUnreachable);
-                }
-                (tunnel.map(|tunnel| tunnel_mtu(tunnel, burst.meta(slot))), Entry::Seal)
+                let mtu = cx.tables.tunnel(meta.tunnel).map(|tunnel| tunnel.admitted(meta.is_v6()));
+                (mtu, &mut cx.lanes.seal, Entry::Seal)
             };
-            let Some(mtu) = mtu else {
-                burst.drop(slot, DropReason::NoRoute);
-                continue;
-            };
-            let meta = burst.meta(slot);
-            if meta.ip_len > mtu {
-                oversize(cx, burst, slot, mtu, entry);
+            // As it is, or its first fragment.
+            lane.insert(slot);
+            match mtu {
+                Some(mtu) if meta.ip_len > mtu => oversize(cx, burst, slot, mtu, entry),
+                Some(_) => {}
+                None => burst.drop(slot, DropReason::NoRoute),
             }
         }
     }
 }
 
-/// The largest packet like this one that the tunnel takes.
-#[inline]
-fn tunnel_mtu(tunnel: &Tunnel, meta: &Meta) -> u16 {
-    // What was learned of the path is in a cache line of its own, which small packets need not touch.
-    if meta.ip_len <= ALWAYS_FITS { tunnel.mtu } else { tunnel.admitted(meta.is_v6()) }
-}
-
 /// The packet is larger than `mtu`.
-#[cold]
 fn oversize(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, mtu: u16, entry: Entry) {
     let flags = burst.meta(slot).flags;
     let divided = if flags.has(Flags::ORIGINATED | Flags::V6) {

@@ -5,11 +5,14 @@
 
 use std::{net::IpAddr, sync::atomic::Ordering};
 
-use super::{Cx, Stage};
+use super::{
+    Cx, Stage,
+    icmp_error::{self, Problem},
+};
 use crate::{
     packet::{Burst, DropReason, Flags, Meta, Slot},
     table::{
-        path::{self, LEAST_V4, LEAST_V6},
+        path::{self, LEAST_V4, LEAST_V6, TROUBLE_AGE},
         tunnel::Tunnel,
     },
     wire::{esp, icmpv4, icmpv6, ip::protocol, ipv6::Ipv6, udp},
@@ -18,6 +21,34 @@ use crate::{
 /// Learns path MTUs and unreachable peers from what comes to the gateway itself.
 #[derive(Debug, Default)]
 pub struct PathErrors;
+
+/// Tells those who send into a tunnel whose peer was found out of reach, at the rate that errors may have.
+#[derive(Debug, Default)]
+pub struct Unreachable;
+
+impl Unreachable {
+    /// Whether any tunnel's peer was found out of reach lately: one look a burst.
+    #[inline]
+    #[must_use]
+    pub fn is_due(cx: &Cx<'_>) -> bool {
+        let reported = cx.tables.trouble.load(Ordering::Relaxed);
+        reported > 0 && cx.now < reported + TROUBLE_AGE
+    }
+}
+
+impl Stage for Unreachable {
+    const NAME: &'static str = "unreachable";
+
+    fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
+        for slot in cx.lanes.seal & burst.live() {
+            let tunnel = cx.tables.tunnel(burst.meta(slot).tunnel);
+            if tunnel.is_some_and(|tunnel| tunnel.path.is_unreachable(cx.now)) {
+                // The packet itself goes on: the report may be wrong, or over (RFC 4301 8.2, RFC 5927 6).
+                icmp_error::tell(cx, burst, slot, Problem::HostUnreachable);
+            }
+        }
+    }
+}
 
 /// How far behind the newest sequence number a quoted one may be: a round trip of 60 ms at ten million packets a
 /// second, of seconds at usual rates.

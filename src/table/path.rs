@@ -5,20 +5,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::wire::{esp, ipv6};
-
 /// The least MTU that is believed of an IPv4 path: hosts must take as much (RFC 791 3.2), and no line of today takes
 /// less, but a forged error would like to.
 pub const LEAST_V4: u16 = 576;
 /// The least MTU of an IPv6 path (RFC 8200 5).
 pub const LEAST_V6: u16 = 1280;
-/// Inner packets up to this size fit every tunnel, whatever was learned of its path.
-pub const ALWAYS_FITS: u16 =
-    match esp::payload_within(LEAST_V4 as usize - ipv6::HEADER_LEN - crate::wire::udp::HEADER_LEN) {
-        Some(len) => len as u16,
-        None => 0,
-    };
-
 /// How long a learned MTU holds, in ns: then the path is tried again (RFC 1191 6.3, RFC 8201 4).
 pub const MTU_AGE: u64 = 600_000_000_000;
 /// How long a peer counts as out of reach after a report, in ns: errors come for as long as packets go.
@@ -121,6 +112,5 @@ mod tests {
     #[test]
     fn plateaus() {
         assert_eq!([1500, 1492, 1006, 600, 500].map(plateau_below), [1492, 1006, 576, 576, 576]);
-        assert_eq!(ALWAYS_FITS, 494);
     }
 }

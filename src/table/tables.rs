@@ -73,6 +73,8 @@ pub struct Gateway {
     pub spd: Spd,
     /// What each policy does.
     pub actions: Vec<PolicyAction>,
+    /// Row of the first policy in the counters; the others follow in order.
+    pub first_policy: usize,
     /// Whether any policy protects: then packets in the clear are checked against them.
     pub protects: bool,
     /// 1:1 rules, where there are any.
@@ -104,8 +106,6 @@ pub struct Tables {
     pub sad_v6: Sad<u128>,
     /// Inbound security associations.
     pub sas: Vec<Arc<SaIn>>,
-    /// Whether any tunnel clamps the MSS of TCP connections.
-    pub clamps: bool,
     /// Tunnels by the SPI and destination of what they seal, for errors that quote it.
     pub sealing_v4: Sad<u32>,
     /// The same for IPv6.
@@ -114,6 +114,34 @@ pub struct Tables {
     pub trouble: Arc<AtomicU64>,
     /// Link-layer addresses.
     pub neighbours: Arc<NeighbourTable>,
+    /// What any gateway has at all.
+    pub features: Features,
+}
+
+/// Which parts of the pipeline have anything to do: what no gateway has costs a burst nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Some gateway translates addresses.
+    pub nat: bool,
+    /// Some gateway has policies.
+    pub policies: bool,
+    /// There are tunnels: what comes out of one is checked, with policies or without.
+    pub tunnels: bool,
+    /// Some tunnel clamps the MSS of TCP connections.
+    pub clamps: bool,
+}
+
+impl Features {
+    /// Of these gateways and tunnels.
+    #[must_use]
+    pub fn of(gateways: &[Gateway], tunnels: &[Tunnel]) -> Self {
+        Self {
+            nat: gateways.iter().any(|gateway| gateway.nat.is_some()),
+            policies: gateways.iter().any(|gateway| !gateway.spd.is_empty()),
+            tunnels: !tunnels.is_empty(),
+            clamps: tunnels.iter().any(|tunnel| tunnel.mss.is_some()),
+        }
+    }
 }
 
 impl Tables {

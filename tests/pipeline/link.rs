@@ -258,6 +258,53 @@ fn who_does_not_answer_is_asked_three_times_and_then_unreachable() {
 }
 
 #[test]
+fn a_router_that_goes_silent_is_asked_then_given_up_and_found_again_elsewhere() {
+    for (us, them, host_at, router_at, far) in [
+        ("10.1.0.1", "10.1.0.9", "192.0.2.1", "192.0.2.2", "10.9.0.1"),
+        ("2001:db8:1::1", "2001:db8:1::9", "2001:db8:ff::1", "2001:db8:ff::2", "2001:db8:9::1"),
+    ] {
+        // The route pins its next hop.
+        let route = "[[gateway.g.route]]\nto = \"2001:db8:9::/48\"\nvia = \"2001:db8:ff::2\"\n";
+        let mut lab = Lab::new(&format!("{CONFIG}{route}"));
+        let (host, router) = (lab.host("lan", &[10], 9), lab.host("wan", &[100], 2));
+        lab.meet(&router, router_at, host_at);
+        // While nobody uses it, it is not asked, and its address holds.
+        lab.pass(Duration::from_secs(700));
+        assert!(lab.raw(router.port).is_empty());
+        lab.meet(&host, them, us);
+        let packet = udp(them, far, (1, 2), b"hello");
+        lab.from(&host, &packet.bytes());
+        assert_eq!(lab.packets(&router), [packet.forwarded()]);
+        let mut asked = Vec::new();
+        let mut lost = 0;
+        for _ in 0..60 {
+            lab.from(&host, &packet.bytes());
+            lab.pass(Duration::from_millis(500));
+            let (arp, rest): (Vec<_>, Vec<_>) = lab
+                .frames(&router)
+                .into_iter()
+                .partition(|frame| frame.ether_type == ARP || Ip::read(&frame.payload).proto == ICMPV6);
+            asked.extend(arp.iter().map(|frame| frame.dst == router.mac));
+            // The host, which is asked as well since it is in use, answers.
+            lab.meet(&host, them, us);
+            if rest.is_empty() {
+                lost += 1;
+            }
+        }
+        assert_eq!(asked[..3], [true, true, false], "twice itself, then all");
+        assert!(asked[3..].iter().all(|itself| !itself), "its address is not used any more");
+        assert!((20..60).contains(&lost), "{lost} packets went nowhere");
+        assert!(lab.drops(DropReason::NeighbourUnreachable) > 0);
+        // Another takes over the router's address: the route leads there.
+        let other = Host { mac: [2, 0, 0, 0, 0xee, 0x77], ..router.clone() };
+        lab.meet(&other, router_at, host_at);
+        lab.raw(router.port);
+        lab.from(&host, &packet.bytes());
+        assert_eq!(lab.packets(&other), [packet.forwarded()]);
+    }
+}
+
+#[test]
 fn neighbour_solicitations_are_answered_and_duplicate_detection_too() {
     let mut lab = Lab::new(CONFIG);
     let host = lab.host("lan", &[10], 9);

@@ -128,6 +128,7 @@ fn way(reason: DropReason, host: &Host) -> Way {
         R::EspPadding | R::EspNextHeader | R::EspDummy => {
             Test("vectors::every_set_of_packets_is_opened_or_refused_as_it_says")
         }
+        R::EspExpired => Test("tunnel::an_association_whose_lifetime_is_over_stops"),
         R::EspOuterMismatch => Test("tunnel::esp_of_another_place_or_shape_is_refused"),
         R::EcnContradiction => Test("tunnel::congestion_and_priority_show_outside_and_come_back_in"),
         R::NatUntranslatable => Test("nat::a_quote_that_is_cut_too_short_is_not_passed_on"),

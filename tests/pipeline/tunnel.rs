@@ -485,3 +485,20 @@ fn esp_of_another_place_or_shape_is_refused() {
     pair.b.from(&peer, &sealed.bytes());
     assert_eq!(pair.b.packets(&pair.host_b).len(), 1);
 }
+
+#[test]
+fn an_association_whose_lifetime_is_over_stops() {
+    let mut pair = Pair::new(PLAIN);
+    let packet = udp("10.1.0.9", "10.2.0.9", (1, 1), b"late in life").bytes();
+    let outbound = pair.a.single.built.tables.tunnels[0].sa.clone().unwrap();
+    outbound.ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    pair.a.from(&pair.host_a, &packet);
+    assert_eq!(pair.a.dropped(), [("esp-expired", 1)]);
+    outbound.ended.store(false, std::sync::atomic::Ordering::Relaxed);
+    let inbound = std::sync::Arc::clone(&pair.b.single.built.tables.sas[0]);
+    inbound.ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    pair.a.from(&pair.host_a, &packet);
+    pair.ferry();
+    assert_eq!(pair.b.dropped(), [(DropReason::EspExpired.name(), 1)]);
+    assert_eq!(pair.b.packets(&pair.host_b).len(), 0);
+}

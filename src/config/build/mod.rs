@@ -8,7 +8,10 @@ mod tunnels;
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use thiserror::Error;
@@ -27,8 +30,8 @@ use crate::{
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         path::Path,
         sad::Sad,
-        tables::{NextHop, Tables},
-        tunnel::{Df, Outer, SaIn, SaOut, Tunnel},
+        tables::{Features, NextHop, Tables},
+        tunnel::{Df, Outer, SaIn, SaOut, Tunnel, address_bits},
     },
     wire::{
         ethernet::MacAddr,
@@ -239,9 +242,16 @@ pub fn build(
     let hosts = interfaces::number_hosts(config, &builder.interfaces, &mut interfaces);
     let mut gateways = Vec::new();
     let mut routes = Vec::new();
+    let mut policies = Vec::new();
     let by_number = |list: &[u16], number: usize| list.iter().position(|n| usize::from(*n) == number);
     for number in 0..kept.gateways.0.len() {
-        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
+        let (mut gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
+        gateway.first_policy = policies.len();
+        policies.extend(
+            by_number(&builder.gateways, number)
+                .into_iter()
+                .flat_map(|place| policy_names(&config.gateways[place])),
+        );
         gateways.push(gateway);
         routes.push(writers);
     }
@@ -281,6 +291,7 @@ pub fn build(
             key: expand(&out.key.value)?,
             esn: *tunnel.esn,
             sequence: Arc::clone(&sequence),
+            ended: AtomicBool::new(false),
         });
         sa_names.push(format!("{name}/out/{:#x}", sa.spi));
         sas_out.push(sequence);
@@ -308,7 +319,10 @@ pub fn build(
                     esn: *tunnel.esn,
                     window,
                     tunnel: number as u16,
-                    remote: tunnel.remote.value,
+                    gateway: builder.gateways[tunnel.gateway.value.0],
+                    underlay: builder.gateways[tunnel.underlay.value.0],
+                    ended: AtomicBool::new(false),
+                    remote: address_bits(tunnel.remote.value),
                     udp: *tunnel.encapsulation == Encapsulation::Udp,
                 }),
             ));
@@ -341,6 +355,7 @@ pub fn build(
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
+        features: Features::of(&gateways, &tunnels),
         demux: builder.demux(),
         interfaces,
         gateways,
@@ -348,7 +363,6 @@ pub fn build(
         sad_v4,
         sad_v6,
         sas: sas_in.into_iter().map(|(_, sa)| sa).collect(),
-        clamps: tunnels.iter().any(|tunnel| tunnel.mss.is_some()),
         sealing_v4,
         sealing_v6,
         tunnels,
@@ -361,6 +375,7 @@ pub fn build(
             ports: config.ports.iter().map(|p| p.name.value.as_str().to_string()).collect(),
             interfaces: kept.interfaces.0.clone(),
             tunnels: kept.tunnels.0.clone(),
+            policies,
             sas: sa_names,
         },
         tables: Arc::new(tables),
@@ -375,6 +390,11 @@ pub fn build(
     kept.windows = windows;
     kept.paths = paths;
     Ok(built)
+}
+
+/// What statistics call the policies of a gateway, in its order.
+fn policy_names(gateway: &super::Gateway) -> impl Iterator<Item = String> {
+    gateway.policies.iter().map(|policy| format!("{}/{}", gateway.name.value.as_str(), policy.name.as_str()))
 }
 
 fn vacant_tunnel() -> Tunnel {
