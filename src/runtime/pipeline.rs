@@ -130,7 +130,7 @@ impl Pipeline {
             Entry::Tx => cx.lanes.tx = burst.live(),
         }
         for _ in 0..MAX_PASSES {
-            if (cx.lanes.ip | cx.lanes.forward | cx.lanes.local).is_empty() {
+            if (cx.lanes.ip | cx.lanes.esp | cx.lanes.forward | cx.lanes.local).is_empty() {
                 break;
             }
             self.gateway(cx, burst);

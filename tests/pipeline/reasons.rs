@@ -174,7 +174,7 @@ fn every_reason_has_a_way_to_happen() {
 
 #[test]
 fn a_tiny_pool_cannot_divide() {
-    let mut lab = Lab::new(&forward::CONFIG.replace("buffers = 1024", "buffers = 256"));
+    let mut lab = Lab::new(&[&system(256), forward::CONFIG].concat());
     let host = lab.host("lan", &[10], 9);
     lab.meet(&host, "10.1.0.9", "10.1.0.1");
     // 255 packets wait for neighbours that do not answer and hold the buffers.
@@ -194,13 +194,6 @@ fn a_tiny_pool_cannot_divide() {
 fn a_tunnel_without_a_way_is_down() {
     let mut lab = Lab::new(
         r#"
-[system]
-name = "bench"
-buffers = 1024
-huge_pages = "never"
-[port.lan]
-driver = "memory"
-ring = 64
 [gateway.g]
 prefixes = ["10.1.0.0/16"]
 [interface.lan]

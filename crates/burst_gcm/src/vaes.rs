@@ -305,7 +305,7 @@ fn sum_of_products<S: Simd, const N: usize>(
         let second = (blocks[m], cpu.blocks(&key.powers, at + m * S::LANES));
         sum = sum.add_pair(cpu, first, second);
     }
-    if N % 2 == 0 {
+    if N.is_multiple_of(2) {
         sum.add(cpu, blocks[N - 1], cpu.blocks(&key.powers, at + (N - 1) * S::LANES))
     } else {
         sum
