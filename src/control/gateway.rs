@@ -19,6 +19,7 @@ use super::{
     rekey::{Change, Overlay, RekeyError},
     run_dir,
     single::{EVENTS, NEIGHBOURS, huge_pages, transmit},
+    tunnel_care::TunnelCare,
 };
 use crate::{
     config::{
@@ -205,6 +206,7 @@ pub struct Gateway {
     mailboxes: Vec<Arc<Mailbox>>,
     workers: Vec<JoinHandle<Worker<AnyPort>>>,
     resolver: Resolver,
+    care: TunnelCare,
     state: Option<StateFile>,
     lifetimes: Lifetimes,
     overlay: Overlay,
@@ -296,6 +298,7 @@ impl Gateway {
             mailboxes: (0..workers).map(|_| Arc::new(Mailbox::default())).collect(),
             workers: Vec::new(),
             resolver: Resolver::default(),
+            care: TunnelCare::default(),
             macs: opened.macs,
             devices: opened.devices,
             descriptions: opened.descriptions,
@@ -384,6 +387,14 @@ impl Gateway {
             resolver.event(&self.built.tables, writer, event, now, &mut send);
         });
         self.resolver.tick(&self.built.tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        let mut command = |command| {
+            if let Some(first) = mailboxes.first()
+                && first.send(command).is_err()
+            {
+                tracing::warn!("a worker takes no more commands: a keepalive or dummy is not sent");
+            }
+        };
+        self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
         self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
         let passed = |epoch: u64| self.mailboxes.iter().all(|mailbox| mailbox.has_passed(epoch));
         let neighbours = &mut self.kept.neighbours;

@@ -13,4 +13,5 @@ pub mod run_dir;
 pub mod single;
 pub mod socket;
 pub mod socket_client;
+pub mod tunnel_care;
 pub mod view;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::neighbours::Resolver;
+use super::{neighbours::Resolver, tunnel_care::TunnelCare};
 use crate::{
     config::{
         self, Config,
@@ -59,7 +59,10 @@ pub struct Single<P> {
     pub built: Built,
     /// The counters' memory.
     pub segment: Arc<Segment>,
+    /// The configuration.
+    config: Config,
     resolver: Resolver,
+    care: TunnelCare,
     events: Arc<EventQueue>,
     mailbox: Arc<Mailbox>,
 }
@@ -101,7 +104,17 @@ impl<P: PacketIo> Single<P> {
             Arc::clone(&mailbox),
             config.system.burst.get() as usize,
         );
-        Ok(Self { worker, kept, built, segment, resolver: Resolver::default(), events, mailbox })
+        Ok(Self {
+            worker,
+            kept,
+            built,
+            segment,
+            config: config.clone(),
+            resolver: Resolver::default(),
+            care: TunnelCare::default(),
+            events,
+            mailbox,
+        })
     }
 
     /// Announces the gateway's addresses and asks for its routers, as at the start of a gateway.
@@ -118,6 +131,11 @@ impl<P: PacketIo> Single<P> {
         let mut send = |t| transmit(mailbox, t);
         let tables = &self.built.tables;
         self.resolver.tick(tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        let mut command = |command| {
+            // As with frames: a full mailbox loses it.
+            let _ = mailbox.send(command);
+        };
+        self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
         self.mailbox.collect();
         moved
     }

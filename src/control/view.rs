@@ -275,8 +275,14 @@ pub struct TunnelRow {
     pub remote: IpAddr,
     /// esp or udp.
     pub encapsulation: String,
-    /// Largest inner packet in bytes.
+    /// Largest inner packet in bytes, by all that is known.
     pub mtu: u16,
+    /// Largest outer packet of the path in bytes, where one was learned that is smaller than the line's.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
+    /// Whether errors say that the peer cannot be reached.
+    #[serde(default)]
+    pub unreachable: bool,
     /// The neighbour that outer packets go to.
     pub via: Option<IpAddr>,
     /// Its state; nothing when no route leads to the other end.
@@ -535,7 +541,9 @@ fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
             local: tunnel.local.value,
             remote: tunnel.remote.value,
             encapsulation: tunnel.encapsulation.as_str().into(),
-            mtu: known.map_or(0, |t| t.mtu),
+            mtu: known.map_or(0, |t| t.inner_mtu()),
+            path_mtu: known.and_then(|t| t.path.mtu()),
+            unreachable: known.is_some_and(|t| t.path.is_unreachable(gateway.now())),
             via,
             state,
         }

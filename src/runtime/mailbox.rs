@@ -35,6 +35,18 @@ pub enum Command {
         /// The frame.
         frame: Vec<u8>,
     },
+    /// Send a NAT keepalive to the peer of the tunnel of this number.
+    Keepalive {
+        /// The tunnel.
+        tunnel: u16,
+    },
+    /// Send dummy packets into the tunnel of this number.
+    Dummies {
+        /// The tunnel.
+        tunnel: u16,
+        /// How many.
+        count: u16,
+    },
 }
 
 /// What a worker gives back to be dropped.

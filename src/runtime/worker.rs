@@ -10,8 +10,7 @@ use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot};
 use crate::{
     io::{PacketIo, PortHealth},
     packet::{Burst, DropReason, Frame, FramePool, FrameQueue},
-    stage::next_hop::SILENT_NEIGHBOUR,
-    stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed},
+    stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed, filler, next_hop::SILENT_NEIGHBOUR},
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
     wire::ethernet::{EtherType, Ethernet},
@@ -158,6 +157,7 @@ impl<P: PacketIo> Worker<P> {
     pub fn round(&mut self, now: u64) -> usize {
         self.mailbox.pass();
         self.commands();
+        self.resume(now);
         let mut moved = 0;
         for port in 0..self.ports.len() {
             moved += self.port(port, now);
@@ -421,12 +421,35 @@ impl<P: PacketIo> Worker<P> {
                     self.mailbox.give_back(Retired::Snapshot(Snapshot { tables, counters }));
                     self.counters.worker(WorkerColumn::Snapshots, 1);
                 }
+                Command::Keepalive { tunnel } => {
+                    let made = filler::keepalive(&self.tables, &mut self.pool, tunnel);
+                    self.fill(made, WorkerColumn::Keepalives);
+                }
+                Command::Dummies { tunnel, count } => {
+                    for _ in 0..count {
+                        // Any numbers will do that look like none in particular.
+                        let random = self.out.next_identification().wrapping_mul(40_503) >> 3;
+                        let made = filler::dummy(&self.tables, &mut self.pool, tunnel, random);
+                        self.fill(made, WorkerColumn::Dummies);
+                    }
+                }
                 Command::Transmit { port, interface, frame: bytes } => {
                     self.originate(port, interface, &bytes);
                     self.mailbox.give_back(Retired::Frame(bytes));
                 }
             }
         }
+    }
+
+    /// Sends what keeps a tunnel busy with the next packets; there is no harm in doing without.
+    fn fill(&mut self, made: Option<Resumed>, column: WorkerColumn) {
+        let Some(packet) = made else { return };
+        if let Err(error) = self.out.resumed.try_push(packet) {
+            self.pool.free(error.element().frame);
+            return;
+        }
+        self.counters.worker(column, 1);
+        self.counters.worker(WorkerColumn::Originated, 1);
     }
 
     fn originate(&mut self, port: u16, interface: u16, bytes: &[u8]) {
