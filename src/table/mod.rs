@@ -19,6 +19,7 @@ pub mod nat;
 pub mod neighbour;
 pub mod prefetch;
 pub mod sad;
+pub mod session;
 pub mod spd;
 pub mod tables;
 pub mod tunnel;
