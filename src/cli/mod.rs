@@ -8,6 +8,7 @@ pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod doctor;
+pub mod nat;
 pub mod reload;
 pub mod replay;
 pub mod run;
@@ -49,6 +50,8 @@ enum Command {
     Replay(replay::Replay),
     /// Show what a running gateway counts and knows.
     Show(show::Show),
+    /// End NAT sessions of a running gateway.
+    Nat(nat::Nat),
     /// Make a running gateway read its file again, and wait for what comes of it.
     Reload(reload::Reload),
     /// Measure the pipeline of this program on this machine, without any I/O.
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Nat(args) => nat::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -4,6 +4,8 @@
 pub mod fuzz;
 pub mod gateway;
 pub mod host_neighbours;
+pub mod nat;
+pub mod nat_log;
 pub mod neighbours;
 pub mod ports;
 pub mod replay;

@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use super::{Cx, Stage};
 use crate::{
-    packet::{BURST, Burst},
+    packet::{BURST, Burst, Meta, NatMarks},
     table::lpm::NO_ROUTE,
     wire::ipv6::Ipv6,
 };
@@ -12,6 +12,13 @@ use crate::{
 /// Looks destinations up in their gateway's route table.
 #[derive(Debug, Default)]
 pub struct Route;
+
+/// The address that decides: the destination, unless NAT says that peers have addresses of the VPC and the route is
+/// the one to what stands for them.
+#[inline]
+const fn destination_v4(meta: &Meta) -> u32 {
+    if meta.nat.has(NatMarks::ROUTE_AS_SEEN) { meta.next_hop } else { meta.dst }
+}
 
 impl Stage for Route {
     const NAME: &'static str = "route";
@@ -36,12 +43,14 @@ impl Stage for Route {
                     gateway.routes_v6.lookup_burst(&addresses, &mut found);
                 } else {
                     let addresses: ArrayVec<u32, BURST> =
-                        same.into_iter().map(|slot| burst.meta(slot).dst).collect();
+                        same.into_iter().map(|slot| destination_v4(burst.meta(slot))).collect();
                     gateway.routes_v4.lookup_burst(&addresses, &mut found);
                 }
             }
             for (slot, next_hop) in same.into_iter().zip(found) {
-                burst.meta_mut(slot).next_hop = next_hop;
+                let meta = burst.meta_mut(slot);
+                meta.next_hop = next_hop;
+                meta.nat = meta.nat.without(NatMarks::ROUTE_AS_SEEN);
             }
         }
     }

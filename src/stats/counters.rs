@@ -59,6 +59,18 @@ columns! {
         EventsLost = "events_lost",
         /// Snapshots of tables taken up.
         Snapshots = "snapshots",
+        /// NAT sessions now. A gauge.
+        NatSessions = "nat_sessions",
+        /// NAT sessions made.
+        NatMade = "nat_made",
+        /// NAT sessions that ended.
+        NatEnded = "nat_ended",
+        /// Packets handed to the worker that has their NAT session.
+        HandedOver = "handed_over",
+        /// Packets that other workers handed to this one.
+        TakenOver = "taken_over",
+        /// Beginnings and ends of NAT sessions that the log took no more of.
+        NatLogLost = "nat_log_lost",
     }
 }
 
@@ -136,6 +148,21 @@ columns! {
     }
 }
 
+columns! {
+    /// What is counted of a NAT pool.
+    PoolColumn {
+        /// Sessions now. A gauge.
+        Sessions = "sessions",
+        /// Sessions made.
+        Made = "made",
+        /// Packets dropped because no port was free.
+        Exhausted = "exhausted",
+        /// Of 1000 ports that were tried of late for new sessions, how many were taken: exhaustion comes when this
+        /// nears 1000. A gauge.
+        Occupied = "occupied",
+    }
+}
+
 /// Names of a segment's groups.
 pub mod group {
     /// [`WorkerColumn`](super::WorkerColumn)s; one row.
@@ -152,6 +179,8 @@ pub mod group {
     pub const TUNNEL: &str = "tunnel";
     /// [`SaColumn`](super::SaColumn)s.
     pub const SA: &str = "sa";
+    /// [`PoolColumn`](super::PoolColumn)s.
+    pub const POOL: &str = "pool";
 }
 
 /// The row of drops of packets that belong to no interface.
@@ -170,6 +199,8 @@ pub struct Rows {
     pub tunnels: Vec<String>,
     /// Names of security associations.
     pub sas: Vec<String>,
+    /// Names of NAT pools.
+    pub pools: Vec<String>,
 }
 
 impl Rows {
@@ -188,6 +219,7 @@ impl Rows {
             (group::INTERFACE, self.interfaces, traffic.clone()),
             (group::TUNNEL, self.tunnels, traffic),
             (group::SA, self.sas, columns(&mut SaColumn::ALL.iter().map(|c| c.name()))),
+            (group::POOL, self.pools, columns(&mut PoolColumn::ALL.iter().map(|c| c.name()))),
         ];
         Layout::new(name, workers, tick_hz, groups)
     }
@@ -213,6 +245,7 @@ pub struct WorkerCounters {
     interface: Place,
     tunnel: Place,
     sa: Place,
+    pool: Place,
     /// Cells of an older block and of this one that count the same.
     carried: Vec<(usize, usize)>,
 }
@@ -276,6 +309,7 @@ impl WorkerCounters {
             interface: place(group::INTERFACE),
             tunnel: place(group::TUNNEL),
             sa: place(group::SA),
+            pool: place(group::POOL),
             carried: Vec::new(),
             segment: Arc::clone(segment),
         }
@@ -402,6 +436,24 @@ impl WorkerCounters {
     #[inline]
     pub fn sa(&self, sa: u32, column: SaColumn, n: u64) {
         self.add(self.sa, sa as usize, column as usize, n);
+    }
+
+    /// Counts of a NAT pool.
+    #[inline]
+    pub fn pool(&self, pool: u16, column: PoolColumn, n: u64) {
+        self.add(self.pool, usize::from(pool), column as usize, n);
+    }
+
+    /// Sets a gauge of a NAT pool.
+    #[inline]
+    pub fn pool_gauge(&self, pool: u16, column: PoolColumn, n: u64) {
+        self.set(self.pool, usize::from(pool), column as usize, n);
+    }
+
+    /// What was counted of a NAT pool.
+    #[must_use]
+    pub fn read_pool(&self, pool: u16, column: PoolColumn) -> u64 {
+        self.get(self.pool, usize::from(pool), column as usize)
     }
 
     /// Raises the association's greatest lateness.

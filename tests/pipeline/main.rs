@@ -9,6 +9,7 @@ mod hostile;
 mod link;
 mod mtu;
 mod nat;
+mod nat_sessions;
 mod reasons;
 mod tunnel;
 mod vectors;

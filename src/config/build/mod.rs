@@ -223,6 +223,8 @@ pub fn build(
         neighbours: &mut kept.neighbours,
         next_hops: Vec::new(),
         pinned: Vec::new(),
+        pools: Vec::new(),
+        generation: kept.generation.wrapping_add(1) as u32,
         now,
     };
     let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
@@ -343,6 +345,7 @@ pub fn build(
             interfaces: kept.interfaces.0.clone(),
             tunnels: kept.tunnels.0.clone(),
             sas: sa_names,
+            pools: builder.pools,
         },
         tables: Arc::new(tables),
         routes,
@@ -381,6 +384,9 @@ struct Builder<'a> {
     neighbours: &'a mut NeighbourWriter,
     next_hops: Vec<NextHop>,
     pinned: Vec<NeighbourId>,
+    /// Names of NAT pools, by row.
+    pools: Vec<String>,
+    generation: u32,
     now: u64,
 }
 

@@ -24,7 +24,7 @@ impl Datagram {
     /// The worker that keeps its ports, of `workers`: the same for all its fragments, wherever they come in.
     #[must_use]
     pub fn owner(self, seed: &Seed, workers: u32) -> u32 {
-        ((self.hash(seed) >> 32) * u64::from(workers) >> 32) as u32
+        (((self.hash(seed) >> 32) * u64::from(workers)) >> 32) as u32
     }
 
     fn hash(self, seed: &Seed) -> u64 {

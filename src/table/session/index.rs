@@ -124,7 +124,7 @@ impl Index {
         let Some(distance) = free else { return false };
         for step in 0..=distance {
             let place = self.place(hash, step);
-            let Some(bucket) = self.buckets.as_mut().get_mut(place) else { return false };
+            let Some(bucket) = self.buckets.slice_mut().get_mut(place) else { return false };
             if step < distance {
                 bucket.passed += 1;
                 continue;
@@ -148,7 +148,7 @@ impl Index {
         let Some((distance, at)) = position else { return false };
         for step in 0..=distance {
             let place = self.place(hash, step);
-            let Some(bucket) = self.buckets.as_mut().get_mut(place) else { return false };
+            let Some(bucket) = self.buckets.slice_mut().get_mut(place) else { return false };
             if step < distance {
                 bucket.passed = bucket.passed.saturating_sub(1);
             } else if let Some(tag) = bucket.tags.get_mut(at) {

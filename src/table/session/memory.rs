@@ -37,7 +37,7 @@ impl<T: Zeroed> Pages<T> {
 
     /// The elements, to change.
     #[inline]
-    pub fn as_mut(&mut self) -> &mut [T] {
+    pub fn slice_mut(&mut self) -> &mut [T] {
         let start = self.memory.as_mut_ptr().cast::<T>();
         // SAFETY: the mapping has `length * size_of::<T>()` bytes, begins at a page, which is aligned for every T
         // used here, is zero or holds T's, which `Zeroed` makes valid, and is borrowed exclusively.
@@ -51,7 +51,7 @@ impl<T: Zeroed> Deref for Pages<T> {
     #[inline]
     fn deref(&self) -> &[T] {
         let start = self.memory.as_ptr().cast::<T>();
-        // SAFETY: as in `as_mut`, with a shared borrow.
+        // SAFETY: as in `slice_mut`, with a shared borrow.
         unsafe { std::slice::from_raw_parts(start, self.length) }
     }
 }
@@ -67,7 +67,7 @@ mod tests {
     fn zero_at_first_and_then_what_was_written() {
         let mut pages: Pages<u64> = Pages::new(100_000).unwrap();
         assert!(pages.len() == 100_000 && pages.iter().all(|n| *n == 0));
-        pages.as_mut()[99_999] = 7;
+        pages.slice_mut()[99_999] = 7;
         assert_eq!((pages[99_998], pages[99_999]), (0, 7));
         assert!(Pages::<u64>::new(usize::MAX).is_err());
         assert!(Pages::<u64>::new(0).unwrap().is_empty());
