@@ -48,7 +48,8 @@ pub fn run(args: &Nat) -> ExitCode {
     };
     let What::End { session } = &args.what;
     let request = Request::EndSession(EndSession { end_session: session.clone() });
-    let answer = Client::connect(&socket_path(&run_dir), PATIENCE).and_then(|mut client| client.ask(&request));
+    let answer =
+        Client::connect(&socket_path(&run_dir), PATIENCE).and_then(|mut client| client.ask(&request));
     match answer {
         Ok(_) => ExitCode::SUCCESS,
         Err(ClientError::Refused { message, .. }) => fail(&message, NOT_WELL),
