@@ -22,8 +22,8 @@ use frame::*;
 const CONFIG: &str = r#"
 [system]
 name = "two"
-cores = [0, 0]
-buffers = 2048
+cores = CORES
+buffers = 16384
 huge_pages = "never"
 nat_sessions = 8192
 run_dir = "RUN"
@@ -89,7 +89,11 @@ struct Two {
 impl Two {
     fn new(ports: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let cores: Vec<usize> =
+            core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).take(2).collect();
+        assert_eq!(cores.len(), 2, "two workers want two cores");
         let text = CONFIG.replace("RUN", folder.path().to_str().unwrap()).replace("PORTS", ports);
+        let text = text.replace("CORES", &format!("{cores:?}"));
         let config = config::parse(Path::new("two.toml"), &text, &|_: &str| None);
         let config = config.unwrap_or_else(|errors| panic!("{}", errors.to_json())).0;
         let mut options = StartOptions::default();

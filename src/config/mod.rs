@@ -37,7 +37,7 @@ pub use model::{
     System, Tunnel, TunnelId, XdpMode, ZeroCopy,
 };
 pub use prefix::{AddressRange, AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
-pub use quantity::{BitsPerSecond, Bytes, Interval, PowerOfTwo, Ranged};
+pub use quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged};
 pub use selector::{IcmpMatch, PortRange, PortRanges, Protocol};
 pub use span::{At, Span};
 pub use types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};

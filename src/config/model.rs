@@ -15,7 +15,7 @@ use super::decode::{
 use super::diagnostics::Problem;
 use super::keys::Key;
 use super::prefix::{AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
-use super::quantity::{Interval, PowerOfTwo, Ranged};
+use super::quantity::{Bytes, Interval, Number, PowerOfTwo, Ranged};
 use super::selector::{IcmpMatch, PortRanges, Protocol};
 use super::span::{At, Span};
 use super::suggest::{self, shorten};
@@ -331,7 +331,8 @@ section! {
         "idle" idle: Idle, default "{ sleep_after = \"50us\" }", "\"spin\"";
         /// Frame buffers per worker.
         "buffers" buffers: PowerOfTwo<256, 1_048_576>, default "16384", "32768";
-        /// The bytes of a frame buffer. An MTU above 1770 needs 4096.
+        /// The bytes of a frame buffer. An MTU above 1770 needs 4096. It also bounds what can be put together of
+        /// fragments to the gateway itself: 1792 bytes behind the IP header with 2048, 3840 with 4096.
         "buffer_size" buffer_size: BufferSize, default "2048", "4096";
         /// Whether the buffers lie in huge pages.
         "huge_pages" huge_pages: HugePages, default "\"auto\"", "\"require\"";
@@ -342,7 +343,7 @@ section! {
         /// Which AES-GCM code seals and opens.
         "cipher" cipher: Cipher, default "\"auto\"", "\"vaes512\"";
         /// The most NAT sessions of all gateways together: the table is made for as many, divided among the workers.
-        /// A session takes 96 bytes; without mappings of kind `port` or `pool` there is no table.
+        /// A session takes 100 to 132 bytes; without mappings of kind `port` or `pool` there is no table.
         "nat_sessions" nat_sessions: Ranged<1024, 16_777_216>, default "262144", "4194304";
         /// The file that NAT sessions are written to, a line of JSON when one begins and when it ends.
         "nat_log" nat_log: Location, optional "no log", "\"/var/log/causeway/nat.log\"";
@@ -467,6 +468,14 @@ section! {
         "esn" esn: bool, default "true", "false";
         /// How far behind the newest packet a late one may be. 0 switches the check for replays off.
         "replay_window" replay_window: ReplayWindow, default "1024", "4096";
+        /// How long a key is used. What the key seals or opens later is dropped, so replace it before.
+        "lifetime" lifetime: Interval, optional "no bound", "\"24h\"";
+        /// How many bytes a key seals or opens, inner packets with their padding.
+        "lifetime_bytes" lifetime_bytes: Bytes, optional "no bound", "\"500GB\"";
+        /// How many packets a key seals or opens, by their sequence numbers.
+        "lifetime_packets" lifetime_packets: Number, optional "no bound, but that of the sequence numbers", "4_000_000_000";
+        /// At what part of any lifetime, and of the sequence numbers, a warning asks for a new key, in percent.
+        "rekey_at" rekey_at: Ranged<1, 100>, default "80", "90";
         /// The "don't fragment" bit of the outer header.
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.

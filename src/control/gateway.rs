@@ -18,7 +18,7 @@ use super::{
     neighbours::{Resolver, Transmit},
     ports::{self, PortError, Wires},
     run_dir,
-    single::{EVENTS, NEIGHBOURS, transmit},
+    single::{EVENTS, NEIGHBOURS, huge_pages, transmit},
 };
 use crate::{
     config::{
@@ -246,11 +246,7 @@ impl Gateway {
         let lock = run_dir::lock(run_dir)?;
         let segment_file = segment_path(run_dir);
         let mut state = open_state(&config, options.new_state)?;
-        let pages = match *config.system.huge_pages {
-            config::HugePages::Auto => HugePages::Auto,
-            config::HugePages::Require => HugePages::Require,
-            config::HugePages::Never => HugePages::Never,
-        };
+        let pages = huge_pages(&config);
         let buffers = config.system.buffers.get() as usize * workers;
         let umem = Umem::new(buffers, config.system.buffer_size.get() as usize, pages)?;
         let umem_huge = umem.memory().is_huge();
@@ -271,7 +267,7 @@ impl Gateway {
         let name = config.system.name.value.as_str();
         let layout = built.rows.clone().layout(name, workers, clock.tick_hz());
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
-        let hosts = open_hosts(&config, &built)?;
+        let hosts = open_hosts(&config, &built, workers)?;
         let host_neighbours = HostNeighbours::open(&config)?;
         let nat = NatSetup::new(&config, workers, seed);
         let mut gateway = Self {
@@ -303,7 +299,7 @@ impl Gateway {
         let mut send = |t| to_first(mailboxes, t);
         gateway.resolver.announce(
             &gateway.built.tables,
-            &gateway.kept.neighbours,
+            &mut gateway.kept.neighbours,
             gateway.clock.now(),
             &mut send,
         );
@@ -314,7 +310,7 @@ impl Gateway {
         &mut self,
         queues: Vec<Vec<AnyPort>>,
         pools: Vec<crate::packet::FramePool>,
-        hosts: Vec<(AnyPort, u16)>,
+        hosts: Vec<Hosts>,
         cores: &[core_affinity::CoreId],
     ) -> Result<(), StartError> {
         let made = |source| StartError::Make { what: "tables for NAT sessions".into(), source };
@@ -323,16 +319,14 @@ impl Gateway {
         let wakers: Result<Vec<_>, _> = pools.iter().map(|_| Waker::new().map(Arc::new)).collect();
         let wakers = wakers.map_err(|source| StartError::Make { what: "a worker's event".into(), source })?;
         self.log_sessions()?;
-        // A TAP has one queue: the first worker serves it.
-        let mut hosts = Some(hosts);
         let idle = match *self.config.system.idle {
             config::Idle::Spin => Idle::Spin,
             config::Idle::SleepAfter(after) => Idle::SleepAfter(after),
         };
-        for (number, (ports, pool)) in queues.into_iter().zip(pools).enumerate() {
+        for (number, ((ports, pool), hosts)) in queues.into_iter().zip(pools).zip(hosts).enumerate() {
             let mut worker = Worker::new(
                 ports,
-                hosts.take().unwrap_or_default(),
+                hosts,
                 pool,
                 Arc::clone(&self.built.tables),
                 WorkerCounters::new(&self.segment, number),
@@ -481,7 +475,7 @@ impl Gateway {
         }
         let mailboxes = &self.mailboxes;
         let mut send = |t| to_first(mailboxes, t);
-        self.resolver.announce(&self.built.tables, &self.kept.neighbours, now, &mut send);
+        self.resolver.announce(&self.built.tables, &mut self.kept.neighbours, now, &mut send);
         Ok(())
     }
 
@@ -655,9 +649,12 @@ fn unpin(neighbours: &mut NeighbourWriter, ids: &[NeighbourId], now: u64) {
     }
 }
 
-/// Opens the host TAPs, in the order of their numbers, each with its interface's MAC address.
-fn open_hosts(config: &Config, built: &Built) -> Result<Vec<(AnyPort, u16)>, StartError> {
-    let mut hosts = Vec::new();
+/// A worker's queues of the host TAPs, in the order of the TAPs' numbers, each with the number of its interface.
+type Hosts = Vec<(AnyPort, u16)>;
+
+/// Opens the host TAPs, with a queue for each worker, each TAP with its interface's MAC address.
+fn open_hosts(config: &Config, built: &Built, workers: usize) -> Result<Vec<Hosts>, StartError> {
+    let mut hosts: Vec<Hosts> = (0..workers).map(|_| Vec::new()).collect();
     for (interface, &number) in config.interfaces.iter().zip(&built.interfaces) {
         let Some(tap) = &interface.host_tap else { continue };
         let failed = |source| {
@@ -666,12 +663,16 @@ fn open_hosts(config: &Config, built: &Built) -> Result<Vec<(AnyPort, u16)>, Sta
                 source,
             })
         };
-        let port = crate::io::tap::TapPort::open(tap.value.as_str()).map_err(failed)?;
-        if let Some(known) = built.tables.interface(number) {
-            port.device().set_mac(known.mac.0).map_err(failed)?;
+        let queues = crate::io::tap::TapPort::open_queues(tap.value.as_str(), workers).map_err(failed)?;
+        if let Some(first) = queues.first() {
+            if let Some(known) = built.tables.interface(number) {
+                first.device().set_mac(known.mac.0).map_err(failed)?;
+            }
+            first.device().set_up().map_err(failed)?;
         }
-        port.device().set_up().map_err(failed)?;
-        hosts.push((AnyPort::Tap(Box::new(port)), number));
+        for (hosts, queue) in hosts.iter_mut().zip(queues) {
+            hosts.push((AnyPort::Tap(Box::new(queue)), number));
+        }
     }
     Ok(hosts)
 }

@@ -24,7 +24,7 @@ use crate::{
 
 /// Places of the session tables that one answer looks at, at most: about a millisecond.
 const SCAN: usize = 1 << 15;
-/// Room that each worker has beyond its part of the sessions, since parts are rounded up.
+/// Room that each of several workers has beyond its part of the sessions, since the gateways' parts are rounded up.
 const SLACK: usize = 1024;
 /// Beginnings and ends of sessions on their way to the log, for each worker.
 const NOTES: usize = 1 << 16;
@@ -68,7 +68,8 @@ impl NatSetup {
             return Ok((0..self.workers).map(|_| None).collect());
         }
         let sources = Arc::new(Sources::new(self.sessions, self.seed)?);
-        let each = self.sessions.div_ceil(self.workers.max(1)) + SLACK;
+        let slack = if self.workers > 1 { SLACK } else { 0 };
+        let each = self.sessions.div_ceil(self.workers.max(1)) + slack;
         let mut made = Vec::new();
         for _ in 0..self.workers {
             let log = self.log.then(|| Arc::new(SessionLog::new(NOTES)));

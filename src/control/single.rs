@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{nat::NatSetup, neighbours::Resolver};
 use crate::{
     config::{
-        Config,
+        self, Config,
         build::{self, BuildError, Built, Kept, Sequences},
     },
     io::PacketIo,
@@ -37,6 +37,16 @@ pub enum SingleError {
     /// No memory for counters.
     #[error("cannot map memory for statistics: {0}")]
     Counters(#[from] std::io::Error),
+}
+
+/// The pages that a configuration wants packet memory on.
+#[must_use]
+pub fn huge_pages(config: &Config) -> HugePages {
+    match *config.system.huge_pages {
+        config::HugePages::Auto => HugePages::Auto,
+        config::HugePages::Require => HugePages::Require,
+        config::HugePages::Never => HugePages::Never,
+    }
 }
 
 /// A gateway in one thread.
@@ -68,7 +78,7 @@ impl<P: PacketIo> Single<P> {
         seed: Seed,
         ports: impl FnOnce(&mut FramePool) -> Vec<P>,
     ) -> Result<Self, SingleError> {
-        let pages = if cfg!(test) { HugePages::Never } else { HugePages::Auto };
+        let pages = huge_pages(config);
         let (count, size) = (config.system.buffers.get() as usize, config.system.buffer_size.get() as usize);
         let mut pools = Umem::new(count, size, pages)?.into_pools(1);
         // One was asked for.
@@ -127,7 +137,7 @@ impl<P: PacketIo> Single<P> {
     pub fn announce(&mut self, now: u64) {
         let mailbox = &self.mailbox;
         let mut send = |t| transmit(mailbox, t);
-        self.resolver.announce(&self.built.tables, &self.kept.neighbours, now, &mut send);
+        self.resolver.announce(&self.built.tables, &mut self.kept.neighbours, now, &mut send);
     }
 
     /// Gives the worker a command. A full mailbox loses it.
@@ -166,5 +176,38 @@ pub fn transmit(mailbox: &Mailbox, t: super::neighbours::Transmit) {
     let command = Command::Transmit { port: t.port, interface: t.interface, frame: t.frame };
     if mailbox.send(command).is_err() {
         tracing::warn!("a worker takes no more commands: a frame of the control thread is lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        config::build::Ephemeral,
+        io::mem::{MemPort, wire},
+    };
+
+    fn single(pages: &str) -> Result<Single<MemPort>, SingleError> {
+        let text = format!(
+            "[system]\nname = \"x\"\nbuffers = 65536\nbuffer_size = 4096\nhuge_pages = \"{pages}\"\n\
+             [port.a]\ndriver = \"memory\"\n[gateway.g]\n\
+             [interface.a]\nport = \"a\"\ngateway = \"g\"\nside = \"local\"\naddresses = [\"10.1.0.1/24\"]\n"
+        );
+        let config = config::parse(Path::new("/x.toml"), &text, &|_: &str| None).unwrap().0;
+        let macs = [MacAddr([2, 0, 0, 0, 0, 1])];
+        Single::new(&config, &macs, &mut Ephemeral::default(), Seed::new(1, 2), |_| vec![wire(1).0])
+    }
+
+    #[test]
+    fn packet_memory_lies_on_the_pages_that_the_configuration_says() {
+        let mut never = single("never").unwrap();
+        assert!(!never.worker.pool_mut().umem().memory().is_huge());
+        // A quarter of a gigabyte: where the machine has not reserved as much, it is refused.
+        match single("require") {
+            Ok(mut single) => assert!(single.worker.pool_mut().umem().memory().is_huge()),
+            Err(error) => assert!(matches!(error, SingleError::Umem(_)), "{error}"),
+        }
     }
 }

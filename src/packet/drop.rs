@@ -105,6 +105,20 @@ drop_reasons! {
     LocalChecksum = "local-checksum",
     /// A packet to the gateway itself that it answered (ICMP echo, or a reply to its own probe).
     LocalConsumed = "local-consumed",
+    /// A fragment to the gateway itself that is part of a whole packet now; it has done its work here.
+    FragmentReassembled = "fragment-reassembled",
+    /// A fragment to the gateway itself, others of whose packet did not come in time (15 s, IPv6: 60 s).
+    FragmentTimeout = "fragment-timeout",
+    /// Fragments to the gateway itself that overlap or contradict each other (RFC 5722): an attack, or a packet that
+    /// came twice. All of the packet is dropped; of an exact copy, only the copy.
+    FragmentOverlap = "fragment-overlap",
+    /// Fragments to the gateway itself of a packet that one buffer does not hold. See `buffer_size`: 2048 takes 1792
+    /// bytes behind the IP header, 4096 takes 3840.
+    FragmentTooLarge = "fragment-too-large",
+    /// More packets to the gateway itself wait for fragments than are kept; the oldest gave way.
+    FragmentTableFull = "fragment-table-full",
+    /// A fragment to the gateway itself that is empty, ends off a multiple of 8, or is one of more than 32.
+    FragmentMalformed = "fragment-malformed",
     /// The host's TAP takes no more.
     HostQueueFull = "host-queue-full",
     /// The link address of the next hop is not known yet, and more packets wait for it than are kept.
@@ -115,8 +129,6 @@ drop_reasons! {
     NeighbourTableFull = "neighbour-table-full",
     /// An ESP packet that is cut short, or whose length is no multiple of 4.
     EspLength = "esp-length",
-    /// A fragment of an ESP packet: it must be whole before it can be opened.
-    EspFragment = "esp-fragment",
     /// No security association has this SPI and destination.
     NoSa = "no-sa",
     /// The ICV is wrong: the packet was changed on its way, or sealed with another key.
@@ -125,6 +137,8 @@ drop_reasons! {
     EspReplayed = "esp-replayed",
     /// The sequence number is older than the replay window holds.
     EspLate = "esp-late",
+    /// The security association has reached the end of its lifetime and was not replaced in time.
+    EspExpired = "esp-expired",
     /// The padding of an ESP packet is longer than the packet, or not 1, 2, 3 …
     EspPadding = "esp-padding",
     /// The next header of an ESP packet is no IP version, or what it holds is no packet of that version.

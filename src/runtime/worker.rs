@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot, Waker};
 use crate::{
     io::{PacketIo, PortHealth},
-    packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links, Meta},
+    packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links},
     stage::next_hop::SILENT_NEIGHBOUR,
     stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed},
     stats::{PortColumn, WorkerColumn, WorkerCounters},
@@ -38,6 +38,8 @@ const MAX_RESUMED_ROUNDS: usize = 4;
 const PENDING_TIME: u64 = 3_000_000_000;
 /// How often the ports' own counts and health are read, in ns: each costs a system call.
 const PORT_STATS_INTERVAL: u64 = 100_000_000;
+/// How long host TAPs are left alone, in ns, when the last look found nothing: each look is a system call.
+const HOST_INTERVAL: u64 = 20_000;
 /// Commands taken up in one round.
 const COMMANDS_PER_ROUND: usize = 32;
 
@@ -92,6 +94,7 @@ pub struct Worker<P> {
     wakers: Vec<Arc<Waker>>,
     burst_size: usize,
     port_stats_due: u64,
+    hosts_due: u64,
 }
 
 impl<P: PacketIo> Worker<P> {
@@ -125,6 +128,7 @@ impl<P: PacketIo> Worker<P> {
             wakers: Vec::new(),
             burst_size: burst_size.clamp(1, crate::packet::BURST),
             port_stats_due: 0,
+            hosts_due: 0,
         }
     }
 
@@ -151,16 +155,24 @@ impl<P: PacketIo> Worker<P> {
 
     /// Works until the mailbox says stop, then drains what is on its way and takes every frame home.
     pub fn run(&mut self, clock: &Clock, idle: Idle) {
-        let mut last_work = clock.now();
+        let mut ticks = clock.ticks();
+        let mut last_work = clock.at(ticks);
         while !self.mailbox.is_stopping() {
-            let now = clock.now();
-            if self.round(now) > 0 {
-                last_work = now;
-            } else if let Idle::SleepAfter(after) = idle
+            let now = clock.at(ticks);
+            let moved = self.round(now);
+            if moved == 0
+                && let Idle::SleepAfter(after) = idle
                 && now.saturating_sub(last_work) > after.as_nanos() as u64
             {
                 self.sleep();
             }
+            // Read once a round: where one round ends the next begins.
+            let end = clock.ticks();
+            if moved > 0 {
+                last_work = now;
+                self.counters.worker(WorkerColumn::BusyTicks, end.saturating_sub(ticks));
+            }
+            ticks = end;
         }
         self.end(clock.now());
     }
@@ -173,11 +185,10 @@ impl<P: PacketIo> Worker<P> {
         for port in 0..self.ports.len() {
             moved += self.port(port, now);
         }
-        for host in 0..self.hosts.len() {
-            moved += self.host(host);
-        }
+        moved += self.host_taps(now);
         moved += self.take_over(now);
         moved += self.pending(now);
+        self.out.reassembly.expire(now, &mut self.pool, &self.counters);
         moved += self.transmit();
         moved += self.nat(now, moved == 0);
         self.counters.worker(WorkerColumn::Rounds, 1);
@@ -187,6 +198,18 @@ impl<P: PacketIo> Worker<P> {
         if now >= self.port_stats_due {
             self.port_stats_due = now + PORT_STATS_INTERVAL;
             self.port_stats();
+        }
+        moved
+    }
+
+    /// Receives from the host TAPs, where it is time to look.
+    fn host_taps(&mut self, now: u64) -> usize {
+        if self.hosts.is_empty() || now < self.hosts_due {
+            return 0;
+        }
+        let moved = (0..self.hosts.len()).map(|host| self.host(host)).sum();
+        if moved == 0 {
+            self.hosts_due = now + HOST_INTERVAL;
         }
         moved
     }
@@ -210,15 +233,13 @@ impl<P: PacketIo> Worker<P> {
     pub fn carry(&mut self, number: usize, now: u64) {
         let n = self.received.len() as u64;
         let mut bytes = 0;
-        for frame in self.received.drain(..) {
-            self.pool.umem().prefetch(&frame);
+        for frame in &self.received {
+            self.pool.umem().prefetch(frame);
             bytes += frame.len() as u64;
-            let meta = Meta { port: number as u16, ..Meta::EMPTY };
-            if let Err(frame) = self.burst.push(frame, meta) {
-                // Never: the burst is empty between rounds, and no more frames come than it holds.
-                self.pool.free(frame);
-            }
         }
+        // The burst is empty between rounds, and no more frames come than it holds.
+        self.burst.load(&mut self.received, number as u16);
+        self.received.drain(..).for_each(|frame| self.pool.free(frame));
         self.counters.worker(WorkerColumn::Received, n);
         self.counters.port(number, PortColumn::RxPackets, n);
         self.counters.port(number, PortColumn::RxBytes, bytes);
@@ -302,15 +323,19 @@ impl<P: PacketIo> Worker<P> {
             }
         });
         self.counters.worker(WorkerColumn::Bursts, 1);
-        self.sweep();
+        self.sweep(entry);
     }
 
     /// Counts drops and takes their frames home.
-    fn sweep(&mut self) {
+    fn sweep(&mut self, entry: Entry) {
         let interfaces = self.tables.interfaces.len();
         self.burst.sweep(&mut self.pool, |meta, reason| {
             let known = Some(meta.interface).filter(|&number| usize::from(number) < interfaces);
-            self.counters.drops(known, reason, 1);
+            match (known, entry) {
+                // No frame, or of no VLAN that is ours: only the port is known.
+                (None, Entry::Rx) => self.counters.port_drops(meta.port, reason, 1),
+                _ => self.counters.drops(known, reason, 1),
+            }
         });
     }
 
@@ -545,8 +570,13 @@ impl<P: PacketIo> Worker<P> {
         self.counters.worker_gauge(WorkerColumn::Waiting, self.waiting());
     }
 
-    /// Packets that wait now: for neighbours, or for room in a port.
+    /// Packets that wait now: for neighbours, for other fragments, or for room in a port.
     fn waiting(&self) -> u64 {
+        self.frames_waiting() + self.out.reassembly.waiting()
+    }
+
+    /// Packets that wait and have a buffer each.
+    fn frames_waiting(&self) -> u64 {
         let queued: usize = self.out.ports.iter().chain(&self.out.hosts).map(|queue| queue.len()).sum();
         let held = self.nat.tables.as_ref().map_or(0, |nat| nat.waiting());
         (self.out.pending.len() + self.out.resumed.len() + queued + held) as u64
@@ -569,6 +599,7 @@ impl<P: PacketIo> Worker<P> {
         if let Some(nat) = &mut self.nat.tables {
             nat.give_up(&self.counters, &mut self.pool);
         }
+        self.out.reassembly.clear(&mut self.pool, &self.counters);
         for queue in self.out.ports.iter_mut().chain(&mut self.out.hosts) {
             for frame in queue.drain(..) {
                 self.counters.drops(None, DropReason::Shutdown, 1);
@@ -614,8 +645,9 @@ impl<P: PacketIo> Worker<P> {
     pub fn frames_missing(&self) -> usize {
         let held: usize =
             self.ports.iter().chain(self.hosts.iter().map(|(port, _)| port)).map(PacketIo::held).sum();
+        let waiting = self.frames_waiting() as usize + self.out.reassembly.frames();
         let owned = self.pool.owned().saturating_add_signed(self.nat.links.gained() as isize);
-        owned.saturating_sub(self.pool.available() + held + self.waiting() as usize)
+        owned.saturating_sub(self.pool.available() + held + waiting)
     }
 
     /// What it counts.

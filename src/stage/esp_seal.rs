@@ -1,5 +1,7 @@
 //! Seals packets into their tunnels (RFC 4303 3.3, RFC 4106, RFC 3948).
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use arrayvec::ArrayVec;
 
 use super::{Cx, Stage};
@@ -96,6 +98,11 @@ impl EspSeal {
                 run.into_iter().for_each(|slot| burst.drop(slot, DropReason::TunnelDown));
                 continue;
             };
+            if sa.ended.load(Relaxed) {
+                cx.counters.sa(sa.index, SaColumn::Expired, run.len() as u64);
+                run.into_iter().for_each(|slot| burst.drop(slot, DropReason::EspExpired));
+                continue;
+            }
             let mut numbers = sa.sequence.take(run.len() as u32).unwrap_or(0..0);
             let (mut packets, mut bytes) = (0, 0);
             for slot in run {
@@ -106,7 +113,10 @@ impl EspSeal {
                         packets += 1;
                         bytes += u64::from(burst.meta(slot).ip_len);
                     }
-                    None => burst.drop(slot, DropReason::SequenceExhausted),
+                    None => {
+                        cx.counters.sa(sa.index, SaColumn::Exhausted, 1);
+                        burst.drop(slot, DropReason::SequenceExhausted);
+                    }
                 }
             }
             cx.counters.tunnel_out(number, packets, bytes);

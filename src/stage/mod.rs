@@ -18,6 +18,7 @@ pub mod nat;
 pub mod neighbour;
 pub mod next_hop;
 pub mod parse;
+pub mod reassemble;
 pub mod rewrite;
 pub mod route;
 pub mod spd;
@@ -54,6 +55,8 @@ pub struct Lanes {
     pub arp: Slots,
     /// IP packets that may be for the gateway itself.
     pub ip: Slots,
+    /// Fragments for one of our addresses.
+    pub fragments: Slots,
     /// ESP packets for one of our addresses.
     pub esp: Slots,
     /// Other packets for the gateway itself.
@@ -64,8 +67,8 @@ pub struct Lanes {
     pub lookup: Slots,
     /// Packets whose next hop is chosen.
     pub chosen: Slots,
-    /// Packets whose size is to be checked against the interface they leave by.
-    pub leaving: Slots,
+    /// Packets that are larger than the interface or tunnel they leave by can carry.
+    pub too_big: Slots,
     /// Packets that go into a tunnel.
     pub seal: Slots,
     /// Packets that get their link-layer header and go out.

@@ -6,7 +6,7 @@ use crate::{
     stage::icmp_error::Problem,
 };
 
-/// Checks sizes against the interface or tunnel that each packet leaves by.
+/// Deals with packets that are larger than what the interface or tunnel they leave by can carry.
 #[derive(Debug, Default)]
 pub struct Mtu;
 
@@ -14,31 +14,25 @@ impl Stage for Mtu {
     const NAME: &'static str = "mtu";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        for slot in super::take(&mut cx.lanes.leaving, burst) {
+        for slot in super::take(&mut cx.lanes.too_big, burst) {
             let meta = burst.meta(slot);
-            let mtu = if meta.tunnel == NO_TUNNEL {
-                cx.lanes.tx.insert(slot);
-                cx.tables.interface(meta.egress).map(|i| i.mtu)
+            let (mtu, lane) = if meta.tunnel == NO_TUNNEL {
+                (cx.tables.interface(meta.egress).map(|i| i.mtu), &mut cx.lanes.tx)
             } else {
-                cx.lanes.seal.insert(slot);
-                cx.tables.tunnel(meta.tunnel).map(|t| t.mtu)
+                (cx.tables.tunnel(meta.tunnel).map(|t| t.mtu), &mut cx.lanes.seal)
             };
             let Some(mtu) = mtu else {
                 burst.drop(slot, DropReason::NoRoute);
                 continue;
             };
-            if meta.ip_len <= mtu {
+            if meta.flags.has(Flags::DONT_FRAGMENT) {
+                let problem = Problem::TooBig { mtu };
+                icmp_error::drop_with_error(cx, burst, slot, DropReason::PacketTooBig, problem);
                 continue;
             }
-            if meta.flags.has(Flags::DONT_FRAGMENT) {
-                icmp_error::drop_with_error(
-                    cx,
-                    burst,
-                    slot,
-                    DropReason::PacketTooBig,
-                    Problem::TooBig { mtu },
-                );
-            } else if fragment::split(cx, burst, slot, mtu).is_none() {
+            // The first fragment goes on in the packet's place.
+            lane.insert(slot);
+            if fragment::split(cx, burst, slot, mtu).is_none() {
                 burst.drop(slot, DropReason::FragmentationFailed);
             }
         }

@@ -19,7 +19,7 @@ use self::{
 };
 use super::{Cx, Stage};
 use crate::{
-    packet::{BURST, Burst, DropReason, Flags, Handed, Meta, NatMarks, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Flags, Handed, Meta, NO_INTERFACE, NatMarks, Slot, Slots},
     table::{
         gateway_nat::{
             Addresses, Flow, GatewayNat, NatAddress, Outside, SessionRules, has_sessions, service,
@@ -105,6 +105,11 @@ fn turn(burst: &mut Burst, slot: Slot, again: &mut Slots) {
     again.insert(slot);
 }
 
+/// The interface that a packet came by, where it is known.
+fn interface(meta: &Meta) -> Option<u16> {
+    (meta.interface != NO_INTERFACE).then_some(meta.interface)
+}
+
 /// Hands a packet to another worker.
 fn hand(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, worker: u32) {
     let mut meta = *burst.meta(slot);
@@ -118,7 +123,7 @@ fn hand(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, worker: u32) {
         && let Err(packet) = cx.nat.links.hand(worker, Handed { frame, meta })
     {
         // Never: there was room.
-        cx.counters.drops(Some(meta.interface), DropReason::NatHandoverFull, 1);
+        cx.counters.drops(interface(&meta), DropReason::NatHandoverFull, 1);
         cx.pool.free(packet.frame);
         return;
     }

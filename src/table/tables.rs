@@ -70,6 +70,8 @@ pub struct Gateway {
     pub spd: Spd,
     /// What each policy does.
     pub actions: Vec<PolicyAction>,
+    /// Row of the first policy in the counters; the others follow in order.
+    pub first_policy: usize,
     /// Whether any policy protects: then packets in the clear are checked against them.
     pub protects: bool,
     /// 1:1 rules, where there are any.
@@ -103,6 +105,31 @@ pub struct Tables {
     pub sas: Vec<Arc<SaIn>>,
     /// Link-layer addresses.
     pub neighbours: Arc<NeighbourTable>,
+    /// What any gateway has at all.
+    pub features: Features,
+}
+
+/// Which parts of the pipeline have anything to do: what no gateway has costs a burst nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Some gateway translates addresses.
+    pub nat: bool,
+    /// Some gateway has policies.
+    pub policies: bool,
+    /// There are tunnels: what comes out of one is checked, with policies or without.
+    pub tunnels: bool,
+}
+
+impl Features {
+    /// Of these gateways and tunnels.
+    #[must_use]
+    pub fn of(gateways: &[Gateway], tunnels: &[Tunnel]) -> Self {
+        Self {
+            nat: gateways.iter().any(|gateway| gateway.nat.is_some()),
+            policies: gateways.iter().any(|gateway| !gateway.spd.is_empty()),
+            tunnels: !tunnels.is_empty(),
+        }
+    }
 }
 
 impl Tables {

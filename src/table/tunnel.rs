@@ -1,6 +1,9 @@
 //! Tunnels and their security associations (RFC 4301, RFC 4303).
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use crate::{
     crypto::{aead::Key, replay::Window, sequence::Sequence},
@@ -171,27 +174,47 @@ pub struct SaOut {
     pub esn: bool,
     /// The numbers not used yet.
     pub sequence: Arc<Sequence>,
+    /// Its lifetime is over: it seals nothing more. The control thread sets it.
+    pub ended: AtomicBool,
 }
 
 /// An inbound security association: what a worker needs to open.
+///
+/// All but the key fits into one cache line, and the key begins with the next.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct SaIn {
-    /// Its row in the counters.
-    pub index: u32,
-    /// Security parameters index.
-    pub spi: u32,
-    /// The schedule of its key.
-    pub key: Key,
-    /// Whether sequence numbers have 64 bits (RFC 4304).
-    pub esn: bool,
+    /// Where its packets must come from; an IPv4 address in the low 32 bits.
+    pub remote: u128,
     /// The numbers seen.
     pub window: Arc<Window>,
+    /// Security parameters index.
+    pub spi: u32,
+    /// Its row in the counters.
+    pub index: u32,
     /// The tunnel it belongs to.
     pub tunnel: u16,
-    /// Where its packets must come from.
-    pub remote: IpAddr,
+    /// The gateway that inner packets belong to.
+    pub gateway: u16,
+    /// The gateway that carries outer packets.
+    pub underlay: u16,
+    /// Whether sequence numbers have 64 bits (RFC 4304).
+    pub esn: bool,
     /// Whether its packets come in UDP (RFC 3948).
     pub udp: bool,
+    /// Its lifetime is over: it opens nothing more. The control thread sets it.
+    pub ended: AtomicBool,
+    /// The schedule of its key.
+    pub key: Key,
+}
+
+/// An address as associations compare it: IPv4 in the low 32 bits.
+#[must_use]
+pub const fn address_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits() as u128,
+        IpAddr::V6(address) => address.to_bits(),
+    }
 }
 
 /// A tunnel to a peer.
@@ -220,6 +243,11 @@ pub struct Tunnel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_opening_reads_first_is_one_cache_line() {
+        assert_eq!(std::mem::offset_of!(SaIn, key), 64);
+    }
 
     #[test]
     fn outer_headers_are_what_a_full_computation_gives() {

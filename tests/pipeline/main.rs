@@ -5,7 +5,6 @@
 mod common;
 
 mod forward;
-mod hostile;
 mod link;
 mod mtu;
 mod nat;

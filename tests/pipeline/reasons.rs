@@ -87,9 +87,24 @@ fn way(reason: DropReason, host: &Host) -> Way {
         }
         R::NoSa => Frame(host.frame(&ip("10.1.0.9", "10.1.0.1", ESP, &[1; 48]).bytes())),
         R::EspLength => Frame(host.frame(&ip("10.1.0.9", "10.1.0.1", ESP, &[1; 12]).bytes())),
-        R::EspFragment => {
-            let part = Ip { more: true, ..ip("10.1.0.9", "10.1.0.1", ESP, &[1; 48]) };
+        R::FragmentMalformed => {
+            let part = Ip { more: true, ..ip("10.1.0.9", "10.1.0.1", ESP, &[1; 47]) };
             Frame(host.frame(&part.bytes()))
+        }
+        R::FragmentReassembled => {
+            Test("../sizes_pipeline/reassembly::the_pieces_of_a_whole_are_counted_as_such")
+        }
+        R::FragmentTimeout => {
+            Test("../sizes_pipeline/reassembly::a_packet_waits_for_its_pieces_as_long_as_the_standards_say")
+        }
+        R::FragmentOverlap => {
+            Test("../sizes_pipeline/reassembly::pieces_that_overlap_are_refused_with_all_of_their_packet")
+        }
+        R::FragmentTooLarge => {
+            Test("../sizes_pipeline/reassembly::a_packet_of_more_than_a_buffer_is_refused")
+        }
+        R::FragmentTableFull => {
+            Test("../sizes_pipeline/reassembly::of_too_many_unfinished_packets_the_oldest_gives_way")
         }
         R::NatKeepalive => {
             let keepalive = udp("10.1.0.9", "10.1.0.1", (4500, 4500), &[0xff]);
@@ -110,6 +125,7 @@ fn way(reason: DropReason, host: &Host) -> Way {
         R::EspPadding | R::EspNextHeader | R::EspDummy => {
             Test("vectors::every_set_of_packets_is_opened_or_refused_as_it_says")
         }
+        R::EspExpired => Test("tunnel::an_association_whose_lifetime_is_over_stops"),
         R::EspOuterMismatch => Test("tunnel::esp_of_another_place_or_shape_is_refused"),
         R::EcnContradiction => Test("tunnel::congestion_and_priority_show_outside_and_come_back_in"),
         R::NatUntranslatable => Test("nat::a_quote_that_is_cut_too_short_is_not_passed_on"),
@@ -167,7 +183,7 @@ fn every_reason_has_a_way_to_happen() {
 
 #[test]
 fn a_tiny_pool_cannot_divide() {
-    let mut lab = Lab::new(&forward::CONFIG.replace("buffers = 1024", "buffers = 256"));
+    let mut lab = Lab::new(&[&system(256), forward::CONFIG].concat());
     let host = lab.host("lan", &[10], 9);
     lab.meet(&host, "10.1.0.9", "10.1.0.1");
     // 255 packets wait for neighbours that do not answer and hold the buffers.
@@ -187,13 +203,6 @@ fn a_tiny_pool_cannot_divide() {
 fn a_tunnel_without_a_way_is_down() {
     let mut lab = Lab::new(
         r#"
-[system]
-name = "bench"
-buffers = 1024
-huge_pages = "never"
-[port.lan]
-driver = "memory"
-ring = 64
 [gateway.g]
 prefixes = ["10.1.0.0/16"]
 [interface.lan]

@@ -121,8 +121,12 @@ pub enum KeyError {
 /// Sixteen bytes: an AES block, or an element of GHASH's field.
 pub(crate) type Block = [u8; 16];
 
-/// Powers of H that a key holds: 16 blocks and the length block take one reduction.
-pub(crate) const POWERS: usize = 17;
+/// Powers of H that a key holds: 32 blocks and the length block take one reduction.
+pub(crate) const POWERS: usize = 33;
+
+/// Where [`RoundKeys`] has the key of the last round.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const LAST_ROUND: usize = 10;
 
 /// One SA's key: what the backend needs to seal or open a packet, and nothing it has to derive again.
 ///
@@ -130,7 +134,7 @@ pub(crate) const POWERS: usize = 17;
 /// the salt and the round keys. Zeroised when dropped.
 #[repr(C, align(64))]
 pub struct Key {
-    /// H^17 … H^1 (each times x, bytes reversed: see `vaes`), then two zero blocks that a vector load may touch.
+    /// H^33 … H^1 (each times x, bytes reversed: see `vaes`), then two zero blocks that a vector load may touch.
     pub(crate) powers: [Block; POWERS + 2],
     pub(crate) reference: Option<Box<Reference>>,
     pub(crate) salt: [u8; 4],
@@ -140,7 +144,8 @@ pub struct Key {
     pub(crate) round_keys: RoundKeys,
 }
 
-/// Aligned, so that loading one never touches two cache lines.
+/// Those of rounds 0 to 9 and of the last round, and behind them the others of longer keys: so each has its place
+/// whatever the size of the key. Aligned, so that loading one never touches two cache lines.
 #[repr(C, align(16))]
 pub(crate) struct RoundKeys(pub(crate) [Block; 15]);
 

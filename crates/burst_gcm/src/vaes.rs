@@ -29,7 +29,7 @@
 use core::arch::x86_64::__m128i;
 
 use crate::vaes128::AesNi;
-use crate::{Aad, Block, Job, Key, POWERS, TAG_LEN};
+use crate::{Aad, Block, Job, Key, LAST_ROUND, POWERS, TAG_LEN};
 
 /// Proof that the processor has a set of instructions, and those instructions over vectors of `LANES` blocks.
 pub(crate) trait Simd: Copy {
@@ -52,8 +52,13 @@ pub(crate) trait Simd: Copy {
     fn gather<const P: usize>(self, blocks: &[__m128i; P]) -> Self::V;
     /// The first `P` lanes. `P` is 1 or `LANES`.
     fn scatter<const P: usize>(self, v: Self::V) -> [__m128i; P];
-    /// Counter of lane `i` in its last four bytes, big-endian: `i + 1 + LANES * vector`; zero elsewhere.
+    /// Counter of lane `i` in its last four bytes, big-endian: `i + 1 + LANES * vector`; zero elsewhere. The compiler
+    /// makes it a constant where `vector` is one.
     fn counters(self, vector: u32) -> Self::V;
+    /// `counter` in the last four bytes of every lane, big-endian; zero elsewhere.
+    fn counter(self, counter: u32) -> Self::V;
+    /// The last lane of `b`, the others of `a`.
+    fn with_last(self, a: Self::V, b: Self::V) -> Self::V;
     /// `LANES` consecutive blocks from `table[at]`, or from the last place that has as many.
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> Self::V;
 
@@ -93,7 +98,12 @@ pub(crate) trait Simd: Copy {
     fn multiply<const HALVES: i32>(self, a: Self::V, b: Self::V) -> Self::V;
 }
 
+/// Vectors that go through AES together in a long packet: at a round each, twice as many as hide its latency of
+/// four cycles, so that multiplications find room between them.
+const GROUP: usize = 8;
+
 /// A sum of products of the field's elements, before reduction: 256 bits a lane, the middle overlapping.
+#[derive(Clone, Copy)]
 struct Product<S: Simd> {
     low: S::V,
     middle: S::V,
@@ -122,6 +132,17 @@ impl<S: Simd> Product<S> {
             low: cpu.xor(self.low, cpu.multiply::<0x00>(a, b)),
             middle: cpu.xor3(self.middle, cpu.multiply::<0x01>(a, b), cpu.multiply::<0x10>(a, b)),
             high: cpu.xor(self.high, cpu.multiply::<0x11>(a, b)),
+        }
+    }
+
+    /// Two products at once, for fewer additions.
+    #[inline(always)]
+    fn add_pair(self, cpu: S, (a, b): (S::V, S::V), (c, d): (S::V, S::V)) -> Self {
+        let middle = cpu.xor3(self.middle, cpu.multiply::<0x01>(a, b), cpu.multiply::<0x10>(a, b));
+        Self {
+            low: cpu.xor3(self.low, cpu.multiply::<0x00>(a, b), cpu.multiply::<0x00>(c, d)),
+            middle: cpu.xor3(middle, cpu.multiply::<0x01>(c, d), cpu.multiply::<0x10>(c, d)),
+            high: cpu.xor3(self.high, cpu.multiply::<0x11>(a, b), cpu.multiply::<0x11>(c, d)),
         }
     }
 
@@ -164,13 +185,12 @@ pub(crate) fn expand(cpu: AesNi, this: &mut Key, key: &[u8]) {
         *to = from.to_le_bytes();
     }
     zeroize::Zeroize::zeroize(&mut schedule);
+    this.round_keys.0[LAST_ROUND..=usize::from(this.rounds)].rotate_right(1);
 
-    let last = usize::from(this.rounds);
-    let mut state = cpu.block(&this.round_keys.0[0]);
-    for round_key in &this.round_keys.0[1..last] {
-        state = cpu.round(state, cpu.block(round_key));
-    }
-    state = cpu.last_round(state, cpu.block(&this.round_keys.0[last]));
+    let mut state = [[cpu.block(&this.round_keys.0[0])]];
+    rounds::<_, 1, LAST_ROUND, 1, 1>(cpu, &[this], &mut state);
+    more_rounds(cpu, &[this], &mut state);
+    let state = cpu.last_round(state[0][0], cpu.block(&this.round_keys.0[LAST_ROUND]));
     let h = u128::from_be_bytes(cpu.bytes(state));
     // Times x: the carry is folded back without a branch, for H is secret.
     let h = (h << 1) ^ ((h >> 127).wrapping_neg() & (0xc2 << 120 | 1));
@@ -191,15 +211,15 @@ fn base<S: Simd>(cpu: S, job: &Job<'_>) -> S::V {
     cpu.splat(cpu.narrow().xor(nonce, cpu.narrow().block(&job.key.round_keys.0[0])))
 }
 
-/// AES rounds `FROM..to` of `N` vectors of each of `P` packets at once. Round 0 is in [`base`].
+/// AES rounds `FROM..TO` of `N` vectors of each of `P` packets at once; round 0 is in [`base`], the last in
+/// [`apply`].
 #[inline(always)]
-fn rounds<S: Simd, const FROM: usize, const P: usize, const N: usize>(
+fn rounds<S: Simd, const FROM: usize, const TO: usize, const P: usize, const N: usize>(
     cpu: S,
     keys: &[&Key; P],
     state: &mut [[S::V; N]; P],
-    to: usize,
 ) {
-    for r in FROM..to {
+    for r in FROM..TO {
         for p in 0..P {
             let round_key = cpu.splat(cpu.narrow().block(&keys[p].round_keys.0[r]));
             for n in 0..N {
@@ -209,11 +229,26 @@ fn rounds<S: Simd, const FROM: usize, const P: usize, const N: usize>(
     }
 }
 
+/// The rounds that AES-192 and AES-256 have more. All keys are of one size.
+#[inline(always)]
+fn more_rounds<S: Simd, const P: usize, const N: usize>(
+    cpu: S,
+    keys: &[&Key; P],
+    state: &mut [[S::V; N]; P],
+) {
+    if keys[0].rounds > 10 {
+        rounds::<S, { LAST_ROUND + 1 }, { LAST_ROUND + 3 }, P, N>(cpu, keys, state);
+    }
+    if keys[0].rounds > 12 {
+        rounds::<S, { LAST_ROUND + 3 }, { LAST_ROUND + 5 }, P, N>(cpu, keys, state);
+    }
+}
+
 /// The last AES round of `N` vectors: encrypts or decrypts `text` in place. Leaves in `state` what GHASH takes and
 /// returns lane 0 of the first vector, the encrypted J0 if this is the packet's `FIRST` group. Of a packet's last
 /// group `len` bytes of text remain, and the last `PART` vectors may have fewer than they hold.
 #[inline(always)]
-fn apply<S: Simd, const K: usize, const N: usize, const FIRST: bool, const PART: usize, const OPEN: bool>(
+fn apply<S: Simd, const N: usize, const FIRST: bool, const PART: usize, const OPEN: bool>(
     cpu: S,
     key: &Key,
     aad: &Aad,
@@ -222,7 +257,7 @@ fn apply<S: Simd, const K: usize, const N: usize, const FIRST: bool, const PART:
     len: usize,
 ) -> __m128i {
     let vector = 16 * S::LANES;
-    let last_key = cpu.splat(cpu.narrow().block(&key.round_keys.0[K - 1]));
+    let last_key = cpu.splat(cpu.narrow().block(&key.round_keys.0[LAST_ROUND]));
     let mut first = cpu.narrow().pair(0, 0);
     let mut start = 0;
     for n in 0..N {
@@ -264,10 +299,17 @@ fn sum_of_products<S: Simd, const N: usize>(
 ) -> Product<S> {
     let at = POWERS.saturating_sub(power);
     let mut sum = Product::new(cpu, blocks[0], cpu.blocks(&key.powers, at));
-    for n in 1..N {
-        sum = sum.add(cpu, blocks[n], cpu.blocks(&key.powers, at + n * S::LANES));
+    for pair in 1..N.div_ceil(2) {
+        let (n, m) = (2 * pair - 1, 2 * pair);
+        let first = (blocks[n], cpu.blocks(&key.powers, at + n * S::LANES));
+        let second = (blocks[m], cpu.blocks(&key.powers, at + m * S::LANES));
+        sum = sum.add_pair(cpu, first, second);
     }
-    sum
+    if N.is_multiple_of(2) {
+        sum.add(cpu, blocks[N - 1], cpu.blocks(&key.powers, at + (N - 1) * S::LANES))
+    } else {
+        sum
+    }
 }
 
 /// The end of `P` packets at once, at most as many as a vector has lanes: adds the length blocks to their `sums`,
@@ -314,9 +356,9 @@ fn finish<S: Simd, const P: usize, const OPEN: bool>(
     }
 }
 
-/// `P` packets that fit in `N` vectors each, all in flight together.
+/// `P` packets with keys of one size that fit in `N` vectors each, all in flight together.
 #[inline(always)]
-fn short<S: Simd, const K: usize, const P: usize, const N: usize, const PART: usize, const OPEN: bool>(
+fn short<S: Simd, const P: usize, const N: usize, const PART: usize, const OPEN: bool>(
     cpu: S,
     jobs: [&mut Job<'_>; P],
 ) {
@@ -328,164 +370,156 @@ fn short<S: Simd, const K: usize, const P: usize, const N: usize, const PART: us
             state[p][n] = cpu.xor(base, cpu.counters(n as u32));
         }
     }
-    rounds::<S, 1, P, N>(cpu, &keys, &mut state, K - 1);
+    rounds::<S, 1, LAST_ROUND, P, N>(cpu, &keys, &mut state);
+    more_rounds(cpu, &keys, &mut state);
     let mut masks = [cpu.narrow().pair(0, 0); P];
     for p in 0..P {
         let len = jobs[p].text.len().saturating_sub(TAG_LEN);
         let aad = jobs[p].aad;
-        masks[p] = apply::<S, K, N, true, PART, OPEN>(cpu, keys[p], &aad, &mut state[p], jobs[p].text, len);
+        masks[p] = apply::<S, N, true, PART, OPEN>(cpu, keys[p], &aad, &mut state[p], jobs[p].text, len);
     }
-    let mut sums = [const { None }; P];
+    let mut sums = [Product::<S>::zero(cpu); P];
     for p in 0..P {
         let len = jobs[p].text.len().saturating_sub(TAG_LEN);
-        sums[p] = Some(sum_of_products(cpu, keys[p], &state[p], len.div_ceil(16) + 2));
+        sums[p] = sum_of_products(cpu, keys[p], &state[p], len.div_ceil(16) + 2);
     }
-    let sums = sums.map(|sum| sum.unwrap_or(Product::zero(cpu)));
     finish::<S, P, OPEN>(cpu, jobs, &sums, &masks);
 }
 
-/// All AES rounds but the last of `state`, and between them the hash of `N` vectors of the same packet that came
-/// before: carry-less multiplication has a pipe of its own, or one it shares with AES, but latencies that only
-/// other work can fill.
+/// All AES rounds but the last of `state`, and between them the hash of the vectors of the same packet that came
+/// before: the two share the units that are scarce, and each fills what the other's latencies leave free.
 #[inline(always)]
-fn rounds_and_hash<S: Simd, const K: usize, const N: usize, const G: usize>(
+fn rounds_and_hash<S: Simd, const N: usize>(
     cpu: S,
     key: &Key,
     state: &mut [[S::V; N]; 1],
-    before: &[S::V; G],
+    before: &[S::V; GROUP],
     hash: S::V,
 ) -> S::V {
-    let at = POWERS - S::LANES * G;
-    let power = |n: usize| cpu.blocks(&key.powers, at + n * S::LANES);
-    let quarter = G / 4;
+    let at = POWERS - S::LANES * GROUP;
     let keys = [key];
-    rounds::<S, 1, 1, N>(cpu, &keys, state, 2);
-    let mut sum = Product::new(cpu, before[quarter], power(quarter));
-    for n in quarter + 1..2 * quarter {
-        sum = sum.add(cpu, before[n], power(n));
-    }
-    let mut sum = sum.hold(cpu);
-    rounds::<S, 2, 1, N>(cpu, &keys, state, 3);
-    for n in 2 * quarter..3 * quarter {
-        sum = sum.add(cpu, before[n], power(n));
-    }
-    let mut sum = sum.hold(cpu);
-    rounds::<S, 3, 1, N>(cpu, &keys, state, 4);
-    for n in 3 * quarter..G {
-        sum = sum.add(cpu, before[n], power(n));
-    }
-    let mut sum = sum.hold(cpu);
-    rounds::<S, 4, 1, N>(cpu, &keys, state, 5);
-    sum = sum.add(cpu, cpu.xor(before[0], hash), power(0));
-    for n in 1..quarter {
-        sum = sum.add(cpu, before[n], power(n));
-    }
-    let sum = sum.hold(cpu);
-    rounds::<S, 5, 1, N>(cpu, &keys, state, 7);
-    let reduced = sum.reduce(cpu);
-    let reduced = cpu.hold(reduced);
-    rounds::<S, 7, 1, N>(cpu, &keys, state, 8);
-    let hash = cpu.fold(&[reduced]);
-    rounds::<S, 8, 1, N>(cpu, &keys, state, K - 1);
-    hash
+    rounds::<S, 1, 2, 1, N>(cpu, &keys, state);
+    let sum = Product::new(cpu, before[1], cpu.blocks(&key.powers, at + S::LANES)).hold(cpu);
+    rounds::<S, 2, 3, 1, N>(cpu, &keys, state);
+    let first = (before[2], cpu.blocks(&key.powers, at + 2 * S::LANES));
+    let second = (before[3], cpu.blocks(&key.powers, at + 3 * S::LANES));
+    let sum = sum.add_pair(cpu, first, second).hold(cpu);
+    rounds::<S, 3, 5, 1, N>(cpu, &keys, state);
+    let first = (before[4], cpu.blocks(&key.powers, at + 4 * S::LANES));
+    let second = (before[5], cpu.blocks(&key.powers, at + 5 * S::LANES));
+    let sum = sum.add_pair(cpu, first, second).hold(cpu);
+    rounds::<S, 5, 7, 1, N>(cpu, &keys, state);
+    let first = (before[6], cpu.blocks(&key.powers, at + 6 * S::LANES));
+    let second = (before[7], cpu.blocks(&key.powers, at + 7 * S::LANES));
+    let sum = sum.add_pair(cpu, first, second).hold(cpu);
+    rounds::<S, 7, 8, 1, N>(cpu, &keys, state);
+    let sum = sum.add(cpu, cpu.xor(before[0], hash), cpu.blocks(&key.powers, at)).hold(cpu);
+    rounds::<S, 8, 9, 1, N>(cpu, &keys, state);
+    let hash = cpu.hold(sum.reduce(cpu));
+    rounds::<S, 9, LAST_ROUND, 1, N>(cpu, &keys, state);
+    more_rounds(cpu, &keys, state);
+    cpu.fold(&[hash])
 }
 
-/// The counter blocks of `N` vectors from `vector` on, after round 0.
+/// The counter blocks of `N` vectors from `vector` on, a multiple of [`GROUP`], after round 0.
+///
+/// Below the next multiple of a group's blocks, adding to the first counter is an exclusive or with a constant: no
+/// bit carries. Only the last block of a whole group is at that multiple.
 #[inline(always)]
 fn start<S: Simd, const N: usize>(cpu: S, base: S::V, vector: usize) -> [[S::V; N]; 1] {
-    let mut state = [[base; N]];
+    let first = S::LANES * vector;
+    let here = cpu.xor(base, cpu.counter(first as u32));
+    let mut state = [[here; N]];
     for n in 0..N {
-        state[0][n] = cpu.xor(base, cpu.counters((vector + n) as u32));
+        state[0][n] = if n + 1 < GROUP {
+            cpu.xor(here, cpu.counters(n as u32))
+        } else {
+            let last = cpu.xor(base, cpu.counter((first + S::LANES * GROUP) as u32));
+            let zero = cpu.widen(cpu.narrow().pair(0, 0));
+            cpu.xor(cpu.with_last(here, last), cpu.with_last(cpu.counters(n as u32), zero))
+        };
     }
     state
 }
 
-/// The last `N` vectors of a packet of which the `G` vectors `before` are not hashed.
-#[inline(always)]
-fn tail<S: Simd, const K: usize, const PART: usize, const N: usize, const G: usize, const OPEN: bool>(
-    cpu: S,
-    job: &mut Job<'_>,
+/// Where a packet of more than [`GROUP`] vectors stands: those before `vector` are encrypted or decrypted, and all
+/// but the last group of them, `before`, are in `hash`.
+struct Progress<S: Simd> {
     base: S::V,
     vector: usize,
-    before: &[S::V; G],
+    before: [S::V; GROUP],
     hash: S::V,
+    /// The encrypted J0.
     mask: __m128i,
-) {
-    let key = job.key;
-    let from = (vector * 16 * S::LANES).saturating_sub(16);
-    let len = job.text.len().saturating_sub(TAG_LEN).saturating_sub(from);
-    let mut state = start::<S, N>(cpu, base, vector);
-    let hash = rounds_and_hash::<S, K, N, G>(cpu, key, &mut state, before, hash);
-    let [mut state] = state;
-    let Some(text) = job.text.get_mut(from..) else { return };
-    apply::<S, K, N, false, PART, OPEN>(cpu, key, &job.aad, &mut state, text, len);
-    state[0] = cpu.xor(state[0], hash);
-    let sum = sum_of_products(cpu, key, &state, len.div_ceil(16) + 1);
-    finish::<S, 1, OPEN>(cpu, [job], &[sum], &[mask]);
 }
 
-/// A packet of more than `G` vectors: groups of that many, then what remains in steps of `Q`.
-/// `G` is `4 * Q`, `T` is `3 * Q` and `D` is `2 * Q`, which const generics cannot say.
+/// The last `N` vectors of a packet.
 #[inline(always)]
-fn long<
-    S: Simd,
-    const K: usize,
-    const Q: usize,
-    const D: usize,
-    const T: usize,
-    const G: usize,
-    const OPEN: bool,
->(
+fn tail<S: Simd, const N: usize, const PART: usize, const OPEN: bool>(
     cpu: S,
     job: &mut Job<'_>,
+    done: &Progress<S>,
 ) {
     let key = job.key;
-    let len = job.text.len().saturating_sub(TAG_LEN);
-    let vectors = (len.div_ceil(16) + 1).div_ceil(S::LANES);
-    let group = 16 * S::LANES * G;
-    let base = base(cpu, job);
-    let mut hash = cpu.widen(cpu.narrow().pair(0, 0));
+    let from = (done.vector * 16 * S::LANES).saturating_sub(16);
+    let len = job.text.len().saturating_sub(TAG_LEN).saturating_sub(from);
+    let mut state = start::<S, N>(cpu, done.base, done.vector);
+    let hash = rounds_and_hash(cpu, key, &mut state, &done.before, done.hash);
+    let [mut state] = state;
+    let Some(text) = job.text.get_mut(from..) else { return };
+    apply::<S, N, false, PART, OPEN>(cpu, key, &job.aad, &mut state, text, len);
+    state[0] = cpu.xor(state[0], hash);
+    let sum = sum_of_products(cpu, key, &state, len.div_ceil(16) + 1);
+    finish::<S, 1, OPEN>(cpu, [job], &[sum], &[done.mask]);
+}
 
-    let mut state = start::<S, G>(cpu, base, 0);
-    rounds::<S, 1, 1, G>(cpu, &[key], &mut state, K - 1);
+/// A packet of more than [`GROUP`] vectors: groups of that many, then what remains.
+#[inline(always)]
+fn long<S: Simd, const OPEN: bool>(cpu: S, job: &mut Job<'_>, vectors: usize) {
+    let key = job.key;
+    let group = 16 * S::LANES * GROUP;
+    let base = base(cpu, job);
+    let mut state = start::<S, GROUP>(cpu, base, 0);
+    rounds::<S, 1, LAST_ROUND, 1, GROUP>(cpu, &[key], &mut state);
+    more_rounds(cpu, &[key], &mut state);
     let [mut before] = state;
     let Some(text) = job.text.get_mut(..group - 16) else { return };
-    let mask = apply::<S, K, G, true, 0, OPEN>(cpu, key, &job.aad, &mut before, text, 0);
+    let mask = apply::<S, GROUP, true, 0, OPEN>(cpu, key, &job.aad, &mut before, text, 0);
+    let hash = cpu.widen(cpu.narrow().pair(0, 0));
+    let mut done = Progress { base, vector: GROUP, before, hash, mask };
 
-    let mut vector = G;
-    while vectors - vector > G {
-        let mut state = start::<S, G>(cpu, base, vector);
-        hash = rounds_and_hash::<S, K, G, G>(cpu, key, &mut state, &before, hash);
-        [before] = state;
-        let from = (vector * 16 * S::LANES).saturating_sub(16);
+    while vectors - done.vector > GROUP {
+        let mut state = start::<S, GROUP>(cpu, base, done.vector);
+        done.hash = rounds_and_hash(cpu, key, &mut state, &done.before, done.hash);
+        [done.before] = state;
+        let from = (done.vector * 16 * S::LANES).saturating_sub(16);
         let Some(text) = job.text.get_mut(from..).and_then(|text| text.get_mut(..group)) else { return };
-        apply::<S, K, G, false, 0, OPEN>(cpu, key, &job.aad, &mut before, text, 0);
-        vector += G;
+        apply::<S, GROUP, false, 0, OPEN>(cpu, key, &job.aad, &mut done.before, text, 0);
+        done.vector += GROUP;
     }
-    match (vectors - vector).div_ceil(Q) {
-        1 => tail::<S, K, Q, Q, G, OPEN>(cpu, job, base, vector, &before, hash, mask),
-        2 => tail::<S, K, Q, D, G, OPEN>(cpu, job, base, vector, &before, hash, mask),
-        3 => tail::<S, K, Q, T, G, OPEN>(cpu, job, base, vector, &before, hash, mask),
-        _ => tail::<S, K, Q, G, G, OPEN>(cpu, job, base, vector, &before, hash, mask),
+    let remain = vectors - done.vector;
+    if S::LANES == 4 {
+        match remain {
+            1 => return tail::<S, 1, 1, OPEN>(cpu, job, &done),
+            3 => return tail::<S, 3, 1, OPEN>(cpu, job, &done),
+            5 => return tail::<S, 5, 1, OPEN>(cpu, job, &done),
+            7 => return tail::<S, 7, 1, OPEN>(cpu, job, &done),
+            _ => {}
+        }
+    }
+    match remain.div_ceil(2) {
+        1 => tail::<S, 2, 2, OPEN>(cpu, job, &done),
+        2 => tail::<S, 4, 2, OPEN>(cpu, job, &done),
+        3 => tail::<S, 6, 2, OPEN>(cpu, job, &done),
+        _ => tail::<S, 8, 2, OPEN>(cpu, job, &done),
     }
 }
 
-/// Seals or opens all jobs, whose keys are of this backend. `P` is the vector's number of lanes, and the group sizes
-/// are those of [`long`].
+/// Seals or opens all jobs, whose keys are of this backend. `P` is the vector's number of lanes, `N` the vectors of
+/// packets that go `P` at once.
 #[inline(always)]
-pub(crate) fn burst<
-    S: Simd,
-    const P: usize,
-    const Q: usize,
-    const D: usize,
-    const T: usize,
-    const G: usize,
-    const OPEN: bool,
->(
-    cpu: S,
-    jobs: &mut [Job<'_>],
-) {
-    let small = 16 * (S::LANES * Q - 1);
+pub(crate) fn burst<S: Simd, const P: usize, const N: usize, const OPEN: bool>(cpu: S, jobs: &mut [Job<'_>]) {
+    let small = 16 * (S::LANES * N - 1);
     let (packs, rest) = jobs.as_chunks_mut::<P>();
     for pack in packs {
         let rounds = pack[0].key.rounds;
@@ -494,57 +528,40 @@ pub(crate) fn burst<
             alike &= job.key.rounds == rounds && job.text.len().wrapping_sub(TAG_LEN) <= small;
         }
         if alike {
-            match rounds {
-                10 => short::<S, 11, P, Q, Q, OPEN>(cpu, pack.each_mut()),
-                12 => short::<S, 13, P, Q, Q, OPEN>(cpu, pack.each_mut()),
-                _ => short::<S, 15, P, Q, Q, OPEN>(cpu, pack.each_mut()),
-            }
+            short::<S, P, N, N, OPEN>(cpu, pack.each_mut());
         } else {
             for job in pack {
-                single::<S, Q, D, T, G, OPEN>(cpu, job);
+                single::<S, OPEN>(cpu, job);
             }
         }
     }
     for job in rest {
-        single::<S, Q, D, T, G, OPEN>(cpu, job);
+        single::<S, OPEN>(cpu, job);
     }
 }
 
 /// One packet of any length.
 #[inline(always)]
-fn single<S: Simd, const Q: usize, const D: usize, const T: usize, const G: usize, const OPEN: bool>(
-    cpu: S,
-    job: &mut Job<'_>,
-) {
-    match job.key.rounds {
-        10 => sized::<S, 11, Q, D, T, G, OPEN>(cpu, job),
-        12 => sized::<S, 13, Q, D, T, G, OPEN>(cpu, job),
-        _ => sized::<S, 15, Q, D, T, G, OPEN>(cpu, job),
-    }
-}
-
-#[inline(always)]
-fn sized<
-    S: Simd,
-    const K: usize,
-    const Q: usize,
-    const D: usize,
-    const T: usize,
-    const G: usize,
-    const OPEN: bool,
->(
-    cpu: S,
-    job: &mut Job<'_>,
-) {
+fn single<S: Simd, const OPEN: bool>(cpu: S, job: &mut Job<'_>) {
     let Some(len) = job.text.len().checked_sub(TAG_LEN) else {
         job.ok = false;
         return;
     };
-    match (len.div_ceil(16) + 1).div_ceil(S::LANES * Q) {
-        1 => short::<S, K, 1, Q, Q, OPEN>(cpu, [job]),
-        2 => short::<S, K, 1, D, Q, OPEN>(cpu, [job]),
-        3 => short::<S, K, 1, T, Q, OPEN>(cpu, [job]),
-        4 => short::<S, K, 1, G, Q, OPEN>(cpu, [job]),
-        _ => long::<S, K, Q, D, T, G, OPEN>(cpu, job),
+    let vectors = (len.div_ceil(16) + 1).div_ceil(S::LANES);
+    if S::LANES == 4 {
+        match vectors {
+            1 => return short::<S, 1, 1, 1, OPEN>(cpu, [job]),
+            3 => return short::<S, 1, 3, 1, OPEN>(cpu, [job]),
+            5 => return short::<S, 1, 5, 1, OPEN>(cpu, [job]),
+            7 => return short::<S, 1, 7, 1, OPEN>(cpu, [job]),
+            _ => {}
+        }
+    }
+    match vectors.div_ceil(2) {
+        1 => short::<S, 1, 2, 2, OPEN>(cpu, [job]),
+        2 => short::<S, 1, 4, 2, OPEN>(cpu, [job]),
+        3 => short::<S, 1, 6, 2, OPEN>(cpu, [job]),
+        4 => short::<S, 1, 8, 2, OPEN>(cpu, [job]),
+        _ => long::<S, OPEN>(cpu, job, vectors),
     }
 }

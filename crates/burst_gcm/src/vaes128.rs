@@ -117,6 +117,14 @@ impl Simd for AesNi {
         self.pair(0, u64::from((vector + 1).to_be()) << 32)
     }
     #[inline(always)]
+    fn counter(self, counter: u32) -> __m128i {
+        self.pair(0, u64::from(counter.to_be()) << 32)
+    }
+    #[inline(always)]
+    fn with_last(self, _: __m128i, b: __m128i) -> __m128i {
+        b
+    }
+    #[inline(always)]
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> __m128i {
         table.get(at).map_or(self.pair(0, 0), |block| self.block(block))
     }
@@ -222,7 +230,7 @@ impl Simd for AesNi {
 pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: AesNi, jobs: &mut [Job<'_>]) {
-        vaes::burst::<AesNi, 1, 2, 4, 6, 8, OPEN>(cpu, jobs);
+        vaes::burst::<AesNi, 1, 2, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| AesNi::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

@@ -116,6 +116,15 @@ impl Simd for Vaes256 {
         self.reverse(sum)
     }
     #[inline(always)]
+    fn counter(self, counter: u32) -> __m256i {
+        self.splat(self.0.counter(counter))
+    }
+    #[inline(always)]
+    fn with_last(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_blend_epi32::<0xf0>(a, b) }
+    }
+    #[inline(always)]
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> __m256i {
         let blocks: &[Block; 2] = match table.get(at..).and_then(<[Block]>::first_chunk) {
             Some(blocks) => blocks,
@@ -232,7 +241,7 @@ impl Simd for Vaes256 {
 pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "avx2,vaes,vpclmulqdq,aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: Vaes256, jobs: &mut [Job<'_>]) {
-        vaes::burst::<Vaes256, 2, 2, 4, 6, 8, OPEN>(cpu, jobs);
+        vaes::burst::<Vaes256, 2, 2, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| Vaes256::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

@@ -153,6 +153,16 @@ impl Simd for Vaes512 {
         self.reverse(sum)
     }
     #[inline(always)]
+    fn counter(self, counter: u32) -> __m512i {
+        // SAFETY: `self` proves AVX-512F.
+        unsafe { _mm512_maskz_set1_epi32(0x8888, counter.to_be().cast_signed()) }
+    }
+    #[inline(always)]
+    fn with_last(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512F.
+        unsafe { _mm512_mask_blend_epi64(0xc0, a, b) }
+    }
+    #[inline(always)]
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> __m512i {
         let blocks: &[Block; 4] = match table.get(at..).and_then(<[Block]>::first_chunk) {
             Some(blocks) => blocks,
@@ -270,7 +280,7 @@ pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
         enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi2,vaes,vpclmulqdq,aes,pclmulqdq,ssse3,sse4.1"
     )]
     fn enabled<const OPEN: bool>(cpu: Vaes512, jobs: &mut [Job<'_>]) {
-        vaes::burst::<Vaes512, 4, 1, 2, 3, 4, OPEN>(cpu, jobs);
+        vaes::burst::<Vaes512, 4, 1, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| Vaes512::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

@@ -10,7 +10,10 @@ use super::{
 use crate::{
     config::{Config, build::Ephemeral},
     control::single::Single,
-    io::mem::{MemPort, wire},
+    io::{
+        PacketIo,
+        mem::{MemPort, wire},
+    },
     packet::{BURST, DropReason, Frame, FramePool},
     runtime::Clock,
     table::{hash::Seed, neighbour::NeighbourKey, tables::NextHop},
@@ -31,10 +34,10 @@ pub enum RigError {
 ///
 /// # Errors
 /// [`RigError::Setup`].
-pub fn gateway(
+pub fn gateway<P: PacketIo>(
     config: &Config,
-    ports: impl FnOnce(&mut FramePool) -> Vec<MemPort>,
-) -> Result<Single<MemPort>, RigError> {
+    ports: impl FnOnce(&mut FramePool) -> Vec<P>,
+) -> Result<Single<P>, RigError> {
     let setup = |error: &dyn std::fmt::Display| RigError::Setup(error.to_string());
     let mut sequences = Ephemeral::default();
     // Fixed, so that every run does the same work.

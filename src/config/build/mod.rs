@@ -5,7 +5,11 @@ mod interfaces;
 mod nat;
 mod tunnels;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use thiserror::Error;
 
@@ -22,8 +26,8 @@ use crate::{
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         sad::Sad,
-        tables::{NextHop, Tables},
-        tunnel::{Df, Outer, SaIn, SaOut, Tunnel},
+        tables::{Features, NextHop, Tables},
+        tunnel::{Df, Outer, SaIn, SaOut, Tunnel, address_bits},
     },
     wire::{
         ethernet::MacAddr,
@@ -231,9 +235,16 @@ pub fn build(
     let hosts = interfaces::number_hosts(config, &builder.interfaces, &mut interfaces);
     let mut gateways = Vec::new();
     let mut routes = Vec::new();
+    let mut policies = Vec::new();
     let by_number = |list: &[u16], number: usize| list.iter().position(|n| usize::from(*n) == number);
     for number in 0..kept.gateways.0.len() {
-        let (gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
+        let (mut gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
+        gateway.first_policy = policies.len();
+        policies.extend(
+            by_number(&builder.gateways, number)
+                .into_iter()
+                .flat_map(|place| policy_names(&config.gateways[place])),
+        );
         gateways.push(gateway);
         routes.push(writers);
     }
@@ -272,6 +283,7 @@ pub fn build(
             key: expand(&out.key.value)?,
             esn: *tunnel.esn,
             sequence: Arc::clone(&sequence),
+            ended: AtomicBool::new(false),
         });
         sa_names.push(format!("{name}/out/{:#x}", sa.spi));
         sas_out.push(sequence);
@@ -299,7 +311,10 @@ pub fn build(
                     esn: *tunnel.esn,
                     window,
                     tunnel: number as u16,
-                    remote: tunnel.remote.value,
+                    gateway: builder.gateways[tunnel.gateway.value.0],
+                    underlay: builder.gateways[tunnel.underlay.value.0],
+                    ended: AtomicBool::new(false),
+                    remote: address_bits(tunnel.remote.value),
                     udp: *tunnel.encapsulation == Encapsulation::Udp,
                 }),
             ));
@@ -328,6 +343,7 @@ pub fn build(
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
+        features: Features::of(&gateways, &tunnels),
         demux: builder.demux(),
         interfaces,
         gateways,
@@ -344,6 +360,7 @@ pub fn build(
             ports: config.ports.iter().map(|p| p.name.value.as_str().to_string()).collect(),
             interfaces: kept.interfaces.0.clone(),
             tunnels: kept.tunnels.0.clone(),
+            policies,
             sas: sa_names,
             pools: builder.pools,
         },
@@ -358,6 +375,11 @@ pub fn build(
     };
     kept.windows = windows;
     Ok(built)
+}
+
+/// What statistics call the policies of a gateway, in its order.
+fn policy_names(gateway: &super::Gateway) -> impl Iterator<Item = String> {
+    gateway.policies.iter().map(|policy| format!("{}/{}", gateway.name.value.as_str(), policy.name.as_str()))
 }
 
 fn vacant_tunnel() -> Tunnel {

@@ -47,7 +47,7 @@ pub fn hold(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, datagram: Datagram) 
     };
     let Some(frame) = burst.take(slot) else { return };
     if let Err(frame) = tables.hold(datagram, frame, meta, cx.now) {
-        cx.counters.drops(Some(meta.interface), DropReason::NatFragmentsFull, 1);
+        cx.counters.drops(super::interface(&meta), DropReason::NatFragmentsFull, 1);
         cx.pool.free(frame);
     }
 }

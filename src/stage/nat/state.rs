@@ -335,7 +335,7 @@ impl NatTables {
                 // There is room, as was seen above.
                 let _ = resumed.try_push(Resumed { frame, meta, entry: Entry::Forward });
             } else {
-                counters.drops(Some(meta.interface), DropReason::NatFragmentTimeout, 1);
+                counters.drops(super::interface(&meta), DropReason::NatFragmentTimeout, 1);
                 pool.free(frame);
             }
         }
