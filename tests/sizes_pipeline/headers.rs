@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use causeway::{packet::DropReason, stats::WorkerColumn};
 
-use super::{
-    common::{frame::*, *},
-    icmp_error,
-    sites::*,
-};
+use super::{common::frame::*, icmp_error, sites::*};
 
 /// A segment that opens a connection: its flags, its options, and a right checksum.
 fn opening(from: &str, to: &str, flags: u8, options: &[u8]) -> Ip {

@@ -246,6 +246,8 @@ pub fn build(
         neighbours: &mut kept.neighbours,
         next_hops: Vec::new(),
         pinned: Vec::new(),
+        pools: Vec::new(),
+        generation: kept.generation.wrapping_add(1) as u32,
         now,
     };
     let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
@@ -306,6 +308,7 @@ pub fn build(
             tunnels: kept.tunnels.0.clone(),
             policies,
             sas: kept.associations.0.clone(),
+            pools: builder.pools,
         },
         tables: Arc::new(tables),
         routes,
@@ -355,6 +358,9 @@ struct Builder<'a> {
     neighbours: &'a mut NeighbourWriter,
     next_hops: Vec<NextHop>,
     pinned: Vec<NeighbourId>,
+    /// Names of NAT pools, by row.
+    pools: Vec<String>,
+    generation: u32,
     now: u64,
 }
 
