@@ -126,19 +126,50 @@ impl Text for Interval {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
 
-impl Bytes {
-    /// Reads a size with its unit.
-    pub(crate) fn read(text: &str) -> Result<Self, Complaint> {
-        const UNITS: [(&str, u64); 7] = [
+impl Text for Bytes {
+    const WORDS: &'static str = "a number of bytes with its unit";
+    const EXAMPLE: &'static str = "500GB";
+    const PATTERN: Option<&'static str> = Some("^[0-9]+ ?(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)$");
+
+    fn read(text: &str) -> Result<Self, Complaint> {
+        const UNITS: [(&str, u64); 9] = [
             ("B", 1),
             ("kB", 1_000),
             ("MB", 1_000_000),
             ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
             ("KiB", 1 << 10),
             ("MiB", 1 << 20),
             ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
         ];
         scaled(text, &UNITS, "2KiB").map(Bytes)
+    }
+}
+
+/// A whole number above zero, as large as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Number(pub u64);
+
+impl Value for Number {
+    fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {
+        let Some(number) = integer(value) else {
+            cx.wrong_type(span, &Self::shape(), value);
+            return None;
+        };
+        let found = u64::try_from(number).ok().filter(|number| *number > 0);
+        if found.is_none() {
+            cx.report(out_of_range(number, span).help("write a number above 0"));
+        }
+        found.map(Number)
+    }
+
+    fn shape() -> Shape {
+        Shape {
+            words: "a number above 0".into(),
+            example: "1_000_000".into(),
+            schema: json!({ "type": "integer", "minimum": 1 }),
+        }
     }
 }
 

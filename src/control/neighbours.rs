@@ -31,7 +31,8 @@ const TRIES: u8 = 3;
 /// How long a confirmed neighbour counts as reachable (RFC 4861 10), and how long an unused one is remembered.
 const AGES: NeighbourAges =
     NeighbourAges { incomplete: 4 * SECOND, reachable: 30 * SECOND, stale: 600 * SECOND };
-/// A neighbour in use is asked again when its confirmation is this old: before it turns stale.
+/// A neighbour in use is asked again when its confirmation is this old: before it turns stale. Three seconds later, at
+/// the latest, a neighbour that went away is known no more.
 const REFRESH: u64 = 25 * SECOND;
 /// An address is defended at most so often (RFC 5227 2.4 b).
 const DEFEND: u64 = 10 * SECOND;
@@ -75,7 +76,7 @@ impl Resolver {
     pub fn announce(
         &mut self,
         tables: &Tables,
-        writer: &NeighbourWriter,
+        writer: &mut NeighbourWriter,
         now: u64,
         send: &mut dyn FnMut(Transmit),
     ) {
@@ -92,7 +93,7 @@ impl Resolver {
                 send(announcement(number, interface, prefix.network()));
             }
         }
-        for hop in &tables.next_hops {
+        for hop in tables.next_hops.iter() {
             if let crate::table::tables::NextHop::Via { interface, neighbour, address } = *hop
                 && writer.table().mac(neighbour).is_none()
             {
@@ -159,6 +160,10 @@ impl Resolver {
                     self.questions.remove(&(interface, address));
                 }
             }
+            Event::NatExhausted { gateway, reason, address } => {
+                let address = std::net::Ipv4Addr::from_bits(address);
+                tracing::warn!(gateway, %address, "NAT makes no new session: {}", reason.explanation().trim());
+            }
             Event::Conflict { interface, address, mac } => {
                 self.conflicts += 1;
                 let last = self.defended.entry((interface, address)).or_insert(0);
@@ -179,11 +184,12 @@ impl Resolver {
         }
     }
 
-    /// Sends the questions that are due and forgets those that were asked often enough.
+    /// Sends the questions that are due, and gives up on those that were asked often enough (RFC 4861 7.3.3): whoever is
+    /// known and stays silent is known no more, the next hops of routes included.
     fn questions(
         &mut self,
         tables: &Tables,
-        writer: &NeighbourWriter,
+        writer: &mut NeighbourWriter,
         now: u64,
         send: &mut dyn FnMut(Transmit),
     ) {
@@ -192,14 +198,20 @@ impl Resolver {
                 return true;
             }
             let Some(interface) = tables.interface(number) else { return false };
+            let id = writer.table().lookup(&key(number, address));
+            let known = id.and_then(|id| Some((id, writer.table().mac(id)?)));
             if question.tries >= TRIES {
+                if let Some((id, mac)) = known {
+                    let mac = MacAddr(mac);
+                    writer.fail(id, now);
+                    tracing::warn!(interface = number, %address, %mac, "a neighbour in use is silent");
+                }
                 return false;
             }
             question.tries += 1;
             question.next = now + RETRY;
-            // One that is known is asked itself; only when it stays silent, all are (RFC 4861 7.3.3).
-            let known = writer.table().lookup(&key(number, address)).and_then(|id| writer.table().mac(id));
-            let towards = known.filter(|_| question.tries < TRIES).map(MacAddr);
+            // One that is known is asked itself; only when it stays silent, all are.
+            let towards = known.map(|(_, mac)| MacAddr(mac)).filter(|_| question.tries < TRIES);
             if let Some(frame) = solicitation(interface, address, towards) {
                 send(Transmit { port: interface.port, interface: number, frame });
             }

@@ -45,7 +45,7 @@ pub enum PortError {
     #[error(
         "port {port} has {queues} queue(s) for {workers} workers, and each worker needs one: give the device as many \
          (`ethtool -L DEVICE combined {workers}`; for a veth, `ip link add ... numrxqueues {workers} numtxqueues \
-         {workers}`), or list fewer `cores` in [system]; a TAP has one"
+         {workers}`), or list fewer `cores` in [system]"
     )]
     Queues {
         /// The port.
@@ -108,7 +108,7 @@ pub fn open(
         let one = match *port.driver {
             Driver::Xdp => open_xdp(config, number, port, umem, &mut shared, pools)?,
             Driver::AfPacket => open_packet(port, pools.len(), number)?,
-            Driver::Tap => open_tap(port)?,
+            Driver::Tap => open_tap(port, pools.len())?,
             Driver::Memory => open_memory(config, port, wires)?,
         };
         check_queues(port, one.queues.len(), pools.len())?;
@@ -169,16 +169,20 @@ fn open_packet(port: &Port, workers: usize, number: usize) -> Result<One, PortEr
     Ok(One { queues, mac, description: format!("{}: af_packet", device.name()), device: None })
 }
 
-fn open_tap(port: &Port) -> Result<One, PortError> {
+fn open_tap(port: &Port, workers: usize) -> Result<One, PortError> {
     let failed = socket_error(port);
-    let tap = TapPort::open(device_name(port)).map_err(&failed)?;
+    let taps = TapPort::open_queues(device_name(port), workers).map_err(&failed)?;
+    let device = taps.first().map(|tap| tap.device().clone());
+    // There is at least one.
+    let device = device.map_or_else(|| Device::by_name(device_name(port)), Ok).map_err(&failed)?;
     // The host has the device's own address; the gateway is the station at the other end of the cable.
-    let MacAddr([first, rest @ ..]) = MacAddr(tap.device().mac().map_err(&failed)?);
+    let MacAddr([first, rest @ ..]) = MacAddr(device.mac().map_err(&failed)?);
     let [a, b, c, d, last] = rest;
     let mac = MacAddr([first | 2, a, b, c, d, last ^ 1]);
-    tap.device().set_up().map_err(&failed)?;
-    let description = format!("{}: tap", tap.device().name());
-    Ok(One { queues: vec![AnyPort::Tap(Box::new(tap))], mac, description, device: None })
+    device.set_up().map_err(&failed)?;
+    let description = format!("{}: tap, {} queue(s)", device.name(), taps.len());
+    let queues = taps.into_iter().map(|tap| AnyPort::Tap(Box::new(tap))).collect();
+    Ok(One { queues, mac, description, device: None })
 }
 
 fn open_xdp(
@@ -252,9 +256,11 @@ pub fn own_prefixes(config: &Config, port: usize) -> Vec<OwnPrefix> {
         let usage = if ends_tunnels(address) { AddressUse::Tunnel } else { AddressUse::Host };
         OwnPrefix { address, length, usage }
     });
-    let mapped = on_port().flat_map(|interface| &config.gateways[interface.gateway.value.0].nat).map(|nat| {
-        let prefix = nat.translated.value.0;
-        OwnPrefix { address: prefix.address(), length: prefix.length(), usage: AddressUse::Nat }
+    let rules = on_port().flat_map(|interface| &config.gateways[interface.gateway.value.0].nat);
+    let mapped = rules.flat_map(crate::config::Nat::translated_prefixes).map(|prefix| OwnPrefix {
+        address: prefix.address(),
+        length: prefix.length(),
+        usage: AddressUse::Nat,
     });
     let mut all: Vec<OwnPrefix> = mapped.chain(own).collect();
     // An address that is both keeps its own use, which comes last.

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::neighbours::Resolver;
+use super::{nat::NatSetup, neighbours::Resolver, tunnel_care::TunnelCare};
 use crate::{
     config::{
-        Config,
+        self, Config,
         build::{self, BuildError, Built, Kept, Sequences},
     },
     io::PacketIo,
     packet::{FramePool, HugePages, Umem, UmemError},
-    runtime::{Command, Mailbox, Worker},
+    runtime::{Command, Mailbox, Snapshot, Worker},
     stage::EventQueue,
     stats::{Segment, WorkerCounters},
     table::{hash::Seed, neighbour::NeighbourTable},
@@ -39,6 +39,16 @@ pub enum SingleError {
     Counters(#[from] std::io::Error),
 }
 
+/// The pages that a configuration wants packet memory on.
+#[must_use]
+pub fn huge_pages(config: &Config) -> HugePages {
+    match *config.system.huge_pages {
+        config::HugePages::Auto => HugePages::Auto,
+        config::HugePages::Require => HugePages::Require,
+        config::HugePages::Never => HugePages::Never,
+    }
+}
+
 /// A gateway in one thread.
 pub struct Single<P> {
     /// The worker.
@@ -49,9 +59,13 @@ pub struct Single<P> {
     pub built: Built,
     /// The counters' memory.
     pub segment: Arc<Segment>,
+    /// The configuration.
+    config: Config,
     resolver: Resolver,
+    care: TunnelCare,
     events: Arc<EventQueue>,
     mailbox: Arc<Mailbox>,
+    nat: NatSetup,
 }
 
 impl<P: PacketIo> Single<P> {
@@ -67,7 +81,7 @@ impl<P: PacketIo> Single<P> {
         seed: Seed,
         ports: impl FnOnce(&mut FramePool) -> Vec<P>,
     ) -> Result<Self, SingleError> {
-        let pages = if cfg!(test) { HugePages::Never } else { HugePages::Auto };
+        let pages = huge_pages(config);
         let (count, size) = (config.system.buffers.get() as usize, config.system.buffer_size.get() as usize);
         let mut pools = Umem::new(count, size, pages)?.into_pools(1);
         // One was asked for.
@@ -81,7 +95,8 @@ impl<P: PacketIo> Single<P> {
         let segment = Arc::new(Segment::anonymous(layout)?);
         let events = Arc::new(EventQueue::new(EVENTS));
         let mailbox = Arc::new(Mailbox::default());
-        let worker = Worker::new(
+        let mut nat = NatSetup::new(config, 1, seed);
+        let mut worker = Worker::new(
             ports,
             Vec::new(),
             pool,
@@ -91,14 +106,59 @@ impl<P: PacketIo> Single<P> {
             Arc::clone(&mailbox),
             config.system.burst.get() as usize,
         );
-        Ok(Self { worker, kept, built, segment, resolver: Resolver::default(), events, mailbox })
+        worker.set_nat(nat.make(&built.tables)?.pop().flatten());
+        Ok(Self {
+            worker,
+            kept,
+            built,
+            segment,
+            config: config.clone(),
+            resolver: Resolver::default(),
+            care: TunnelCare::default(),
+            nat,
+            events,
+            mailbox,
+        })
+    }
+
+    /// Takes up another configuration, as a reload does, at `now` (ns). What was counted goes on.
+    ///
+    /// # Errors
+    /// [`SingleError`]; nothing has changed then.
+    pub fn reload(
+        &mut self,
+        config: &Config,
+        macs: &[MacAddr],
+        sequences: &mut dyn Sequences,
+        now: u64,
+    ) -> Result<(), SingleError> {
+        let built = build::build(config, macs, &mut self.kept, sequences, now)?;
+        let old = self.segment.layout();
+        let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, old.tick_hz);
+        let segment = Arc::new(Segment::anonymous(layout)?);
+        let counters = Some(Box::new(WorkerCounters::taking_over(&segment, 0, old)));
+        let nat = self.nat.make(&built.tables)?.pop().flatten();
+        let snapshot = Snapshot { tables: Arc::clone(&built.tables), counters, nat };
+        if self.mailbox.send(Command::Snapshot(snapshot)).is_err() {
+            tracing::warn!("a worker takes no more commands");
+        }
+        (self.built, self.segment) = (built, segment);
+        self.worker.round(now);
+        Ok(())
     }
 
     /// Announces the gateway's addresses and asks for its routers, as at the start of a gateway.
     pub fn announce(&mut self, now: u64) {
         let mailbox = &self.mailbox;
         let mut send = |t| transmit(mailbox, t);
-        self.resolver.announce(&self.built.tables, &self.kept.neighbours, now, &mut send);
+        self.resolver.announce(&self.built.tables, &mut self.kept.neighbours, now, &mut send);
+    }
+
+    /// Gives the worker a command. A full mailbox loses it.
+    pub fn command(&mut self, command: Command) {
+        if self.mailbox.send(command).is_err() {
+            tracing::warn!("a worker takes no more commands");
+        }
     }
 
     /// One round of the worker and of its control, at `now` (ns). The result is how many packets were moved.
@@ -108,6 +168,11 @@ impl<P: PacketIo> Single<P> {
         let mut send = |t| transmit(mailbox, t);
         let tables = &self.built.tables;
         self.resolver.tick(tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        let mut command = |command| {
+            // As with frames: a full mailbox loses it.
+            let _ = mailbox.send(command);
+        };
+        self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
         self.mailbox.collect();
         moved
     }
@@ -130,5 +195,38 @@ pub fn transmit(mailbox: &Mailbox, t: super::neighbours::Transmit) {
     let command = Command::Transmit { port: t.port, interface: t.interface, frame: t.frame };
     if mailbox.send(command).is_err() {
         tracing::warn!("a worker takes no more commands: a frame of the control thread is lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        config::build::Ephemeral,
+        io::mem::{MemPort, wire},
+    };
+
+    fn single(pages: &str) -> Result<Single<MemPort>, SingleError> {
+        let text = format!(
+            "[system]\nname = \"x\"\nbuffers = 65536\nbuffer_size = 4096\nhuge_pages = \"{pages}\"\n\
+             [port.a]\ndriver = \"memory\"\n[gateway.g]\n\
+             [interface.a]\nport = \"a\"\ngateway = \"g\"\nside = \"local\"\naddresses = [\"10.1.0.1/24\"]\n"
+        );
+        let config = config::parse(Path::new("/x.toml"), &text, &|_: &str| None).unwrap().0;
+        let macs = [MacAddr([2, 0, 0, 0, 0, 1])];
+        Single::new(&config, &macs, &mut Ephemeral::default(), Seed::new(1, 2), |_| vec![wire(1).0])
+    }
+
+    #[test]
+    fn packet_memory_lies_on_the_pages_that_the_configuration_says() {
+        let mut never = single("never").unwrap();
+        assert!(!never.worker.pool_mut().umem().memory().is_huge());
+        // A quarter of a gigabyte: where the machine has not reserved as much, it is refused.
+        match single("require") {
+            Ok(mut single) => assert!(single.worker.pool_mut().umem().memory().is_huge()),
+            Err(error) => assert!(matches!(error, SingleError::Umem(_)), "{error}"),
+        }
     }
 }

@@ -51,6 +51,7 @@ pub enum Refused {
 ///   and whichever numbers the sender leaves out. A jump is less than 2^33: [`Self::esn_guess`] yields no more.
 ///   Should one of 2^36 be marked all the same, every word is set outright; then alone, two workers that make
 ///   such a jump at the same moment could both accept one number.
+#[repr(align(64))]
 pub struct Window {
     /// The newest number accepted.
     top: AtomicU64,
@@ -78,6 +79,45 @@ impl Window {
         Self { top: AtomicU64::new(0), ring, size: size.into(), exclusive }
     }
 
+    /// A window that goes on after `newest`, of which it is not known what came before it: nothing up to there is
+    /// accepted. For an association that an earlier run, or a window of another size, has received by.
+    #[must_use]
+    pub fn resume(size: u32, exclusive: bool, newest: u64) -> Self {
+        let window = Self::new(size, exclusive);
+        window.raise(newest);
+        window
+    }
+
+    /// Refuses every number up to `newest` from now on.
+    pub fn raise(&self, newest: u64) {
+        if self.ring.is_empty() {
+            self.top.fetch_max(newest, Relaxed);
+            return;
+        }
+        if newest == 0 {
+            return;
+        }
+        self.advance(newest);
+        let last = newest >> BLOCK_SHIFT;
+        for block in (last + 1).saturating_sub(self.ring.len() as u64)..=last {
+            let Some(word) = self.word(block << BLOCK_SHIFT) else { return };
+            // All numbers of the block, or those up to the newest.
+            let bits = if block == last { u64::MAX >> (63 - newest % u64::from(BITS)) } else { u64::MAX };
+            let seen = u64::from(block as u32) << BITS | bits & u64::from(u32::MAX);
+            loop {
+                let old = word.load(Relaxed);
+                let new = match age(old, block) {
+                    ..0 => break,
+                    0 => old | seen,
+                    1.. => seen,
+                };
+                if self.replace(word, old, new) {
+                    break;
+                }
+            }
+        }
+    }
+
     /// No window: accepts every number as often as it comes, and remembers the newest for [`Self::esn_guess`].
     #[must_use]
     pub fn disabled() -> Self {
@@ -86,6 +126,7 @@ impl Window {
     }
 
     /// The newest number accepted, 0 before the first.
+    #[inline]
     #[must_use]
     pub fn newest(&self) -> u64 {
         self.top.load(Relaxed)
@@ -93,6 +134,7 @@ impl Window {
 
     /// The whole number of a packet that carries its low half (RFC 4303 appendix A2.2): the only number with that
     /// low half from the window's lower edge to 2^32 beyond it.
+    #[inline]
     #[must_use]
     pub fn esn_guess(&self, low: u32) -> u64 {
         // The RFC's two cases are one when the edge is kept in 64 bits, where it cannot go below zero either.
@@ -139,6 +181,13 @@ impl Window {
                 return Ok(lateness);
             }
         }
+    }
+
+    /// The word of a number, of which only the low half counts: for whoever asks for it before it is needed.
+    #[inline]
+    #[must_use]
+    pub fn line(&self, low: u32) -> Option<&AtomicU64> {
+        self.word(low.into())
     }
 
     /// Raises `top` to a newer number; returns how far behind it the number is.
@@ -195,6 +244,18 @@ impl Window {
         }
         place.compare_exchange(old, new, Relaxed, Relaxed).is_ok()
     }
+}
+
+/// Buckets of [`behind`].
+pub const BUCKETS: usize = 17;
+
+/// The bucket of a distance behind the newest number: 0 is the newest itself, 1 is one behind, 2 is two or three, and
+/// so on by powers of two; the last is for all that only the largest window holds.
+#[inline]
+#[must_use]
+pub const fn behind(lateness: u64) -> usize {
+    let bucket = (u64::BITS - lateness.leading_zeros()) as usize;
+    if bucket < BUCKETS { bucket } else { BUCKETS - 1 }
 }
 
 /// By how many blocks a word is older than a block; negative when it is newer.

@@ -16,7 +16,7 @@ use crate::packet::{FramePool, FrameQueue};
 const DELETED: i32 = libc::EBADFD;
 const DOWN: i32 = libc::EIO;
 
-/// A TAP device.
+/// A TAP device, or one queue of it.
 #[derive(Debug)]
 pub struct TapPort {
     tap: Tap,
@@ -35,8 +35,19 @@ impl TapPort {
     /// # Errors
     /// See [`Tap::open`].
     pub fn open(name: &str) -> Result<Self, Error> {
-        let tap = Tap::open(name)?;
-        Ok(Self { tap, health: PortHealth::Up, too_long: 0, refused: 0, kicks: 0, wakeups: 0 })
+        Tap::open(name).map(Self::new)
+    }
+
+    /// As [`TapPort::open`], with a queue for each of several workers.
+    ///
+    /// # Errors
+    /// See [`Tap::open_queues`].
+    pub fn open_queues(name: &str, queues: usize) -> Result<Vec<Self>, Error> {
+        Ok(Tap::open_queues(name, queues)?.into_iter().map(Self::new).collect())
+    }
+
+    const fn new(tap: Tap) -> Self {
+        Self { tap, health: PortHealth::Up, too_long: 0, refused: 0, kicks: 0, wakeups: 0 }
     }
 
     /// The device, as the kernel's stack sees it.

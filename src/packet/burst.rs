@@ -1,6 +1,6 @@
 //! Up to 64 packets on their way through the pipeline together.
 
-use super::{BURST, DropReason, Frame, FramePool, Meta, Slot, Slots, Umem};
+use super::{BURST, DropReason, Frame, FramePool, FrameQueue, Meta, Slot, Slots, Umem};
 
 /// Packets that go through the pipeline together: a frame and a [`Meta`] each.
 ///
@@ -61,6 +61,21 @@ impl Burst {
         *self.meta_mut(slot) = meta;
         self.live.insert(slot);
         Ok(slot)
+    }
+
+    /// Takes frames up that came from `port`, as many as find room if the burst is empty, else none. Of their
+    /// metadata only the port is set: the parse stage writes all of it.
+    #[inline]
+    pub fn load(&mut self, from: &mut FrameQueue, port: u16) {
+        if (self.live | self.dropped).is_empty() {
+            let n = from.len().min(BURST);
+            let places = self.frames.iter_mut().zip(self.meta.iter_mut());
+            for ((entry, meta), frame) in places.zip(from.drain(..n)) {
+                *entry = Some(frame);
+                meta.port = port;
+            }
+            self.live = Slots::first_n(n);
+        }
     }
 
     /// Drops the packet. Its frame goes home, and its reason is counted, with the next [`Burst::sweep`].

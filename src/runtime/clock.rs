@@ -26,7 +26,14 @@ impl Clock {
     #[inline]
     #[must_use]
     pub fn now(&self) -> u64 {
-        self.nanoseconds(self.start, self.clock.raw())
+        self.at(self.clock.raw())
+    }
+
+    /// Nanoseconds since the clock was made until the counter stood at `ticks`.
+    #[inline]
+    #[must_use]
+    pub fn at(&self, ticks: u64) -> u64 {
+        self.nanoseconds(self.start, ticks)
     }
 
     /// The counter as it stands.

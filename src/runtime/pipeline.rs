@@ -8,15 +8,17 @@ use crate::{
         esp_open::EspOpen,
         esp_seal::EspSeal,
         local::{Local, Serve},
+        mss::Mss,
         mtu::Mtu,
         nat::Nat,
         neighbour::Arp,
         next_hop::NextHop,
         parse::Parse,
+        path_errors::{PathErrors, Unreachable},
+        reassemble::Reassemble,
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
-        vlan_demux::VlanDemux,
     },
 };
 
@@ -43,19 +45,22 @@ macro_rules! stages {
 
 stages! {
     parse: Parse = 0,
-    vlan_demux: VlanDemux = 1,
-    arp: Arp = 2,
-    local: Local = 3,
-    esp_open: EspOpen = 4,
-    spd_inbound: SpdInbound = 5,
-    serve: Serve = 6,
-    nat: Nat = 7,
-    spd: SpdOutbound = 8,
-    route: Route = 9,
-    next_hop: NextHop = 10,
-    mtu: Mtu = 11,
-    esp_seal: EspSeal = 12,
-    rewrite: Rewrite = 13,
+    arp: Arp = 1,
+    local: Local = 2,
+    reassemble: Reassemble = 3,
+    path_errors: PathErrors = 4,
+    esp_open: EspOpen = 5,
+    spd_inbound: SpdInbound = 6,
+    serve: Serve = 7,
+    nat: Nat = 8,
+    spd: SpdOutbound = 9,
+    route: Route = 10,
+    next_hop: NextHop = 11,
+    mss: Mss = 12,
+    mtu: Mtu = 13,
+    unreachable: Unreachable = 14,
+    esp_seal: EspSeal = 15,
+    rewrite: Rewrite = 16,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -116,7 +121,6 @@ impl Pipeline {
             Entry::Rx => {
                 cx.lanes.rx = burst.live();
                 self.parse(cx, burst);
-                self.vlan_demux(cx, burst);
                 if !cx.lanes.arp.is_empty() {
                     self.arp(cx, burst);
                 }
@@ -126,7 +130,7 @@ impl Pipeline {
             Entry::Tx => cx.lanes.tx = burst.live(),
         }
         for _ in 0..MAX_PASSES {
-            if (cx.lanes.ip | cx.lanes.forward | cx.lanes.local).is_empty() {
+            if (cx.lanes.ip | cx.lanes.esp | cx.lanes.forward | cx.lanes.local).is_empty() {
                 break;
             }
             self.gateway(cx, burst);
@@ -134,8 +138,11 @@ impl Pipeline {
         for slot in (cx.lanes.ip | cx.lanes.forward | cx.lanes.local | cx.lanes.lookup) & burst.live() {
             burst.drop(slot, DropReason::TooManyPasses);
         }
-        if !cx.lanes.leaving.is_empty() {
+        if !cx.lanes.too_big.is_empty() {
             self.mtu(cx, burst);
+        }
+        if !cx.lanes.seal.is_empty() && entry != Entry::Seal && Unreachable::is_due(cx) {
+            self.unreachable(cx, burst);
         }
         if !cx.lanes.seal.is_empty() {
             self.esp_seal(cx, burst);
@@ -149,25 +156,38 @@ impl Pipeline {
         if !cx.lanes.ip.is_empty() {
             self.local(cx, burst);
         }
+        if !cx.lanes.fragments.is_empty() {
+            self.reassemble(cx, burst);
+        }
+        if cx.tables.features.tunnels && !cx.lanes.local.is_empty() {
+            self.path_errors(cx, burst);
+        }
         if !cx.lanes.esp.is_empty() {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.
             self.esp_open(cx, burst);
         }
-        if !(cx.lanes.forward | cx.lanes.local).is_empty() {
+        let features = cx.tables.features;
+        if (features.policies || features.tunnels) && !(cx.lanes.forward | cx.lanes.local).is_empty() {
             self.spd_inbound(cx, burst);
         }
         if !cx.lanes.local.is_empty() {
             self.serve(cx, burst);
         }
-        if !cx.lanes.forward.is_empty() {
+        if features.nat && !cx.lanes.forward.is_empty() {
             self.nat(cx, burst);
         }
+        cx.lanes.lookup |= std::mem::take(&mut cx.lanes.forward) & burst.live();
         if !cx.lanes.lookup.is_empty() {
-            self.spd(cx, burst);
+            if features.policies {
+                self.spd(cx, burst);
+            }
             self.route(cx, burst);
         }
         if !cx.lanes.chosen.is_empty() {
             self.next_hop(cx, burst);
+        }
+        if features.clamps {
+            self.mss(cx, burst);
         }
     }
 }

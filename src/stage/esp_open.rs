@@ -1,5 +1,7 @@
 //! Opens ESP packets (RFC 4303 3.4, RFC 4106, RFC 3948).
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use arrayvec::ArrayVec;
 
 use super::{Cx, Stage, parse};
@@ -8,9 +10,16 @@ use crate::{
         aead::{self, Aad, Job},
         replay::Refused,
     },
-    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
-    stats::SaColumn,
-    table::tunnel::SaIn,
+    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots, Umem},
+    stats::{SaColumn, WorkerColumn, WorkerCounters},
+    table::{
+        address::Address,
+        hash::HashKey,
+        prefetch::prefetch_read,
+        sad::{NO_SA, Sad, SadKey},
+        tables::Tables,
+        tunnel::SaIn,
+    },
     wire::{
         checksum::Delta,
         esp::{self, Encapsulated},
@@ -22,6 +31,9 @@ use crate::{
 };
 
 /// Opens what was sent to us in a tunnel and puts the inner packets back to the start.
+///
+/// Each step is taken for the whole burst before the next, so that what packets wait for (associations, keys,
+/// windows) is waited for once.
 #[derive(Debug)]
 pub struct EspOpen {
     found: [Found; BURST],
@@ -30,12 +42,13 @@ pub struct EspOpen {
 /// What was found out about an ESP packet before it is opened.
 #[derive(Debug, Clone, Copy, Default)]
 struct Found {
+    /// The sequence number: first its low half, as the packet has it, then the whole.
+    sequence: u64,
+    spi: u32,
     /// The association, by number.
     sa: u32,
     /// Offset of the ESP header.
     at: u16,
-    /// The whole sequence number.
-    sequence: u64,
 }
 
 impl Default for EspOpen {
@@ -44,44 +57,177 @@ impl Default for EspOpen {
     }
 }
 
+/// So many associations, at about 1 KiB each with their keys and windows, stay in the caches near the core by
+/// themselves.
+const NEAR_SAS: usize = 64;
+
 impl Stage for EspOpen {
     const NAME: &'static str = "esp-open";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        let mut slots = super::take(&mut cx.lanes.esp, burst);
-        for slot in slots {
-            match examine(cx, burst, slot) {
-                Ok(Some(found)) => *self.entry(slot) = found,
-                Ok(None) => {
-                    slots.remove(slot);
-                    cx.lanes.local.insert(slot);
-                }
-                Err(reason) => burst.drop(slot, reason),
-            }
+        let slots = super::take(&mut cx.lanes.esp, burst);
+        let slots = self.read(cx, burst, slots);
+        self.look_up(cx, burst, slots);
+        if cx.tables.sas.len() > NEAR_SAS {
+            self.fetch(cx.tables, slots);
         }
-        let slots = slots & burst.live();
+        let slots = self.admit(cx, burst, slots);
         let good = self.open(cx, burst, slots);
+        let mut run = Run::default();
         for slot in slots {
             let found = *self.entry(slot);
             let Some(sa) = cx.tables.sas.get(found.sa as usize) else { continue };
+            run.follow(cx.counters, sa);
             let result = if good.contains(slot) {
-                inner(cx, burst, slot, sa, found)
+                inner(cx.counters, cx.umem, burst, slot, sa, found, &mut run)
             } else {
                 cx.counters.sa(sa.index, SaColumn::Integrity, 1);
                 Err(DropReason::EspIntegrity)
             };
             match result {
                 Ok(()) => cx.lanes.ip.insert(slot),
-                Err(reason) => burst.drop(slot, reason),
+                Err(reason) => {
+                    use DropReason::{EspDummy, EspIntegrity, EspLate, EspReplayed};
+                    // These have a count of their own, or are no fault.
+                    if !matches!(reason, EspIntegrity | EspReplayed | EspLate | EspDummy) {
+                        cx.counters.sa(sa.index, SaColumn::Malformed, 1);
+                    }
+                    burst.drop(slot, reason);
+                }
             }
         }
+        run.count(cx.counters);
     }
 }
 
 impl EspOpen {
+    #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
     const fn entry(&mut self, slot: Slot) -> &mut Found {
         &mut self.found[slot.index()]
+    }
+
+    /// Reads the ESP header of each packet. The result is those that have one.
+    fn read(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
+        let mut good = Slots::NONE;
+        for slot in slots {
+            match header(burst.bytes(cx.umem, slot), burst.meta(slot)) {
+                Ok(Some(found)) => {
+                    *self.entry(slot) = found;
+                    good.insert(slot);
+                }
+                Ok(None) => {
+                    cx.counters.worker(WorkerColumn::NonEsp, 1);
+                    cx.lanes.local.insert(slot);
+                }
+                Err(reason) => burst.drop(slot, reason),
+            }
+        }
+        good
+    }
+
+    /// Finds the association of each packet.
+    fn look_up(&mut self, cx: &Cx<'_>, burst: &Burst, slots: Slots) {
+        let v6 = slots.filter(|slot| burst.meta(slot).is_v6());
+        self.look_up_in(&cx.tables.sad_v4, slots - v6, |slot| burst.meta(slot).dst);
+        if !v6.is_empty() {
+            self.look_up_in(&cx.tables.sad_v6, v6, |slot| {
+                let outer = Ipv6::at(burst.bytes(cx.umem, slot), usize::from(burst.meta(slot).l3));
+                outer.map_or(0, |outer| outer.destination().to_bits())
+            });
+        }
+    }
+
+    /// As [`Self::look_up`], for one IP version: once for each run of packets with the same key.
+    #[inline]
+    fn look_up_in<A: Address>(&mut self, sad: &Sad<A>, slots: Slots, destination: impl Fn(Slot) -> A)
+    where
+        SadKey<A>: HashKey,
+    {
+        let mut keys: ArrayVec<SadKey<A>, BURST> = ArrayVec::new();
+        for slot in slots {
+            let found = self.entry(slot);
+            let key = (found.spi, destination(slot));
+            if keys.last() != Some(&key) {
+                // As many keys as slots, so there is room.
+                let _ = keys.try_push(key);
+            }
+            found.sa = keys.len() as u32 - 1;
+        }
+        let mut results = [NO_SA; BURST];
+        sad.lookup_burst(&keys, &mut results);
+        for slot in slots {
+            let found = self.entry(slot);
+            found.sa = results.get(found.sa as usize).copied().unwrap_or(NO_SA);
+        }
+    }
+
+    /// Starts loading what the packets will be opened with: of all packets at once, one step of the way at a time.
+    fn fetch(&mut self, tables: &Tables, slots: Slots) {
+        for slot in slots {
+            if let Some(sa) = tables.sas.get(self.entry(slot).sa as usize) {
+                prefetch_read(sa);
+            }
+        }
+        for slot in slots {
+            if let Some(sa) = tables.sas.get(self.entry(slot).sa as usize) {
+                prefetch_read::<SaIn>(sa);
+                sa.key.lines().into_iter().for_each(prefetch_read);
+            }
+        }
+        for slot in slots {
+            if let Some(sa) = tables.sas.get(self.entry(slot).sa as usize) {
+                prefetch_read(&*sa.window);
+            }
+        }
+        for slot in slots {
+            let found = *self.entry(slot);
+            if let Some(word) =
+                tables.sas.get(found.sa as usize).and_then(|sa| sa.window.line(found.sequence as u32))
+            {
+                prefetch_read(word);
+            }
+        }
+    }
+
+    /// Refuses what can be refused unopened. The result is the packets to be opened.
+    fn admit(&mut self, cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
+        let mut good = Slots::NONE;
+        for slot in slots {
+            let found = self.entry(slot);
+            let Some(sa) = cx.tables.sas.get(found.sa as usize) else {
+                burst.drop(slot, DropReason::NoSa);
+                continue;
+            };
+            let meta = burst.meta(slot);
+            let remote = if meta.is_v6() {
+                let outer = Ipv6::at(burst.bytes(cx.umem, slot), usize::from(meta.l3));
+                outer.map_or(0, |outer| outer.source().to_bits())
+            } else {
+                meta.src.into()
+            };
+            let in_udp = meta.proto == protocol::UDP;
+            if (sa.underlay != meta.gateway) | (sa.remote != remote) | (sa.udp != in_udp) {
+                cx.counters.sa(sa.index, SaColumn::Outer, 1);
+                burst.drop(slot, DropReason::EspOuterMismatch);
+                continue;
+            }
+            if sa.ended.load(Relaxed) {
+                cx.counters.sa(sa.index, SaColumn::Expired, 1);
+                burst.drop(slot, DropReason::EspExpired);
+                continue;
+            }
+            if sa.esn {
+                found.sequence = sa.window.esn_guess(found.sequence as u32);
+            }
+            if let Err(refused) = sa.window.check(found.sequence) {
+                let reason = refusal(cx.counters, sa, refused);
+                burst.drop(slot, reason);
+                continue;
+            }
+            good.insert(slot);
+        }
+        good
     }
 
     /// Decrypts all packets of `slots` together; those whose ICV is right are the result.
@@ -112,19 +258,14 @@ impl EspOpen {
     }
 }
 
-/// Finds the association and the sequence number of a packet, and refuses it where it can be refused unopened.
+/// Finds the ESP header of a packet, and refuses what cannot be one.
 ///
 /// `None`: it is no ESP packet after all, but something for the host.
-fn examine(cx: &Cx<'_>, burst: &Burst, slot: Slot) -> Result<Option<Found>, DropReason> {
-    let meta = burst.meta(slot);
-    if meta.flags.has(Flags::FRAGMENT) {
-        return Err(DropReason::EspFragment);
-    }
-    let bytes = burst.bytes(cx.umem, slot);
+#[inline(always)]
+fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Found>, DropReason> {
     let end = usize::from(meta.l3 + meta.ip_len);
     let l4 = bytes.get(usize::from(meta.l4)..end).ok_or(DropReason::EspLength)?;
-    let in_udp = meta.proto == protocol::UDP;
-    let (packet, at) = if in_udp {
+    let (packet, at) = if meta.proto == protocol::UDP {
         let datagram = udp::parse(l4).map_err(|_| DropReason::EspLength)?;
         match esp::classify(datagram.payload) {
             Encapsulated::Esp(packet) => (packet, usize::from(meta.l4) + udp::HEADER_LEN),
@@ -140,48 +281,71 @@ fn examine(cx: &Cx<'_>, burst: &Burst, slot: Slot) -> Result<Option<Found>, Drop
         return Err(DropReason::EspLength);
     }
     let header = esp::Esp::at(packet, 0).ok_or(DropReason::EspLength)?;
-    let (number, remote) = if meta.is_v6() {
-        let outer = Ipv6::at(bytes, usize::from(meta.l3)).ok_or(DropReason::EspLength)?;
-        let number = cx.tables.sad_v6.lookup((header.spi().0, outer.destination().to_bits()));
-        (number, std::net::IpAddr::V6(outer.source()))
-    } else {
-        (cx.tables.sad_v4.lookup((header.spi().0, meta.dst)), std::net::IpAddr::V4(meta.src.into()))
-    };
-    let number = number.ok_or(DropReason::NoSa)?;
-    let sa = cx.tables.sas.get(number as usize).ok_or(DropReason::NoSa)?;
-    let tunnel = cx.tables.tunnel(sa.tunnel).ok_or(DropReason::NoSa)?;
-    if tunnel.underlay != meta.gateway || sa.remote != remote || sa.udp != in_udp {
-        return Err(DropReason::EspOuterMismatch);
-    }
-    let low = header.sequence();
-    let sequence = if sa.esn { sa.window.esn_guess(low) } else { u64::from(low) };
-    sa.window.check(sequence).map_err(|refused| refusal(cx, sa, refused))?;
-    Ok(Some(Found { sa: number, at: at as u16, sequence }))
+    Ok(Some(Found { sequence: header.sequence().into(), spi: header.spi().0, sa: NO_SA, at: at as u16 }))
 }
 
-fn refusal(cx: &Cx<'_>, sa: &SaIn, refused: Refused) -> DropReason {
+#[cold]
+fn refusal(counters: &WorkerCounters, sa: &SaIn, refused: Refused) -> DropReason {
     match refused {
         Refused::Late => {
-            cx.counters.sa(sa.index, SaColumn::Late, 1);
+            counters.sa(sa.index, SaColumn::Late, 1);
             DropReason::EspLate
         }
         Refused::Replayed | Refused::Zero => {
-            cx.counters.sa(sa.index, SaColumn::Replayed, 1);
+            counters.sa(sa.index, SaColumn::Replayed, 1);
             DropReason::EspReplayed
         }
     }
 }
 
-/// Marks the sequence number, strips the ESP packet off, and reads the inner packet's headers.
-fn inner(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, sa: &SaIn, found: Found) -> Result<(), DropReason> {
-    let lateness = sa.window.mark(found.sequence).map_err(|refused| refusal(cx, sa, refused))?;
-    if lateness > 0 {
-        cx.counters.sa_lateness(sa.index, lateness);
+/// What is counted of packets of one association that follow each other.
+#[derive(Default)]
+struct Run<'a> {
+    sa: Option<&'a SaIn>,
+    packets: u64,
+    bytes: u64,
+    inner_packets: u64,
+    inner_bytes: u64,
+}
+
+impl<'a> Run<'a> {
+    /// Goes on with a packet of `sa`.
+    #[inline(always)]
+    fn follow(&mut self, counters: &WorkerCounters, sa: &'a SaIn) {
+        if !self.sa.is_some_and(|last| std::ptr::eq(last, sa)) {
+            self.count(counters);
+            *self = Self { sa: Some(sa), ..Self::default() };
+        }
     }
-    let outer = *burst.meta(slot);
+
+    fn count(&self, counters: &WorkerCounters) {
+        let Some(sa) = self.sa else { return };
+        counters.sa(sa.index, SaColumn::Packets, self.packets);
+        counters.sa(sa.index, SaColumn::Bytes, self.bytes);
+        counters.tunnel_in(sa.tunnel, self.inner_packets, self.inner_bytes);
+    }
+}
+
+/// Marks the sequence number, strips the ESP packet off, and reads the inner packet's headers.
+#[inline(always)]
+fn inner(
+    counters: &WorkerCounters,
+    umem: &Umem,
+    burst: &mut Burst,
+    slot: Slot,
+    sa: &SaIn,
+    found: Found,
+    run: &mut Run<'_>,
+) -> Result<(), DropReason> {
+    match sa.window.mark(found.sequence) {
+        Ok(0) => {}
+        Ok(lateness) => counters.sa_lateness(sa.index, lateness),
+        Err(refused) => return Err(refusal(counters, sa, refused)),
+    }
     let start = usize::from(found.at) + esp::HEADER_IV_LEN;
-    let end = usize::from(outer.l3 + outer.ip_len) - esp::ICV_LEN;
-    let text = burst.bytes(cx.umem, slot).get(start..end).ok_or(DropReason::EspLength)?;
+    let (bytes, meta) = burst.packet_mut(umem, slot);
+    let end = usize::from(meta.l3 + meta.ip_len) - esp::ICV_LEN;
+    let text = bytes.get(start..end).ok_or(DropReason::EspLength)?;
     let trailer = esp::parse_trailer(text).map_err(|_| DropReason::EspPadding)?;
     let v6 = match trailer.next_header {
         protocol::IPV4 => false,
@@ -189,35 +353,43 @@ fn inner(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, sa: &SaIn, found: Found
         protocol::NO_NEXT_HEADER => return Err(DropReason::EspDummy),
         _ => return Err(DropReason::EspNextHeader),
     };
-    cx.counters.sa(sa.index, SaColumn::Packets, 1);
-    cx.counters.sa(sa.index, SaColumn::Bytes, text.len() as u64);
-    let gateway = cx.tables.tunnel(sa.tunnel).map_or(outer.gateway, |tunnel| tunnel.gateway);
-    let frame = burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?;
-    frame.trim_front(start);
-    frame.truncate(trailer.payload_len);
-    let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+    run.packets += 1;
+    run.bytes += text.len() as u64;
+    let outer_tos = meta.tos;
     *meta = Meta {
-        port: outer.port,
-        interface: outer.interface,
-        wire_len: outer.wire_len,
-        passes: outer.passes,
-        gateway,
+        port: meta.port,
+        interface: meta.interface,
+        wire_len: meta.wire_len,
+        passes: meta.passes,
+        gateway: sa.gateway,
         ingress_tunnel: sa.tunnel,
         flags: Flags::FROM_TUNNEL,
         ..Meta::EMPTY
     };
+    let frame = burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?;
+    if !frame.reframe(start, trailer.payload_len, 0) {
+        return Err(DropReason::EspLength);
+    }
+    let (bytes, meta) = burst.packet_mut(umem, slot);
     parse::ip(bytes, meta)?;
-    meta.flags |= Flags::FROM_TUNNEL;
     if meta.is_v6() != v6 {
         return Err(DropReason::EspNextHeader);
     }
-    let ecn = ecn(meta.tos & 3, outer.tos & 3).ok_or(DropReason::EcnContradiction)?;
-    set_ecn(bytes, meta, ecn);
-    cx.counters.tunnel_in(sa.tunnel, 1, meta.ip_len.into());
+    if (meta.tos ^ outer_tos) & 3 != 0 {
+        if is_alarming(meta.tos & 3, outer_tos & 3) {
+            counters.sa(sa.index, SaColumn::EcnAlarms, 1);
+        }
+        let ecn = ecn(meta.tos & 3, outer_tos & 3).ok_or(DropReason::EcnContradiction)?;
+        set_ecn(bytes, meta, ecn);
+    }
+    run.inner_packets += 1;
+    run.inner_bytes += u64::from(meta.ip_len);
     Ok(())
 }
 
 /// ECN of the packet that goes on, from the inner and the outer field (RFC 6040 4.2, normal mode). `None`: drop.
+///
+/// Of two equal fields it is the same.
 const fn ecn(inner: u8, outer: u8) -> Option<u8> {
     const NOT_ECT: u8 = 0;
     const ECT_1: u8 = 1;
@@ -230,6 +402,15 @@ const fn ecn(inner: u8, outer: u8) -> Option<u8> {
         (ECT_0, ECT_1) => Some(ECT_1),
         (inner, _) => Some(inner),
     }
+}
+
+/// Whether no sender makes this combination of inner and outer field: the outer one was set without right on its way,
+/// or the tunnel's entry is at odds with RFC 6040 (figure 4: `!!!`).
+const fn is_alarming(inner: u8, outer: u8) -> bool {
+    const NOT_ECT: u8 = 0;
+    const ECT_1: u8 = 1;
+    const CE: u8 = 3;
+    inner == NOT_ECT && outer != NOT_ECT || inner == CE && outer == ECT_1
 }
 
 fn set_ecn(bytes: &mut [u8], meta: &mut Meta, ecn: u8) {

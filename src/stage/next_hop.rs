@@ -2,7 +2,7 @@
 
 use super::{Cx, Stage, icmp_error};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, Slot},
+    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot},
     stage::icmp_error::Problem,
     table::{
         interface::Side,
@@ -33,17 +33,16 @@ impl Stage for NextHop {
     const NAME: &'static str = "next-hop";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
+        let mut way = WayOut::NONE;
         for slot in super::take(&mut cx.lanes.chosen, burst) {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-            let by_policy = Target::Tunnel(meta.tunnel);
-            let target = match meta.next_hop {
-                Target::BY_POLICY => Some(&by_policy),
-                // By reference: a next hop is 28 bytes, of which a packet needs few.
-                number => cx.tables.next_hops.get(number as usize),
-            };
-            let result = match target {
-                Some(target) => go(cx, bytes, meta, slot, target),
-                None => Err((DropReason::NoRoute, Some(Problem::NoRoute))),
+            if !way.is_of(meta) {
+                way = WayOut::find(cx.tables, meta).unwrap_or(WayOut::NONE);
+            }
+            let result = if way.is_of(meta) {
+                leave(cx, &way, bytes, meta, slot)
+            } else {
+                stay(cx, bytes, meta, slot)
             };
             match result {
                 Ok(()) => {}
@@ -56,81 +55,134 @@ impl Stage for NextHop {
     }
 }
 
-#[inline]
-fn go(
+/// A way out of a gateway: found once for packets in a row that take the same.
+struct WayOut {
+    /// Whose way: the number of the next hop, and the tunnel where that is [`Target::BY_POLICY`].
+    next_hop: u32,
+    gateway: u16,
+    tunnel: u16,
+    egress: u16,
+    neighbour: u32,
+    /// The next hop is the destination itself, and so each packet's own.
+    on_link: bool,
+    /// Whether packets from a peer may go this way.
+    from_peers: bool,
+    /// Bytes of the largest IP packet.
+    mtu: u16,
+}
+
+impl WayOut {
+    /// Nobody's: no next hop has this number.
+    const NONE: Self = Self {
+        next_hop: u32::MAX - 2,
+        gateway: 0,
+        tunnel: NO_TUNNEL,
+        egress: 0,
+        neighbour: NO_NEIGHBOUR,
+        on_link: false,
+        from_peers: false,
+        mtu: 0,
+    };
+
+    #[inline(always)]
+    const fn is_of(&self, meta: &Meta) -> bool {
+        meta.next_hop == self.next_hop
+            && meta.gateway == self.gateway
+            && (meta.next_hop != Target::BY_POLICY || meta.tunnel == self.tunnel)
+    }
+
+    /// The way that the packet's next hop is, when it leads out of the gateway.
+    #[inline]
+    fn find(tables: &Tables, meta: &Meta) -> Option<Self> {
+        let this = Self { next_hop: meta.next_hop, gateway: meta.gateway, ..Self::NONE };
+        let transit = tables.gateway(meta.gateway)?.transit;
+        let into = |tunnel| {
+            let mtu = tables.tunnel(tunnel)?.inner_mtu();
+            Some(Self { tunnel, from_peers: transit, mtu, ..this })
+        };
+        let by = |number| {
+            let interface = tables.interface(number)?;
+            let from_peers = transit || interface.side == Side::Local;
+            Some(Self { egress: number, from_peers, mtu: interface.mtu, ..this })
+        };
+        if meta.next_hop == Target::BY_POLICY {
+            return into(meta.tunnel);
+        }
+        // By reference: a next hop is 28 bytes, of which a packet needs few.
+        match tables.next_hops.get(meta.next_hop as usize)? {
+            Target::Via { interface, neighbour, .. } => {
+                Some(Self { neighbour: neighbour.to_bits(), ..by(*interface)? })
+            }
+            Target::Connected { interface } => Some(Self { on_link: true, ..by(*interface)? }),
+            Target::Tunnel(tunnel) => into(*tunnel),
+            _ => None,
+        }
+    }
+}
+
+/// The packet goes out of its gateway.
+#[inline(always)]
+fn leave(
     cx: &mut Cx<'_>,
+    way: &WayOut,
     bytes: &mut [u8],
     meta: &mut Meta,
     slot: Slot,
-    target: &Target,
 ) -> Result<(), Refusal> {
-    match *target {
-        Target::Via { interface, neighbour, .. } => {
-            leave(cx.tables, meta, interface)?;
-            meta.neighbour = neighbour.to_bits();
-        }
-        Target::Connected { interface } => {
-            leave(cx.tables, meta, interface)?;
-            let key = if meta.is_v6() {
-                let header = Ipv6::at(bytes, usize::from(meta.l3));
-                NeighbourKey::v6(interface, header.map_or(0, |h| h.destination().to_bits()))
-            } else {
-                NeighbourKey::v4(interface, meta.dst)
-            };
-            meta.neighbour = cx.tables.neighbours.lookup(&key).map_or(NO_NEIGHBOUR, |id| id.to_bits());
-        }
-        Target::Tunnel(tunnel) => {
-            forbid_transit(cx.tables, meta)?;
-            meta.tunnel = tunnel;
-        }
-        Target::Gateway(gateway) => {
+    // From a peer to a peer, where the gateway does not allow it.
+    if !way.from_peers && !meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) {
+        return Err((DropReason::TransitForbidden, Some(Problem::Prohibited)));
+    }
+    lower_ttl(bytes, meta)?;
+    (meta.egress, meta.tunnel, meta.neighbour) = (way.egress, way.tunnel, way.neighbour);
+    if way.on_link {
+        let key = if meta.is_v6() {
+            let header = Ipv6::at(bytes, usize::from(meta.l3));
+            NeighbourKey::v6(way.egress, header.map_or(0, |h| h.destination().to_bits()))
+        } else {
+            NeighbourKey::v4(way.egress, meta.dst)
+        };
+        meta.neighbour = cx.tables.neighbours.lookup(&key).map_or(NO_NEIGHBOUR, |id| id.to_bits());
+    }
+    let lane = if meta.ip_len > way.mtu {
+        &mut cx.lanes.too_big
+    } else if way.tunnel == NO_TUNNEL {
+        &mut cx.lanes.tx
+    } else {
+        &mut cx.lanes.seal
+    };
+    lane.insert(slot);
+    Ok(())
+}
+
+/// The packet stays in this box: for another gateway, for this one, or nowhere.
+fn stay(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Result<(), Refusal> {
+    match cx.tables.next_hops.get(meta.next_hop as usize) {
+        Some(&Target::Gateway(gateway)) => {
             if meta.passes >= MAX_PASSES {
                 return Err((DropReason::TooManyPasses, None));
             }
             lower_ttl(bytes, meta)?;
             meta.passes += 1;
             meta.gateway = gateway;
+            // What NAT found out about its route was of the gateway before.
+            meta.nat = meta.nat.without(NatMarks::ROUTE_AS_SEEN);
             // Another gateway is a peer to this one, whichever side the packet came from at first.
             meta.flags = meta.flags.without(Flags::FROM_LOCAL);
             cx.lanes.ip.insert(slot);
-            return Ok(());
         }
-        Target::Local => {
-            cx.lanes.local.insert(slot);
-            return Ok(());
-        }
-        Target::Blackhole => return Err((DropReason::Blackhole, None)),
-        Target::Broadcast => return Err((DropReason::Multicast, None)),
-    }
-    lower_ttl(bytes, meta)?;
-    cx.lanes.leaving.insert(slot);
-    Ok(())
-}
-
-/// The packet leaves its gateway by this interface.
-#[inline]
-fn leave(tables: &Tables, meta: &mut Meta, number: u16) -> Result<(), Refusal> {
-    meta.egress = number;
-    meta.tunnel = NO_TUNNEL;
-    match tables.interface(number) {
-        Some(interface) if interface.side == Side::Peer => forbid_transit(tables, meta),
-        Some(_) => Ok(()),
-        None => Err((DropReason::NoRoute, None)),
-    }
-}
-
-/// From a peer to a peer, where the gateway does not allow it.
-#[inline]
-fn forbid_transit(tables: &Tables, meta: &Meta) -> Result<(), Refusal> {
-    let from_peer = !meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED);
-    if from_peer && tables.gateway(meta.gateway).is_some_and(|g| !g.transit) {
-        return Err((DropReason::TransitForbidden, Some(Problem::Prohibited)));
+        Some(Target::Local) => cx.lanes.local.insert(slot),
+        Some(Target::Blackhole) => return Err((DropReason::Blackhole, None)),
+        Some(Target::Broadcast) => return Err((DropReason::Multicast, None)),
+        // What leads out has a way, unless its interface or tunnel is gone.
+        Some(_) => return Err((DropReason::NoRoute, None)),
+        None => return Err((DropReason::NoRoute, Some(Problem::NoRoute))),
     }
     Ok(())
 }
 
 /// Lowers TTL or hop limit once on the packet's way through this box (RFC 1812 5.3.1, RFC 8200 3).
-#[inline]
+#[inline(always)]
 fn lower_ttl(bytes: &mut [u8], meta: &mut Meta) -> Result<(), Refusal> {
     if meta.flags.any(Flags::TTL_DONE | Flags::ORIGINATED) {
         return Ok(());

@@ -5,17 +5,17 @@ use std::net::IpAddr;
 use super::{
     Cx, Event, PendingKey, Stage,
     icmp_error::{self, Problem},
-    next_hop::SILENT_NEIGHBOUR,
+    next_hop::{NO_NEIGHBOUR, SILENT_NEIGHBOUR},
+    path_errors,
 };
 use crate::{
-    packet::{Burst, DropReason, Frame, Meta, Slot, Umem},
+    packet::{Burst, DropReason, Frame, FrameQueue, Meta, Slot, Slots, Umem},
     stats::WorkerColumn,
     table::{
-        interface::Interface,
         neighbour::NeighbourId,
         tables::{NextHop, Tables},
     },
-    wire::{ethernet::MacAddr, ipv6::Ipv6},
+    wire::{ethernet::MacAddr, ipv6::Ipv6, vlan::L2Header},
 };
 
 /// Sends packets to the neighbours they were given; those whose neighbour is not known yet wait.
@@ -29,95 +29,111 @@ impl Stage for Rewrite {
     const NAME: &'static str = "rewrite";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        // Counted in runs of packets that leave by one interface, which a burst mostly is.
-        let mut run = Run::default();
-        for slot in super::take(&mut cx.lanes.tx, burst) {
-            let meta = burst.meta(slot);
-            let (egress, neighbour) = (meta.egress, meta.neighbour);
-            let Some(interface) = cx.tables.interface(egress) else {
-                burst.drop(slot, DropReason::NoRoute);
-                continue;
-            };
-            let Some(mac) = mac(cx, neighbour) else {
-                if neighbour == SILENT_NEIGHBOUR {
-                    // Its sender is told (RFC 1122 2.3.2.2).
-                    let reason = DropReason::NeighbourUnreachable;
-                    icmp_error::drop_with_error(cx, burst, slot, reason, Problem::HostUnreachable);
-                } else {
-                    wait(cx, burst, slot);
+        let mut slots = super::take(&mut cx.lanes.tx, burst);
+        while let Some(first) = slots.first() {
+            // In runs of packets that get the same header, which a burst mostly is.
+            match Link::of(cx, burst.meta(first)) {
+                Ok(link) => slots -= send(cx, burst, slots, &link),
+                Err(unready) => {
+                    slots.remove(first);
+                    match unready {
+                        Unready::Gone => burst.drop(first, DropReason::NoRoute),
+                        Unready::Unknown => wait(cx, burst, first),
+                        Unready::Silent => silent(cx, burst, first),
+                    }
                 }
-                continue;
-            };
-            if let Some(len) = send(cx, burst, slot, interface, mac) {
-                run.add(cx, egress, len);
             }
         }
-        run.flush(cx);
     }
 }
 
-/// Packets and bytes out of one interface, not counted yet.
-#[derive(Default)]
-struct Run {
-    interface: u16,
-    packets: u64,
-    bytes: u64,
+/// The neighbour does not answer: the packet's sender is told (RFC 1122 2.3.2.2).
+#[cold]
+fn silent(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) {
+    let reason = DropReason::NeighbourUnreachable;
+    if let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) {
+        // Who sent what is sealed cannot be told; those can who send into the tunnel now.
+        path_errors::unreachable_peer(cx, tunnel);
+        burst.drop(slot, reason);
+    } else {
+        icmp_error::drop_with_error(cx, burst, slot, reason, Problem::HostUnreachable);
+    }
 }
 
-impl Run {
+/// The way over a link to one neighbour.
+struct Link {
+    egress: u16,
+    neighbour: u32,
+    v6: bool,
+    port: u16,
+    header: L2Header,
+}
+
+/// Why a packet cannot be sent now.
+enum Unready {
+    /// Its interface is no more.
+    Gone,
+    /// Its neighbour's address is not known yet.
+    Unknown,
+    /// Its neighbour does not answer.
+    Silent,
+}
+
+impl Link {
     #[inline]
-    fn add(&mut self, cx: &Cx<'_>, interface: u16, bytes: usize) {
-        if interface != self.interface {
-            self.flush(cx);
-            self.interface = interface;
-        }
-        self.packets += 1;
-        self.bytes += bytes as u64;
+    fn of(cx: &Cx<'_>, meta: &Meta) -> Result<Self, Unready> {
+        let (egress, neighbour, v6) = (meta.egress, meta.neighbour, meta.is_v6());
+        let interface = cx.tables.interface(egress).ok_or(Unready::Gone)?;
+        let header = if v6 { &interface.header_v6 } else { &interface.header_v4 };
+        let mac = match neighbour {
+            SILENT_NEIGHBOUR => return Err(Unready::Silent),
+            NO_NEIGHBOUR => None,
+            bits => {
+                let id = NeighbourId::from_bits(bits);
+                cx.tables.neighbours.touch(id, cx.now);
+                cx.tables.neighbours.mac(id)
+            }
+        };
+        let header = header.with_destination(MacAddr(mac.ok_or(Unready::Unknown)?));
+        Ok(Self { egress, neighbour, v6, port: interface.port, header })
     }
 
-    fn flush(&mut self, cx: &Cx<'_>) {
-        if self.packets > 0 {
-            cx.counters.interface_out(self.interface, self.packets, self.bytes);
-        }
-        (self.packets, self.bytes) = (0, 0);
+    #[inline(always)]
+    const fn is_of(&self, meta: &Meta) -> bool {
+        meta.egress == self.egress && meta.neighbour == self.neighbour && meta.is_v6() == self.v6
     }
 }
 
+/// Writes the header and queues the frame, for the packets from the first of `slots` on that go over this link. The
+/// result says which these are.
 #[inline]
-fn mac(cx: &Cx<'_>, neighbour: u32) -> Option<MacAddr> {
-    if neighbour >= SILENT_NEIGHBOUR {
-        return None;
+fn send(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, link: &Link) -> Slots {
+    let mut done = Slots::NONE;
+    let (mut packets, mut octets) = (0, 0);
+    let mut queue = cx.out.ports.get_mut(usize::from(link.port));
+    for slot in slots {
+        let meta = burst.meta(slot);
+        if !link.is_of(meta) {
+            break;
+        }
+        done.insert(slot);
+        let (at, len) = (usize::from(meta.l3), usize::from(meta.ip_len));
+        let Some(frame) = burst.frame_mut(slot) else { continue };
+        if !frame.reframe(at, len, link.header.header_len()) {
+            burst.drop(slot, DropReason::NoBuffer);
+            continue;
+        }
+        pad(cx.umem, frame);
+        link.header.write(cx.umem.bytes_mut(frame));
+        if let Some(len) = enqueue(queue.as_deref_mut(), burst, slot) {
+            packets += 1;
+            octets += len as u64;
+        }
     }
-    let id = NeighbourId::from_bits(neighbour);
-    let mac = cx.tables.neighbours.mac(id)?;
-    cx.tables.neighbours.touch(id, cx.now);
-    Some(MacAddr(mac))
-}
-
-/// Writes the header and queues the frame. The result is the frame's length.
-#[inline]
-fn send(
-    cx: &mut Cx<'_>,
-    burst: &mut Burst,
-    slot: Slot,
-    interface: &Interface,
-    mac: MacAddr,
-) -> Option<usize> {
-    let meta = burst.meta(slot);
-    let (at, len) = (usize::from(meta.l3), usize::from(meta.ip_len));
-    let header = if meta.is_v6() { &interface.header_v6 } else { &interface.header_v4 };
-    let frame = burst.frame_mut(slot)?;
-    if !frame.reframe(at, len, header.header_len()) {
-        burst.drop(slot, DropReason::NoBuffer);
-        return None;
+    if packets > 0 {
+        cx.counters.interface_out(link.egress, packets, octets);
     }
-    pad(cx.umem, frame);
-    let bytes = cx.umem.bytes_mut(frame);
-    header.write(bytes);
-    if let Some(destination) = bytes.first_chunk_mut() {
-        *destination = mac.0;
-    }
-    queue(cx, burst, slot, interface.port)
+    done
 }
 
 /// Makes a frame as long as Ethernet asks for.
@@ -133,9 +149,14 @@ pub fn pad(umem: &Umem, frame: &mut Frame) {
 }
 
 /// Hands a whole frame to its port. The result is the frame's length.
-#[inline(always)]
+#[inline]
 pub fn queue(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, port: u16) -> Option<usize> {
-    let Some(queue) = cx.out.ports.get_mut(usize::from(port)) else {
+    enqueue(cx.out.ports.get_mut(usize::from(port)), burst, slot)
+}
+
+#[inline(always)]
+fn enqueue(queue: Option<&mut FrameQueue>, burst: &mut Burst, slot: Slot) -> Option<usize> {
+    let Some(queue) = queue else {
         burst.drop(slot, DropReason::PortDown);
         return None;
     };

@@ -4,10 +4,12 @@ use arrayvec::ArrayVec;
 
 use super::{Cx, Stage};
 use crate::{
-    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots, Umem},
+    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
     table::{
-        spd::{Key, Key4, Key6, NO_POLICY},
-        tables::{Gateway, NextHop, PolicyAction, Tables},
+        address::Address,
+        prefetch::prefetch_read,
+        spd::{self, Key, Key4, Key6, Keys, NO_POLICY, Rule},
+        tables::{Gateway, NextHop, PolicyAction},
     },
     wire::{ip::protocol, ipv6::Ipv6},
 };
@@ -61,67 +63,169 @@ fn key_v6(bytes: &[u8], meta: &Meta, reversed: bool) -> Key6 {
     key(meta, source, destination, reversed)
 }
 
+/// Which way packets go that are asked about: decides how policies are read, and where it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Towards the gateway: policies are read the other way round.
+    In,
+    /// Out of the gateway.
+    Out,
+}
+
+/// The counters of so many policies stay in the caches near the core by themselves.
+const NEAR_POLICIES: usize = 256;
+
+/// What is counted of packets that follow each other and that one policy decides about.
+#[derive(Default)]
+struct Run {
+    policy: u32,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Run {
+    #[inline(always)]
+    fn add(&mut self, cx: &Cx<'_>, gateway: &Gateway, way: Way, policy: u32, bytes: u16) {
+        if self.policy != policy {
+            self.count(cx, gateway, way);
+            *self = Self { policy, ..Self::default() };
+        }
+        self.packets += 1;
+        self.bytes += u64::from(bytes);
+    }
+
+    fn count(&self, cx: &Cx<'_>, gateway: &Gateway, way: Way) {
+        if self.packets == 0 || self.policy == NO_POLICY {
+            return;
+        }
+        let row = gateway.first_policy + self.policy as usize;
+        match way {
+            Way::In => cx.counters.policy_in(row, self.packets, self.bytes),
+            Way::Out => cx.counters.policy_out(row, self.packets, self.bytes),
+        }
+    }
+}
+
+/// Looks up what `keys` give for a burst in the rules of one IP version.
+#[inline(always)]
+fn search<A: Address>(
+    few: Option<&[Rule<A>]>,
+    keys: impl Iterator<Item = Key<A>>,
+    found: &mut [u32; BURST],
+    many: impl FnOnce(&[Key<A>], &mut [u32]),
+) {
+    match few {
+        Some(rules) => {
+            let mut list = Keys::default();
+            keys.for_each(|key| list.push(&key));
+            spd::choose(rules, &list, found);
+        }
+        None => {
+            let keys: ArrayVec<Key<A>, BURST> = keys.collect();
+            many(&keys, found);
+        }
+    }
+}
+
 /// Calls `decide` for each packet with the action of the policy that matches it, if any.
+#[inline(always)]
 fn look_up(
-    tables: &Tables,
-    umem: &Umem,
+    cx: &mut Cx<'_>,
     burst: &mut Burst,
     slots: Slots,
-    reversed: bool,
-    mut decide: impl FnMut(&mut Burst, Slot, &Gateway, Option<PolicyAction>),
+    way: Way,
+    mut decide: impl FnMut(&mut Cx<'_>, &mut Burst, Slot, Option<PolicyAction>),
 ) {
+    let (tables, umem) = (cx.tables, cx.umem);
+    let reversed = way == Way::In;
     let mut left = slots;
     // Packets of one gateway and one IP version are looked up together; a burst is nearly always of one kind.
     while let Some(first) = left.first() {
         let (number, v6) = (burst.meta(first).gateway, burst.meta(first).is_v6());
-        let same = left.filter(|slot| burst.meta(slot).gateway == number && burst.meta(slot).is_v6() == v6);
+        let same = left.filter(|slot| {
+            let meta = burst.meta(slot);
+            (meta.gateway == number) & (meta.is_v6() == v6)
+        });
         left -= same;
         let Some(gateway) = tables.gateway(number) else { continue };
+        if gateway.spd.is_empty() {
+            same.into_iter().for_each(|slot| decide(cx, burst, slot, None));
+            continue;
+        }
         let mut found = [NO_POLICY; BURST];
-        if !gateway.spd.is_empty() {
-            if v6 {
-                let key = |slot| key_v6(burst.bytes(umem, slot), burst.meta(slot), reversed);
-                let keys: ArrayVec<Key6, BURST> = same.into_iter().map(key).collect();
-                gateway.spd.lookup_burst_v6(&keys, &mut found);
-            } else {
-                let keys: ArrayVec<Key4, BURST> =
-                    same.into_iter().map(|slot| key_v4(burst.meta(slot), reversed)).collect();
-                gateway.spd.lookup_burst_v4(&keys, &mut found);
+        let spd = &gateway.spd;
+        if v6 {
+            let keys = same.into_iter().map(|s| key_v6(burst.bytes(umem, s), burst.meta(s), reversed));
+            search(spd.few_v6(), keys, &mut found, |keys, found| spd.lookup_burst_v6(keys, found));
+        } else {
+            let keys = same.into_iter().map(|slot| key_v4(burst.meta(slot), reversed));
+            search(spd.few_v4(), keys, &mut found, |keys, found| spd.lookup_burst_v4(keys, found));
+        }
+        if gateway.actions.len() > NEAR_POLICIES {
+            for policy in found {
+                if let Some(cell) = cx.counters.policy_line(gateway.first_policy + policy as usize) {
+                    prefetch_read(cell);
+                }
             }
         }
+        let mut run = Run::default();
         for (slot, policy) in same.into_iter().zip(found) {
-            decide(burst, slot, gateway, gateway.actions.get(policy as usize).copied());
+            run.add(cx, gateway, way, policy, burst.meta(slot).ip_len);
+            decide(cx, burst, slot, gateway.actions.get(policy as usize).copied());
         }
+        run.count(cx, gateway, way);
     }
+}
+
+/// Packets that policies must let in, of those in the lanes.
+#[inline]
+fn to_be_admitted(cx: &Cx<'_>, burst: &Burst) -> Slots {
+    let mut gateway = None;
+    let mut protects = false;
+    ((cx.lanes.forward | cx.lanes.local) & burst.live()).filter(|slot| {
+        let meta = burst.meta(slot);
+        if meta.flags.any(Flags::ADMITTED | Flags::FROM_TUNNEL) {
+            // What came out of a tunnel is checked also when it is for the gateway itself.
+            return !meta.flags.has(Flags::ADMITTED);
+        }
+        // A tunnel may end behind a gateway that its outer packets came through.
+        if meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED)
+            || meta.passes != 0
+            || !cx.lanes.forward.contains(slot)
+        {
+            return false;
+        }
+        if gateway != Some(meta.gateway) {
+            gateway = Some(meta.gateway);
+            protects = cx.tables.gateway(meta.gateway).is_some_and(|g| g.protects);
+        }
+        protects
+    })
 }
 
 impl Stage for SpdInbound {
     const NAME: &'static str = "spd-inbound";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        // What came out of a tunnel is checked also when it is for the gateway itself.
-        let ours = cx.lanes.local.filter(|slot| burst.meta(slot).flags.has(Flags::FROM_TUNNEL));
-        let peers = ((cx.lanes.forward | ours) & burst.live()).filter(|slot| {
-            let meta = burst.meta(slot);
-            let trusted =
-                meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) && !meta.flags.has(Flags::FROM_TUNNEL);
-            let checked = trusted || meta.flags.has(Flags::ADMITTED);
-            let protects = || cx.tables.gateway(meta.gateway).is_some_and(|g| g.protects);
-            // A tunnel may end behind a gateway that its outer packets came through.
-            !checked && (meta.flags.has(Flags::FROM_TUNNEL) || meta.passes == 0 && protects())
-        });
-        if peers.is_empty() {
+        let slots = to_be_admitted(cx, burst);
+        if slots.is_empty() {
             return;
         }
-        let tables = cx.tables;
-        look_up(tables, cx.umem, burst, peers, true, |burst, slot, _, action| {
+        // The tunnel of the packet before, and whether a route leads into it.
+        let mut last = (None, false);
+        look_up(cx, burst, slots, Way::In, |cx, burst, slot, action| {
             let meta = burst.meta(slot);
             let verdict = if meta.flags.has(Flags::FROM_TUNNEL) {
-                let routed = tables.tunnel(meta.ingress_tunnel).is_some_and(|t| t.routed);
                 let fits = match action {
                     Some(PolicyAction::Protect(tunnel)) => tunnel == meta.ingress_tunnel,
                     // A route leads into the tunnel, so what comes out is bound by no selectors.
-                    Some(PolicyAction::Bypass) | None => routed,
+                    Some(PolicyAction::Bypass) | None => {
+                        if last.0 != Some(meta.ingress_tunnel) {
+                            let tunnel = cx.tables.tunnel(meta.ingress_tunnel);
+                            last = (Some(meta.ingress_tunnel), tunnel.is_some_and(|t| t.routed));
+                        }
+                        last.1
+                    }
                     Some(PolicyAction::Discard) => false,
                 };
                 (!fits).then_some(DropReason::PolicyMismatch)
@@ -145,13 +249,13 @@ impl Stage for SpdOutbound {
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = cx.lanes.lookup & burst.live();
-        let lanes = &mut cx.lanes;
-        look_up(cx.tables, cx.umem, burst, slots, false, |burst, slot, _, action| match action {
+        look_up(cx, burst, slots, Way::Out, |cx, burst, slot, action| match action {
             Some(PolicyAction::Protect(tunnel)) => {
-                burst.meta_mut(slot).tunnel = tunnel;
-                lanes.lookup.remove(slot);
-                lanes.chosen.insert(slot);
-                burst.meta_mut(slot).next_hop = NextHop::BY_POLICY;
+                let meta = burst.meta_mut(slot);
+                meta.tunnel = tunnel;
+                meta.next_hop = NextHop::BY_POLICY;
+                cx.lanes.lookup.remove(slot);
+                cx.lanes.chosen.insert(slot);
             }
             Some(PolicyAction::Discard) => burst.drop(slot, DropReason::PolicyDiscard),
             Some(PolicyAction::Bypass) | None => {}

@@ -1,51 +1,17 @@
 //! Which interface, and so which gateway, a frame belongs to.
 
-use super::{Cx, Stage};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, Tagging},
+    packet::{Flags, Meta, Tagging},
     table::{
         interface::{Interface, Side},
-        tables::Tables,
+        tables::{Gateway, Tables},
     },
-    wire::ethernet::{Ethernet, MacAddr},
+    wire::{ethernet::EtherType, ipv4},
 };
 
-/// Finds each frame's interface by its tags, and drops what is for another station.
-#[derive(Debug, Default)]
-pub struct VlanDemux;
-
-impl Stage for VlanDemux {
-    const NAME: &'static str = "vlan-demux";
-
-    fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        // Counted in runs of packets of one interface, which a burst mostly is.
-        let (mut counted, mut packets, mut octets) = (0, 0, 0);
-        for slot in (cx.lanes.ip | cx.lanes.arp) & burst.live() {
-            let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-            let Some((number, interface)) = interface(cx.tables, meta) else {
-                burst.drop(slot, DropReason::UnknownVlan);
-                continue;
-            };
-            meta.interface = number;
-            meta.gateway = interface.gateway;
-            meta.flags = meta.flags.with(Flags::FROM_LOCAL, interface.side == Side::Local);
-            if number != counted {
-                cx.counters.interface_in(counted, packets, octets);
-                (counted, packets, octets) = (number, 0, 0);
-            }
-            packets += 1;
-            octets += u64::from(meta.wire_len);
-            let destination = Ethernet::at(bytes, 0).map_or(MacAddr::ZERO, |header| header.destination());
-            if destination != interface.mac && !meta.flags.has(Flags::LINK_MULTICAST) {
-                burst.drop(slot, DropReason::NotForUs);
-            }
-        }
-        cx.counters.interface_in(counted, packets, octets);
-    }
-}
-
+/// The interface that the frame's tags name. Notes it, its gateway and its side in the metadata.
 #[inline]
-fn interface<'a>(tables: &'a Tables, meta: &Meta) -> Option<(u16, &'a Interface)> {
+pub fn demux<'a>(tables: &'a Tables, meta: &mut Meta) -> Option<&'a Interface> {
     let demux = tables.demux.get(usize::from(meta.port))?;
     let vlan = |tci: u16| tci & 0xfff;
     let number = match meta.tagging {
@@ -54,5 +20,105 @@ fn interface<'a>(tables: &'a Tables, meta: &Meta) -> Option<(u16, &'a Interface)
         Tagging::Double => demux.double(vlan(meta.outer_tci), vlan(meta.inner_tci))?,
         Tagging::Other => return None,
     };
-    Some((number, tables.interface(number)?))
+    let interface = tables.interface(number)?;
+    meta.interface = number;
+    meta.gateway = interface.gateway;
+    meta.flags = meta.flags.with(Flags::FROM_LOCAL, interface.side == Side::Local);
+    Some(interface)
+}
+
+/// Bytes of a frame up to the end of an 802.1Q header.
+pub const SINGLE_TAGGED: usize = 18;
+/// Bytes of a frame up to the end of its addresses, tags and EtherType.
+pub const UNTAGGED: usize = 14;
+
+/// The first bytes of all frames with an IPv4 packet that come to one interface by a port: how the frames of a
+/// burst, which mostly come one way, are told apart with two comparisons.
+#[derive(Debug)]
+pub struct Way<'a> {
+    /// What the metadata of such a packet begins with.
+    pub template: Meta,
+    /// The gateway; `None` while there is no way.
+    pub gateway: Option<&'a Gateway>,
+    destination: Pattern<0>,
+    types: Pattern<10>,
+}
+
+/// Eight bytes of a frame from `AT` on, those of which that count.
+#[derive(Debug, Default)]
+struct Pattern<const AT: usize> {
+    /// As they stand in the frame.
+    bytes: u64,
+    mask: u64,
+}
+
+impl<const AT: usize> Pattern<AT> {
+    fn new(bytes: [u8; 8], mask: [u8; 8]) -> Self {
+        let mask = u64::from_ne_bytes(mask);
+        Self { bytes: u64::from_ne_bytes(bytes) & mask, mask }
+    }
+
+    #[inline(always)]
+    fn matches(&self, head: &[u8; SINGLE_TAGGED]) -> bool {
+        let bytes = head.split_at(AT).1.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        (bytes ^ self.bytes) & self.mask == 0
+    }
+}
+
+impl<'a> Way<'a> {
+    /// No frame's way.
+    #[must_use]
+    pub fn none() -> Self {
+        let (destination, types) = (Pattern::default(), Pattern::default());
+        Self { template: Meta::EMPTY, gateway: None, destination, types }
+    }
+
+    /// Becomes the way of a frame, when it is untagged or has one 802.1Q tag, and carries IPv4; else no frame's.
+    // Out of line and by reference: taken apart into registers, the way costs more to keep than to read.
+    #[inline(never)]
+    pub fn find(&mut self, tables: &'a Tables, port: u16, head: &[u8; SINGLE_TAGGED]) {
+        *self = Self::of(tables, port, head).unwrap_or(Self::none());
+    }
+
+    fn of(tables: &'a Tables, port: u16, head: &[u8; SINGLE_TAGGED]) -> Option<Self> {
+        let types = *head.last_chunk::<8>()?;
+        let [.., t0, t1, t2, t3, t4, t5] = types;
+        let (tpid, tci, inner) = (u16::from_be_bytes([t0, t1]), u16::from_be_bytes([t2, t3]), [t4, t5]);
+        let (l3, tagging, outer_tci, mask) = match EtherType(tpid) {
+            EtherType::IPV4 => (UNTAGGED, Tagging::None, 0, [0, 0, 0xff, 0xff, 0, 0, 0, 0]),
+            EtherType::VLAN if EtherType(u16::from_be_bytes(inner)) == EtherType::IPV4 => {
+                (SINGLE_TAGGED, Tagging::Single, tci, [0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
+            }
+            _ => return None,
+        };
+        let mut template = Meta {
+            port,
+            tagging,
+            outer_tci,
+            l3: l3 as u16,
+            l4: (l3 + ipv4::HEADER_LEN) as u16,
+            flags: Flags::HAS_PORTS,
+            ..Meta::EMPTY
+        };
+        let interface = demux(tables, &mut template)?;
+        let [a, b, c, d, e, f] = interface.mac.0;
+        Some(Self {
+            gateway: Some(tables.gateway(template.gateway)?),
+            template,
+            destination: Pattern::new([a, b, c, d, e, f, 0, 0], [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+            types: Pattern::new(types, mask),
+        })
+    }
+
+    /// Whether a frame from `port` comes this way.
+    #[inline(always)]
+    pub fn is_of(&self, port: u16, head: &[u8; SINGLE_TAGGED]) -> bool {
+        self.types.matches(head) && port == self.template.port && self.gateway.is_some()
+    }
+
+    /// Whether the frame is for the interface's own station.
+    #[inline(always)]
+    pub fn is_for_us(&self, head: &[u8; SINGLE_TAGGED]) -> bool {
+        self.destination.matches(head)
+    }
 }

@@ -51,7 +51,7 @@ columns! {
         Bursts = "bursts",
         /// Times the worker slept on its rings.
         Sleeps = "sleeps",
-        /// Ticks spent on bursts.
+        /// Ticks of rounds that found something to do. The others went by in idle rounds and in sleep.
         BusyTicks = "busy_ticks",
         /// ICMP errors that were due but may not be sent (RFC 1812 4.3.2.7), or whose rate was spent.
         IcmpSuppressed = "icmp_suppressed",
@@ -59,6 +59,26 @@ columns! {
         EventsLost = "events_lost",
         /// Snapshots of tables taken up.
         Snapshots = "snapshots",
+        /// NAT keepalives sent (RFC 3948 2.3).
+        Keepalives = "keepalives",
+        /// Dummy packets sent (RFC 4303 2.6).
+        Dummies = "dummies",
+        /// Packets on UDP port 4500 that are not ESP: IKE behind its marker (RFC 3948 2.2), for the host.
+        NonEsp = "non_esp",
+        /// TCP connections whose MSS was lowered, each way.
+        MssClamped = "mss_clamped",
+        /// NAT sessions now. A gauge.
+        NatSessions = "nat_sessions",
+        /// NAT sessions made.
+        NatMade = "nat_made",
+        /// NAT sessions that ended.
+        NatEnded = "nat_ended",
+        /// Packets handed to the worker that has their NAT session.
+        HandedOver = "handed_over",
+        /// Packets that other workers handed to this one.
+        TakenOver = "taken_over",
+        /// Beginnings and ends of NAT sessions that the log took no more of.
+        NatLogLost = "nat_log_lost",
     }
 }
 
@@ -75,7 +95,7 @@ columns! {
 }
 
 columns! {
-    /// What is counted of an interface or a tunnel. In is towards the gateway.
+    /// What is counted of an interface, a tunnel or a policy. In is towards the gateway.
     TrafficColumn {
         /// Packets that came in.
         InPackets = "in_packets",
@@ -131,8 +151,65 @@ columns! {
         Replayed = "replayed",
         /// Packets refused as older than the window.
         Late = "late",
+        /// Packets that came from or to another place, or in another encapsulation, than the SA says.
+        Outer = "outer",
+        /// Authentic packets whose padding, next header or inner packet is wrong.
+        Malformed = "malformed",
+        /// Packets refused because the SA's lifetime is over.
+        Expired = "expired",
+        /// Packets that found no sequence number.
+        Exhausted = "exhausted",
         /// Greatest distance that an accepted packet lay behind the newest.
         Lateness = "lateness",
+        /// Accepted packets that lay one behind the newest.
+        Behind1 = "behind_1",
+        /// Accepted packets that lay 2 to 3 behind the newest.
+        Behind2 = "behind_2",
+        /// Accepted packets that lay 4 to 7 behind the newest.
+        Behind4 = "behind_4",
+        /// Accepted packets that lay 8 to 15 behind the newest.
+        Behind8 = "behind_8",
+        /// Accepted packets that lay 16 to 31 behind the newest.
+        Behind16 = "behind_16",
+        /// Accepted packets that lay 32 to 63 behind the newest.
+        Behind32 = "behind_32",
+        /// Accepted packets that lay 64 to 127 behind the newest.
+        Behind64 = "behind_64",
+        /// Accepted packets that lay 128 to 255 behind the newest.
+        Behind128 = "behind_128",
+        /// Accepted packets that lay 256 to 511 behind the newest.
+        Behind256 = "behind_256",
+        /// Accepted packets that lay 512 to 1023 behind the newest.
+        Behind512 = "behind_512",
+        /// Accepted packets that lay 1024 to 2047 behind the newest.
+        Behind1024 = "behind_1024",
+        /// Accepted packets that lay 2048 to 4095 behind the newest.
+        Behind2048 = "behind_2048",
+        /// Accepted packets that lay 4096 to 8191 behind the newest.
+        Behind4096 = "behind_4096",
+        /// Accepted packets that lay 8192 to 16383 behind the newest.
+        Behind8192 = "behind_8192",
+        /// Accepted packets that lay 16384 to 32767 behind the newest.
+        Behind16384 = "behind_16384",
+        /// Accepted packets that lay 32768 or more behind the newest.
+        Behind32768 = "behind_32768",
+        /// Packets whose inner and outer ECN fields form a combination that no sender makes (RFC 6040 4.2).
+        EcnAlarms = "ecn_alarms",
+    }
+}
+
+columns! {
+    /// What is counted of a NAT pool.
+    PoolColumn {
+        /// Sessions now. A gauge.
+        Sessions = "sessions",
+        /// Sessions made.
+        Made = "made",
+        /// Packets dropped because no port was free.
+        Exhausted = "exhausted",
+        /// Of 1000 ports that were tried of late for new sessions, how many were taken: exhaustion comes when this
+        /// nears 1000. A gauge.
+        Occupied = "occupied",
     }
 }
 
@@ -150,12 +227,22 @@ pub mod group {
     pub const INTERFACE: &str = "interface";
     /// [`TrafficColumn`](super::TrafficColumn)s of tunnels.
     pub const TUNNEL: &str = "tunnel";
+    /// [`TrafficColumn`](super::TrafficColumn)s of policies: what each decided about.
+    pub const POLICY: &str = "policy";
     /// [`SaColumn`](super::SaColumn)s.
     pub const SA: &str = "sa";
+    /// [`PoolColumn`](super::PoolColumn)s.
+    pub const POOL: &str = "pool";
 }
 
-/// The row of drops of packets that belong to no interface.
+/// The row of drops of packets that belong to no interface and came by no port.
 pub const NO_INTERFACE: &str = "-";
+
+/// The row of drops of packets that came by a port and belong to none of its interfaces.
+#[must_use]
+pub fn port_row(port: &str) -> String {
+    format!("port {port}")
+}
 
 /// What rows the segment of a gateway has.
 #[derive(Debug, Clone, Default)]
@@ -168,8 +255,12 @@ pub struct Rows {
     pub interfaces: Vec<String>,
     /// Names of tunnels.
     pub tunnels: Vec<String>,
+    /// Names of policies, each with its gateway's before it.
+    pub policies: Vec<String>,
     /// Names of security associations.
     pub sas: Vec<String>,
+    /// Names of NAT pools.
+    pub pools: Vec<String>,
 }
 
 impl Rows {
@@ -180,14 +271,17 @@ impl Rows {
         let traffic: Vec<String> = columns(&mut TrafficColumn::ALL.iter().map(|c| c.name()));
         let mut drop_rows = vec![NO_INTERFACE.to_string()];
         drop_rows.extend_from_slice(&self.interfaces);
+        drop_rows.extend(self.ports.iter().map(|port| port_row(port)));
         let groups = vec![
             (group::WORKER, vec!["all".into()], columns(&mut WorkerColumn::ALL.iter().map(|c| c.name()))),
             (group::DROP, drop_rows, columns(&mut DropReason::ALL.iter().map(|r| r.name()))),
             (group::STAGE, self.stages, columns(&mut StageColumn::ALL.iter().map(|c| c.name()))),
             (group::PORT, self.ports, columns(&mut PortColumn::ALL.iter().map(|c| c.name()))),
             (group::INTERFACE, self.interfaces, traffic.clone()),
-            (group::TUNNEL, self.tunnels, traffic),
+            (group::TUNNEL, self.tunnels, traffic.clone()),
+            (group::POLICY, self.policies, traffic),
             (group::SA, self.sas, columns(&mut SaColumn::ALL.iter().map(|c| c.name()))),
+            (group::POOL, self.pools, columns(&mut PoolColumn::ALL.iter().map(|c| c.name()))),
         ];
         Layout::new(name, workers, tick_hz, groups)
     }
@@ -212,7 +306,9 @@ pub struct WorkerCounters {
     port: Place,
     interface: Place,
     tunnel: Place,
+    policy: Place,
     sa: Place,
+    pool: Place,
     /// Cells of an older block and of this one that count the same.
     carried: Vec<(usize, usize)>,
 }
@@ -275,7 +371,9 @@ impl WorkerCounters {
             port: place(group::PORT),
             interface: place(group::INTERFACE),
             tunnel: place(group::TUNNEL),
+            policy: place(group::POLICY),
             sa: place(group::SA),
+            pool: place(group::POOL),
             carried: Vec::new(),
             segment: Arc::clone(segment),
         }
@@ -327,7 +425,16 @@ impl WorkerCounters {
     #[inline]
     pub fn drops(&self, interface: Option<u16>, reason: DropReason, n: u64) {
         let row = interface.map_or(0, |i| usize::from(i) + 1);
-        self.add(self.drop, row, reason as usize, n);
+        // Behind the interfaces are the ports.
+        if row <= self.interface.rows {
+            self.add(self.drop, row, reason as usize, n);
+        }
+    }
+
+    /// Counts drops of packets that came by a port, and of which no interface is known.
+    #[inline]
+    pub fn port_drops(&self, port: u16, reason: DropReason, n: u64) {
+        self.add(self.drop, 1 + self.interface.rows + usize::from(port), reason as usize, n);
     }
 
     /// Drops for `reason`, of all interfaces.
@@ -370,32 +477,51 @@ impl WorkerCounters {
     /// Counts packets and their bytes into an interface.
     #[inline]
     pub fn interface_in(&self, interface: u16, packets: u64, bytes: u64) {
-        self.traffic(self.interface, interface, TrafficColumn::InPackets, packets, bytes);
+        self.traffic(self.interface, usize::from(interface), TrafficColumn::InPackets, packets, bytes);
     }
 
     /// Counts packets and their bytes out of an interface.
     #[inline]
     pub fn interface_out(&self, interface: u16, packets: u64, bytes: u64) {
-        self.traffic(self.interface, interface, TrafficColumn::OutPackets, packets, bytes);
+        self.traffic(self.interface, usize::from(interface), TrafficColumn::OutPackets, packets, bytes);
     }
 
     /// Counts packets and their bytes that came out of a tunnel into the gateway.
     #[inline]
     pub fn tunnel_in(&self, tunnel: u16, packets: u64, bytes: u64) {
-        self.traffic(self.tunnel, tunnel, TrafficColumn::InPackets, packets, bytes);
+        self.traffic(self.tunnel, usize::from(tunnel), TrafficColumn::InPackets, packets, bytes);
     }
 
     /// Counts packets and their bytes that the gateway sent into a tunnel.
     #[inline]
     pub fn tunnel_out(&self, tunnel: u16, packets: u64, bytes: u64) {
-        self.traffic(self.tunnel, tunnel, TrafficColumn::OutPackets, packets, bytes);
+        self.traffic(self.tunnel, usize::from(tunnel), TrafficColumn::OutPackets, packets, bytes);
+    }
+
+    /// Counts packets and their bytes towards the gateway that the policy in this row decided about.
+    #[inline]
+    pub fn policy_in(&self, row: usize, packets: u64, bytes: u64) {
+        self.traffic(self.policy, row, TrafficColumn::InPackets, packets, bytes);
+    }
+
+    /// Counts packets and their bytes out of the gateway that the policy in this row decided about.
+    #[inline]
+    pub fn policy_out(&self, row: usize, packets: u64, bytes: u64) {
+        self.traffic(self.policy, row, TrafficColumn::OutPackets, packets, bytes);
+    }
+
+    /// Where a policy is counted: for whoever asks for it before it is needed.
+    #[inline]
+    #[must_use]
+    pub fn policy_line(&self, row: usize) -> Option<&AtomicU64> {
+        self.cell(self.policy, row, 0)
     }
 
     /// The bytes' column stands behind the packets'.
     #[inline]
-    fn traffic(&self, place: Place, row: u16, column: TrafficColumn, packets: u64, bytes: u64) {
-        self.add(place, usize::from(row), column as usize, packets);
-        self.add(place, usize::from(row), column as usize + 1, bytes);
+    fn traffic(&self, place: Place, row: usize, column: TrafficColumn, packets: u64, bytes: u64) {
+        self.add(place, row, column as usize, packets);
+        self.add(place, row, column as usize + 1, bytes);
     }
 
     /// Counts of a security association.
@@ -404,9 +530,29 @@ impl WorkerCounters {
         self.add(self.sa, sa as usize, column as usize, n);
     }
 
-    /// Raises the association's greatest lateness.
+    /// Counts of a NAT pool.
+    #[inline]
+    pub fn pool(&self, pool: u16, column: PoolColumn, n: u64) {
+        self.add(self.pool, usize::from(pool), column as usize, n);
+    }
+
+    /// Sets a gauge of a NAT pool.
+    #[inline]
+    pub fn pool_gauge(&self, pool: u16, column: PoolColumn, n: u64) {
+        self.set(self.pool, usize::from(pool), column as usize, n);
+    }
+
+    /// What was counted of a NAT pool.
+    #[must_use]
+    pub fn read_pool(&self, pool: u16, column: PoolColumn) -> u64 {
+        self.get(self.pool, usize::from(pool), column as usize)
+    }
+
+    /// Counts a packet that lay so far behind the newest, and raises the association's greatest lateness.
     #[inline]
     pub fn sa_lateness(&self, sa: u32, lateness: u64) {
+        let bucket = crate::crypto::replay::behind(lateness);
+        self.add(self.sa, sa as usize, SaColumn::Lateness as usize + bucket, 1);
         if let Some(cell) = self.cell(self.sa, sa as usize, SaColumn::Lateness as usize)
             && lateness > cell.load(Ordering::Relaxed)
         {
@@ -462,19 +608,33 @@ mod tests {
     #[test]
     fn each_count_has_its_cell() {
         let names = |list: &[&str]| list.iter().map(|s| (*s).to_string()).collect::<Vec<_>>();
-        let rows = Rows { interfaces: names(&["a", "b"]), tunnels: names(&["t"]), ..Rows::default() };
+        let rows = Rows {
+            interfaces: names(&["a", "b"]),
+            ports: names(&["p", "q"]),
+            tunnels: names(&["t"]),
+            ..Rows::default()
+        };
         let segment = Arc::new(Segment::anonymous(rows.layout("x", 2, 1)).unwrap());
         let (one, two) = (WorkerCounters::new(&segment, 0), WorkerCounters::new(&segment, 1));
         one.worker(WorkerColumn::Received, 3);
         two.worker(WorkerColumn::Received, 4);
         one.drops(None, DropReason::NoRoute, 1);
         one.drops(Some(1), DropReason::NoRoute, 2);
+        // There is no interface 2: behind the last are the ports.
+        one.drops(Some(2), DropReason::NoRoute, 100);
         one.drops(Some(7), DropReason::NoRoute, 100);
+        one.port_drops(1, DropReason::EthernetTruncated, 7);
+        one.port_drops(2, DropReason::EthernetTruncated, 100);
         one.interface_out(1, 5, 500);
         assert_eq!(one.read_worker(WorkerColumn::Received), 3);
         assert_eq!(two.read_worker(WorkerColumn::Received), 4);
         assert_eq!(one.read_drops(DropReason::NoRoute), 3);
         assert_eq!(two.read_drops(DropReason::NoRoute), 0);
+        assert_eq!(one.read_drops(DropReason::EthernetTruncated), 7);
+        let drops = segment.layout().group(group::DROP).unwrap();
+        assert_eq!(drops.rows, ["-", "a", "b", "port p", "port q"]);
+        let cell = drops.cell(4, DropReason::EthernetTruncated as usize).unwrap();
+        assert_eq!(segment.cells()[cell].load(Ordering::Relaxed), 7);
         let group = segment.layout().group(group::INTERFACE).unwrap();
         let read =
             |c: TrafficColumn| segment.cells()[group.cell(1, c as usize).unwrap()].load(Ordering::Relaxed);

@@ -49,6 +49,8 @@ pub enum SegmentError {
 pub struct Segment {
     map: MmapRaw,
     first: usize,
+    /// Number of cells. Asked for with every count, so not worked out again from the layout.
+    count: usize,
     layout: Layout,
     /// The file, and its device and inode: another may stand under its name by now.
     file: Option<(PathBuf, (u64, u64))>,
@@ -62,7 +64,7 @@ impl Segment {
     pub fn anonymous(layout: Layout) -> io::Result<Self> {
         let len = (layout.block() * layout.workers * 8).max(PAGE);
         let map = memmap2::MmapOptions::new().len(len).map_anon()?.into();
-        Ok(Self { map, first: 0, layout, file: None })
+        Ok(Self { map, first: 0, count: layout.block() * layout.workers, layout, file: None })
     }
 
     /// A segment in a file that others may read. An older file of this name is replaced, not overwritten, so that
@@ -92,7 +94,8 @@ impl Segment {
         let map = MmapRaw::map_raw(&file).map_err(failed)?;
         let made = file.metadata().map_err(failed)?;
         fs::rename(&new, path).map_err(failed)?;
-        Ok(Self { map, first, layout, file: Some((path.into(), (made.dev(), made.ino()))) })
+        let count = layout.block() * layout.workers;
+        Ok(Self { map, first, count, layout, file: Some((path.into(), (made.dev(), made.ino()))) })
     }
 
     /// What the segment holds.
@@ -102,14 +105,14 @@ impl Segment {
     }
 
     /// All cells, worker after worker.
+    #[inline]
     #[must_use]
     pub fn cells(&self) -> &[AtomicU64] {
-        let count = self.layout.block() * self.layout.workers;
         // SAFETY: `first` is a multiple of a page and below the mapping's length (see the constructors).
         let start = unsafe { self.map.as_ptr().add(self.first) };
         // SAFETY: the mapping is at least `first + 8 * count` long, page-aligned and lives as long as `self`; it is
         // only ever accessed as atomics, by this process and by readers.
-        unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), count) }
+        unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), self.count) }
     }
 }
 

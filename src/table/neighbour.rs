@@ -37,7 +37,8 @@ const RETRIES: u32 = 4;
 /// Chains of one entry are walked without a mispredicted branch; this many buckets make nearly all of them so.
 const BUCKETS_PER_SLOT: usize = 4;
 
-/// What is known about a neighbour.
+/// What is known about a neighbour. See RFC 4861 7.3.2; there is no state for "is being asked now": the control plane
+/// keeps its questions elsewhere, and workers use the MAC until [`NeighbourWriter::fail`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NeighbourState {
     /// Asked for, not answered.
@@ -421,6 +422,19 @@ impl NeighbourWriter {
             self.change(id, NeighbourState::Stale, None, now);
         }
         reachable
+    }
+
+    /// Nobody answers for the entry any more: it is removed, or, where it is pinned, incomplete again, so that packets
+    /// wait and it is asked for anew. False when it is permanent or gone.
+    pub fn fail(&mut self, id: NeighbourId, now: u64) -> bool {
+        match self.table.state(id) {
+            None | Some(NeighbourState::Permanent) => return false,
+            Some(_) => {}
+        }
+        if !self.remove(id) {
+            self.change(id, NeighbourState::Incomplete, None, now);
+        }
+        true
     }
 
     /// Keeps an entry's slot for as long as its id is used elsewhere, as a static next hop's is. Counted.

@@ -34,6 +34,28 @@ fn an_entry_lives_through_its_states() {
 }
 
 #[test]
+fn who_fails_is_forgotten_but_keeps_a_pinned_slot() {
+    let (table, mut writer) = NeighbourTable::new(8, Seed::random());
+    let keys = [1, 2, 3].map(|address| NeighbourKey::v4(3, address));
+    let [pinned, loose] = [keys[0], keys[1]].map(|key| writer.ensure(&key, 0).unwrap());
+    let permanent = writer.insert_permanent(&keys[2], mac(3), 0).unwrap();
+    assert!(writer.pin(pinned));
+    for (id, number) in [(pinned, 1), (loose, 2)] {
+        assert!(writer.resolve(id, mac(number), SECOND));
+        assert!(writer.fail(id, 2 * SECOND));
+        assert_eq!(table.mac(id), None);
+    }
+    assert_eq!(table.state(pinned), Some(NeighbourState::Incomplete));
+    assert_eq!((table.lookup(&keys[0]), table.lookup(&keys[1])), (Some(pinned), None));
+    assert!(!writer.fail(loose, 0) && !writer.fail(permanent, 0));
+    assert_eq!(table.mac(permanent), Some(mac(3)));
+    // As a pinned one it stays however long nobody answers, and is found again under its old id.
+    assert_eq!(writer.expire(1000 * SECOND, &AGES), 0);
+    assert!(writer.resolve(pinned, mac(9), 1000 * SECOND));
+    assert_eq!(table.mac(pinned), Some(mac(9)));
+}
+
+#[test]
 fn versions_and_interfaces_do_not_mix() {
     let (table, mut writer) = NeighbourTable::new(8, Seed::random());
     let ids = [

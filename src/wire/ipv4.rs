@@ -1,6 +1,6 @@
 //! IPv4 (RFC 791): header, options, the router's checks (RFC 1812 5.2.2), kinds of address.
 
-use super::checksum::{Delta, Sum};
+use super::checksum::Sum;
 use std::borrow::{Borrow, BorrowMut};
 use std::net::Ipv4Addr;
 
@@ -93,9 +93,10 @@ impl<T: BorrowMut<[u8; HEADER_LEN]>> Ipv4<T> {
     pub fn decrement_ttl(&mut self) -> u8 {
         let ttl = self.ttl();
         let left = ttl.saturating_sub(1);
-        let change = Delta::between_u16(u16::from(ttl) << 8, u16::from(left) << 8);
+        // RFC 1141 2: the field rises by what the sum falls by; the end-around carry keeps it from being -0.
+        let raised = u32::from(self.checksum()) + (u32::from(ttl - left) << 8);
         self.set_ttl(left);
-        self.set_checksum(change.apply(self.checksum()));
+        self.set_checksum((raised + u32::from(raised >= 0xffff)) as u16);
         left
     }
 

@@ -5,10 +5,11 @@
 mod common;
 
 mod forward;
-mod hostile;
 mod link;
 mod mtu;
+mod mutations;
 mod nat;
+mod nat_sessions;
 mod reasons;
 mod tunnel;
 mod vectors;

@@ -108,6 +108,11 @@ fn watching_gives_rates_and_stages_give_costs() {
     let stages = gateway.json("stages");
     let parse = stages["stages"].as_array().unwrap().iter().find(|s| s["name"] == "parse").unwrap();
     assert!(parse["packets"].as_u64().unwrap() > 0 && parse["ns_per_packet"].as_f64().unwrap() > 0.0);
+    let worker = &stages["workers"][0];
+    let busy = worker["busy_percent"].as_f64().unwrap();
+    assert!(busy > 0.0 && busy < 100.0, "{worker:#}");
+    assert!(worker["packets"].as_u64().unwrap() > 0, "{worker:#}");
+    assert!(gateway.text("stages").contains("BUSY %"));
     ping.kill().unwrap();
     ping.wait().unwrap();
     gateway.stop();

@@ -11,8 +11,8 @@ use std::{
 
 use crate::{Device, Error, device::interface_request, sys};
 
-/// A TAP device, non-blocking, one frame a read or write, without any header in front of it. The device goes when
-/// this value goes, unless somebody made it persistent.
+/// A queue of a TAP device, non-blocking, one frame a read or write, without any header in front of it. The device goes
+/// with the last of its queues, unless somebody made it persistent.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
@@ -26,6 +26,29 @@ impl Tap {
     /// [`Error::Privilege`] without CAP_NET_ADMIN, [`Error::KernelTooOld`] without `/dev/net/tun`,
     /// [`Error::Geometry`] for a name that is too long, [`Error::System`] otherwise.
     pub fn open(name: &str) -> Result<Self, Error> {
+        Self::open_queue(name, 0)
+    }
+
+    /// As [`Tap::open`], with several queues (`IFF_MULTI_QUEUE`), each of them a value of its own. The kernel's stack
+    /// sends a flow by the queue that last sent a packet of the flow, and a new one by a hash. A persistent device must
+    /// have been made with several queues too.
+    ///
+    /// # Errors
+    /// As [`Tap::open`].
+    pub fn open_queues(name: &str, queues: usize) -> Result<Vec<Self>, Error> {
+        if queues <= 1 {
+            return Ok(vec![Self::open(name)?]);
+        }
+        let first = Self::open_queue(name, libc::IFF_MULTI_QUEUE)?;
+        let name = first.device.name().to_owned();
+        let mut all = vec![first];
+        for _ in 1..queues {
+            all.push(Self::open_queue(&name, libc::IFF_MULTI_QUEUE)?);
+        }
+        Ok(all)
+    }
+
+    fn open_queue(name: &str, flags: libc::c_int) -> Result<Self, Error> {
         if name.len() >= libc::IF_NAMESIZE {
             let reason = format!("`{name}` is too long for the name of a device: 15 bytes are the limit");
             return Err(Error::Geometry { reason });
@@ -37,7 +60,7 @@ impl Tap {
             _ => sys::explain("opening /dev/net/tun", "CAP_NET_ADMIN", source),
         })?;
         let mut request = interface_request(name);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as i16;
         // SAFETY: TUNSETIFF reads and writes an `ifreq`.
         if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
             let source = io::Error::last_os_error();

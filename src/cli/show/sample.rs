@@ -136,6 +136,16 @@ impl Between<'_> {
         Some(grown as f64 / self.seconds()?)
     }
 
+    /// What a worker counts of itself, by the number of the column, since the earlier moment or since the start.
+    #[must_use]
+    pub fn recent_of_worker(&self, worker: usize, column: usize) -> u64 {
+        let of = |sample: &Sample| {
+            sample.workers.get(worker).and_then(|counts| counts.get(column)).copied().unwrap_or(0)
+        };
+        let before = self.before.filter(|_| self.seconds().is_some());
+        of(self.now).saturating_sub(before.map_or(0, of))
+    }
+
     /// The counter since the earlier moment where there is one, else since the start.
     #[must_use]
     pub fn recent(&self, group: &str, row: &str, column: &str) -> u64 {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     control::view::{InterfaceRow, PortRow, Topic, TunnelRow, XdpRow},
     packet::DropReason,
-    stats::counters::group,
+    stats::{WorkerColumn, counters::group},
 };
 
 /// Reasons that a summary names.
@@ -102,8 +102,16 @@ pub fn interfaces(between: Between<'_>, facts: &mut Facts) -> Shown {
 
 pub fn tunnels(between: Between<'_>, facts: &mut Facts) -> Shown {
     let known: Vec<TunnelRow> = facts.want(Topic::Tunnels);
-    let first =
-        vec![Text("TUNNEL"), Text("GATEWAY"), Text("LOCAL"), Text("REMOTE"), Text("VIA"), Text("STATE")];
+    let first = vec![
+        Text("TUNNEL"),
+        Text("GATEWAY"),
+        Text("LOCAL"),
+        Text("REMOTE"),
+        Text("VIA"),
+        Text("STATE"),
+        Number("MTU"),
+        Number("PATH MTU"),
+    ];
     let mut table = Table::new(first.into_iter().chain(traffic_headings(between)).collect());
     let mut list = Vec::new();
     for name in between.now.rows(group::TUNNEL) {
@@ -115,13 +123,32 @@ pub fn tunnels(between: Between<'_>, facts: &mut Facts) -> Shown {
             word(|row| row.local.to_string()),
             word(|row| row.remote.to_string()),
             or_dash(facts.and_then(|row| row.via)),
-            facts.map_or("-".into(), |row| row.state.clone().unwrap_or_else(|| "no route".into())),
+            facts.map_or("-".into(), |row| match &row.state {
+                Some(_) if row.unreachable => "unreachable".into(),
+                Some(state) => state.clone(),
+                None => "no route".into(),
+            }),
+            word(|row| row.mtu.to_string()),
+            or_dash(facts.and_then(|row| row.path_mtu)),
         ];
         cells.extend(traffic_cells(between, group::TUNNEL, name));
         table.row(cells);
         list.push(object(between, group::TUNNEL, name, facts.map(|row| json!(row))));
     }
     let text = if table.is_empty() { "the configuration has no tunnel\n".into() } else { table.to_string() };
+    Shown { json: list.into(), text }
+}
+
+pub fn policies(between: Between<'_>) -> Shown {
+    let mut table = Table::new([Text("POLICY")].into_iter().chain(traffic_headings(between)).collect());
+    let mut list = Vec::new();
+    for name in between.now.rows(group::POLICY) {
+        let mut cells = vec![name.to_string()];
+        cells.extend(traffic_cells(between, group::POLICY, name));
+        table.row(cells);
+        list.push(object(between, group::POLICY, name, None));
+    }
+    let text = if table.is_empty() { "the configuration has no policy\n".into() } else { table.to_string() };
     Shown { json: list.into(), text }
 }
 
@@ -288,8 +315,46 @@ pub fn stages(between: Between<'_>) -> Shown {
             "share_percent": share,
         }));
     }
-    let json = json!({ "tick_hz": between.now.layout().tick_hz, "stages": list });
-    Shown { json, text: table.to_string() }
+    let (load, workers) = load(between);
+    let json = json!({ "tick_hz": between.now.layout().tick_hz, "stages": list, "workers": workers });
+    Shown { json, text: format!("{table}\n{load}") }
+}
+
+/// How busy each worker is.
+fn load(between: Between<'_>) -> (Table, Vec<Value>) {
+    let hz = between.now.layout().tick_hz.max(1) as f64;
+    let seconds = between.seconds().unwrap_or_else(|| counting_for(between) as f64);
+    let mut table = Table::new(vec![
+        Text("WORKER"),
+        Number("BUSY %"),
+        Number("IDLE ROUNDS %"),
+        Number("PACKETS"),
+        Number("PACKETS/BURST"),
+    ]);
+    let mut list = Vec::new();
+    for number in 0..between.now.workers().len() {
+        let of = |column: WorkerColumn| between.recent_of_worker(number, column as usize);
+        let share = |part: f64, all: f64| (all > 0.0).then(|| (100.0 * part / all).min(100.0));
+        let busy = share(of(WorkerColumn::BusyTicks) as f64, seconds * hz);
+        let idle = share(of(WorkerColumn::IdleRounds) as f64, of(WorkerColumn::Rounds) as f64);
+        let (packets, bursts) = (of(WorkerColumn::Received), of(WorkerColumn::Bursts));
+        let burst = (bursts > 0).then(|| packets as f64 / bursts as f64);
+        table.row(vec![number.to_string(), tenth(busy), tenth(idle), packets.to_string(), tenth(burst)]);
+        list.push(json!({
+            "worker": number,
+            "busy_percent": busy,
+            "idle_rounds_percent": idle,
+            "packets": packets,
+            "packets_per_burst": burst,
+        }));
+    }
+    (table, list)
+}
+
+/// Seconds since the counters began.
+fn counting_for(between: Between<'_>) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    now.saturating_sub(between.now.layout().started)
 }
 
 fn duration(seconds: u64) -> String {
@@ -305,8 +370,7 @@ fn duration(seconds: u64) -> String {
 pub fn summary(between: Between<'_>) -> Shown {
     let layout = between.now.layout();
     let count = |column: &str| between.now.get(group::WORKER, "all", column);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let up = now.saturating_sub(layout.started);
+    let up = counting_for(between);
     let mut reasons: Vec<(&str, u64)> = between
         .now
         .columns(group::DROP)

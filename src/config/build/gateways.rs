@@ -106,6 +106,7 @@ impl Builder<'_> {
             routes_v6,
             spd,
             protects: actions.iter().any(|a| matches!(a, PolicyAction::Protect(_))),
+            first_policy: 0,
             actions,
             nat,
             transit: place.is_some_and(|place| *self.config.gateways[place].transit),

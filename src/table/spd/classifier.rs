@@ -131,6 +131,20 @@ impl<A: Address> Classifier<A> {
         }
     }
 
+    /// All rules, when they are few: then comparing every key with each of them costs least.
+    #[inline]
+    pub fn few(&self) -> Option<&[Rule<A>]> {
+        let bucket = match &*self.tables {
+            [table] => table.whole()?,
+            _ => return None,
+        };
+        if bucket.count() == Bucket::TREE {
+            return None;
+        }
+        let start = bucket.start() as usize;
+        self.rules.get(start..start + bucket.count() as usize)
+    }
+
     /// One table for a whole burst. Whether a key finds its rule in this table is random, so nothing branches on it:
     /// the first rule of every bucket is compared, and what needs more than that is noted and done at the end.
     fn probe(&self, table: &Table<A>, keys: &[Key<A>], results: &mut [u32]) {

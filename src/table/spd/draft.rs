@@ -114,7 +114,8 @@ pub fn group<A: Address>(rules: &[Rule<A>]) -> Vec<Draft<A>> {
         for source in tried(groups.iter().map(|group| group.source)) {
             for destination in tried(groups.iter().map(|group| group.destination)) {
                 let draft = draft_of(rules, &groups, source, destination);
-                let worth = |draft: &Draft<A>| (draft.taken, draft.source + draft.destination);
+                let worth =
+                    |draft: &Draft<A>| (draft.taken, u16::from(draft.source) + u16::from(draft.destination));
                 if worth(&draft) > worth(&best) {
                     best = draft;
                 }

@@ -24,7 +24,7 @@ use super::address::Address;
 use super::hash::Seed;
 
 use self::classifier::Classifier;
-pub use self::rule::{Key, Policy, Ports, Prefix};
+pub use self::rule::{Key, Keys, Policy, Ports, Prefix, Rule};
 
 /// What a burst look-up gives where no policy matches.
 pub const NO_POLICY: u32 = u32::MAX;
@@ -133,6 +133,18 @@ impl Spd {
         self.v6.lookup_burst(keys, results);
     }
 
+    /// The IPv4 rules, when they are few enough for [`choose`].
+    #[inline]
+    pub fn few_v4(&self) -> Option<&[Rule<u32>]> {
+        self.v4.few()
+    }
+
+    /// The IPv6 rules, when they are few enough for [`choose`].
+    #[inline]
+    pub fn few_v6(&self) -> Option<&[Rule<u128>]> {
+        self.v6.few()
+    }
+
     /// Bytes of memory that the classifiers hold.
     pub fn memory(&self) -> usize {
         self.v4.memory() + self.v6.memory()
@@ -141,6 +153,16 @@ impl Spd {
     /// The number of hash tables for IPv4 and for IPv6: what a look-up may have to probe.
     pub fn tables(&self) -> (usize, usize) {
         (self.v4.tables(), self.v6.tables())
+    }
+}
+
+/// For each key the policy of the first rule that covers it, or [`NO_POLICY`], as a look-up in these rules gives.
+#[inline]
+pub fn choose<A: Address>(rules: &[Rule<A>], keys: &Keys<A>, results: &mut [u32; BURST]) {
+    results.fill(NO_POLICY);
+    // The last first: what stands before it is written over it.
+    for rule in rules.iter().rev() {
+        keys.choose(rule, results);
     }
 }
 

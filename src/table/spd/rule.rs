@@ -1,6 +1,6 @@
 //! Policies as they are written, and the rules they become.
 
-use super::{Address, MAX_RULES, SpdError};
+use super::{Address, BURST, MAX_RULES, SpdError};
 use crate::table::address::IpVersion;
 
 /// A prefix of either IP version. Bits beyond the length are ignored.
@@ -86,6 +86,68 @@ impl<A: Address> Key<A> {
             Field::SourcePort => A::truncate(self.port(self.source_port).into()),
             Field::DestinationPort => A::truncate(self.port(self.destination_port).into()),
             Field::Protocol => A::truncate(self.protocol.into()),
+        }
+    }
+}
+
+/// Keys that are compared at once; with few packets, some of them nobody's.
+const GROUP: usize = 8;
+
+/// The keys of a burst, field by field, so that a rule can be compared with several packets at once.
+#[derive(Clone, Debug)]
+pub struct Keys<A> {
+    source: [A; BURST],
+    destination: [A; BURST],
+    source_port: [u32; BURST],
+    destination_port: [u32; BURST],
+    protocol: [u32; BURST],
+    length: usize,
+}
+
+impl<A: Address> Default for Keys<A> {
+    fn default() -> Self {
+        let (addresses, numbers) = ([A::default(); BURST], [0; BURST]);
+        Self {
+            source: addresses,
+            destination: addresses,
+            source_port: numbers,
+            destination_port: numbers,
+            protocol: numbers,
+            length: 0,
+        }
+    }
+}
+
+impl<A: Address> Keys<A> {
+    /// Adds a key. One burst holds no more than there is room for.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "the place is below the arrays' length")]
+    pub fn push(&mut self, key: &Key<A>) {
+        let place = self.length % BURST;
+        self.source[place] = key.source;
+        self.destination[place] = key.destination;
+        self.source_port[place] = key.port(key.source_port);
+        self.destination_port[place] = key.port(key.destination_port);
+        self.protocol[place] = key.protocol.into();
+        self.length = place + 1;
+    }
+
+    /// Sets `results[i]` to the rule's policy for each key `i` that the rule covers. No branch depends on a packet.
+    #[inline]
+    pub(super) fn choose(&self, rule: &Rule<A>, results: &mut [u32; BURST]) {
+        // Whole groups, and no iterator but zips, or this loop would not become one of vectors.
+        let groups = self.length.div_ceil(GROUP) * GROUP;
+        let Some(results) = results.get_mut(..groups) else { return };
+        let addresses = self.source.iter().zip(&self.destination);
+        let ports = self.source_port.iter().zip(&self.destination_port);
+        let fields = results.iter_mut().zip(addresses.zip(ports)).zip(&self.protocol);
+        for ((result, ((source, destination), (source_port, destination_port))), protocol) in fields {
+            let covers = rule.source.contains(*source)
+                & rule.destination.contains(*destination)
+                & rule.source_port.contains(*source_port)
+                & rule.destination_port.contains(*destination_port)
+                & rule.protocol.contains(*protocol);
+            *result = if covers { rule.policy } else { *result };
         }
     }
 }

@@ -45,14 +45,33 @@ fn check<A: Address>(
     }
 }
 
+/// What a burst finds where there are few rules.
+fn check_few<A: Address>(policies: &[Policy], rules: &[Rule<A>], keys: &[Key<A>]) {
+    for burst in keys.chunks(BURST) {
+        let mut list = Keys::default();
+        burst.iter().for_each(|key| list.push(key));
+        let mut results = [0; BURST];
+        choose(rules, &list, &mut results);
+        for (key, result) in burst.iter().zip(results) {
+            assert_eq!(result, scan(policies, key).unwrap_or(NO_POLICY), "{key:x?} among few");
+        }
+    }
+}
+
 fn check_both(policies: &[Policy], keys4: &[Key4], keys6: &[Key6]) -> Spd {
     let spd = Spd::build(policies, Seed::random()).unwrap();
     let mut results = vec![0; keys4.len()];
     spd.lookup_burst_v4(keys4, &mut results);
     check(policies, keys4, |key| spd.lookup_v4(key), &results);
+    if let Some(rules) = spd.few_v4() {
+        check_few(policies, rules, keys4);
+    }
     let mut results = vec![0; keys6.len()];
     spd.lookup_burst_v6(keys6, &mut results);
     check(policies, keys6, |key| spd.lookup_v6(key), &results);
+    if let Some(rules) = spd.few_v6() {
+        check_few(policies, rules, keys6);
+    }
     spd
 }
 
@@ -210,6 +229,30 @@ fn pairs_of_subnets_need_one_table() {
     assert_eq!(spd.tables(), (1, 0));
     assert_eq!(spd.action(77), Some(77));
     assert_eq!(spd.action(2500), None);
+}
+
+/// The two lengths together are 256: more than a byte holds.
+#[test]
+fn policies_between_ipv6_hosts() {
+    let host = |n: u16| vec![Prefix::V6(0x2001_0db8 << 96 | u128::from(n), 128)];
+    let policy = |n: u16| Policy {
+        sources: host(n),
+        destinations: host(n + 1000),
+        protocol: None,
+        source_ports: Ports::Any,
+        destination_ports: Ports::Any,
+        action: 0,
+    };
+    let policies: Vec<_> = (0..20).map(policy).collect();
+    let key = |n: u16| Key6 {
+        source: 0x2001_0db8 << 96 | u128::from(n),
+        destination: 0x2001_0db8 << 96 | u128::from(n + 1000),
+        protocol: 6,
+        source_port: 1,
+        destination_port: 2,
+        opaque_ports: false,
+    };
+    check_both(&policies, &[], &(0..21).map(key).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,0 +1,39 @@
+//! What ports and pipeline do on veth devices: `cargo bench --bench veth [-- WORD...]`. Needs root.
+//!
+//! The kernel is the source (BPF live frames, core 0) and the sink; our side runs on core 1. There are four groups of
+//! rows, of which words choose: a row is measured when its name contains every word.
+//!
+//! | group | what it says |
+//! |---|---|
+//! | `ports` | what the ports cost by themselves |
+//! | `rate` | a worker with the whole pipeline, beside a forwarder that only moves frames |
+//! | `loss` | the highest rate without any loss, and with 0.5 % (RFC 2544, RFC 9971) |
+//! | `latency` | how long a lone packet takes, beside the kernel's own forwarding |
+//!
+//! Rates are millions of frames a second, best and median of several runs, counted where they count: frames received
+//! for "rx", frames that reached the far end for the others. "per CPU" is the best rate for each second of our thread's
+//! own processor time, which other programs on the machine disturb less. "plain" means that the far end is an ordinary
+//! veth, "XDP" that it runs an XDP program, which makes the kernel copy each frame once more. veth measures the kernel:
+//! an skb for each frame sent, and the far end's receive path, are on our core.
+//!
+//! On a machine that others use too: `chrt -f 50 cargo bench --bench veth -- rate`. After each run there is a pause of
+//! 60 ms, so that others go on.
+
+mod bare;
+mod contest;
+mod lab;
+mod latency;
+mod loss;
+mod source;
+mod subject;
+mod trial;
+
+fn main() -> lab::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted =
+        |group: &str, row: &str| words.iter().all(|word| format!("{group} {row}").contains(word.as_str()));
+    bare::rows(&|row| wanted("ports", row))?;
+    contest::rates(&|row| wanted("rate", row))?;
+    loss::rates(&|row| wanted("loss", row))?;
+    latency::rows(&|row| wanted("latency", row))
+}
