@@ -147,6 +147,12 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("in = [{", "replay_window = 63\nin = [{", "out-of-range", "replay_window", "64 to 65536"),
     ("in = [{", "mtu = 1447\nin = [{", "mtu-exceeds-line", "1447", "at most 1446"),
     ("in = [{", "dscp = 64\nin = [{", "out-of-range", "dscp", "0 to 63"),
+    ("in = [{", "mss = 100\nin = [{", "out-of-range", "mss", "536 to 3800"),
+    ("in = [{", "mss = \"most\"\nin = [{", "bad-value", "mss", "auto"),
+    ("in = [{", "keepalive = \"20s\"\nin = [{", "keepalive-without-udp", "20s", "encapsulation = \"udp\""),
+    ("in = [{", "encapsulation = \"udp\"\nkeepalive = \"10ms\"\nin = [{", "out-of-range", "10ms", "1s or more"),
+    ("in = [{", "tfc = 1447\nin = [{", "tfc-exceeds-mtu", "1447", "at most 1446"),
+    ("in = [{", "dummy = \"10\"\nin = [{", "bad-value", "dummy", "10/s"),
     ("action = \"protect\"\ntunnel = \"dc\"", "action = \"bypass\"", "unused-tunnel", "[tunnel.dc]", "policy"),
     // Policies.
     ("tunnel = \"dc\"\nsource", "source", "protect-without-tunnel", "protect", "tunnel ="),
