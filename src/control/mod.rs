@@ -4,8 +4,10 @@
 pub mod fuzz;
 pub mod gateway;
 pub mod host_neighbours;
+pub mod lifetimes;
 pub mod neighbours;
 pub mod ports;
+pub mod rekey;
 pub mod replay;
 pub mod run_dir;
 pub mod single;

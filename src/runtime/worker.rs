@@ -85,6 +85,8 @@ pub struct Worker<P> {
     icmp_limit: IcmpLimit,
     burst_size: usize,
     port_stats_due: u64,
+    /// The port whose turn it is.
+    port_stats_next: usize,
     hosts_due: u64,
 }
 
@@ -117,6 +119,7 @@ impl<P: PacketIo> Worker<P> {
             icmp_limit: IcmpLimit::default(),
             burst_size: burst_size.clamp(1, crate::packet::BURST),
             port_stats_due: 0,
+            port_stats_next: 0,
             hosts_due: 0,
         }
     }
@@ -168,8 +171,11 @@ impl<P: PacketIo> Worker<P> {
             self.counters.worker(WorkerColumn::IdleRounds, 1);
         }
         if now >= self.port_stats_due {
-            self.port_stats_due = now + PORT_STATS_INTERVAL;
-            self.port_stats();
+            // One after the other: packets wait for as long as it takes.
+            let ports = self.ports.len().max(1);
+            self.port_stats_due = now + PORT_STATS_INTERVAL / ports as u64;
+            self.port_stats(self.port_stats_next);
+            self.port_stats_next = (self.port_stats_next + 1) % ports;
         }
         moved
     }
@@ -479,27 +485,27 @@ impl<P: PacketIo> Worker<P> {
         let _ = poll(&mut fds, Some(&timeout));
     }
 
-    fn port_stats(&mut self) {
-        for (number, port) in self.ports.iter_mut().enumerate() {
-            let stats = port.stats();
-            let health = match port.health() {
-                PortHealth::Up => 0,
-                PortHealth::Down => 1,
-                PortHealth::Gone => 2,
-            };
-            for (column, value) in [
-                (PortColumn::RxRingFull, stats.rx_ring_full),
-                (PortColumn::RxFillEmpty, stats.rx_fill_empty),
-                (PortColumn::RxDropped, stats.rx_dropped),
-                (PortColumn::InvalidDescriptors, stats.invalid_descriptors),
-                (PortColumn::TxKicks, stats.tx_kicks),
-                (PortColumn::RxWakeups, stats.rx_wakeups),
-                (PortColumn::Health, health),
-            ] {
-                self.counters.port_gauge(number, column, value);
-            }
-        }
+    /// Reads what a port counts itself.
+    fn port_stats(&mut self, number: usize) {
         self.counters.worker_gauge(WorkerColumn::Waiting, self.waiting());
+        let Some(port) = self.ports.get_mut(number) else { return };
+        let stats = port.stats();
+        let health = match port.health() {
+            PortHealth::Up => 0,
+            PortHealth::Down => 1,
+            PortHealth::Gone => 2,
+        };
+        for (column, value) in [
+            (PortColumn::RxRingFull, stats.rx_ring_full),
+            (PortColumn::RxFillEmpty, stats.rx_fill_empty),
+            (PortColumn::RxDropped, stats.rx_dropped),
+            (PortColumn::InvalidDescriptors, stats.invalid_descriptors),
+            (PortColumn::TxKicks, stats.tx_kicks),
+            (PortColumn::RxWakeups, stats.rx_wakeups),
+            (PortColumn::Health, health),
+        ] {
+            self.counters.port_gauge(number, column, value);
+        }
     }
 
     /// Packets that wait now: for neighbours, for other fragments, or for room in a port.
@@ -534,7 +540,7 @@ impl<P: PacketIo> Worker<P> {
                 self.pool.free(frame);
             }
         }
-        self.port_stats();
+        (0..self.ports.len()).for_each(|number| self.port_stats(number));
         for port in self.ports.iter_mut().chain(self.hosts.iter_mut().map(|(port, _)| port)) {
             port.shutdown(&mut self.pool);
         }

@@ -91,13 +91,13 @@ pub struct Tables {
     /// Counts snapshots.
     pub generation: u64,
     /// VLAN demultiplexers, by port.
-    pub demux: Vec<Demux>,
+    pub demux: Arc<[Demux]>,
     /// Interfaces, by number.
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Arc<[Interface]>,
     /// Gateways, by number.
-    pub gateways: Vec<Gateway>,
+    pub gateways: Arc<[Gateway]>,
     /// Next hops, by number.
-    pub next_hops: Vec<NextHop>,
+    pub next_hops: Arc<[NextHop]>,
     /// Tunnels, by number.
     pub tunnels: Vec<Tunnel>,
     /// Inbound security associations by SPI and destination; values index `sas`.

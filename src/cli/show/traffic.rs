@@ -139,6 +139,19 @@ pub fn tunnels(between: Between<'_>, facts: &mut Facts) -> Shown {
     Shown { json: list.into(), text }
 }
 
+pub fn policies(between: Between<'_>) -> Shown {
+    let mut table = Table::new([Text("POLICY")].into_iter().chain(traffic_headings(between)).collect());
+    let mut list = Vec::new();
+    for name in between.now.rows(group::POLICY) {
+        let mut cells = vec![name.to_string()];
+        cells.extend(traffic_cells(between, group::POLICY, name));
+        table.row(cells);
+        list.push(object(between, group::POLICY, name, None));
+    }
+    let text = if table.is_empty() { "the configuration has no policy\n".into() } else { table.to_string() };
+    Shown { json: list.into(), text }
+}
+
 pub fn ports(between: Between<'_>, facts: &mut Facts) -> Shown {
     let known: Vec<PortRow> = facts.want(Topic::Ports);
     let xdp: Vec<XdpRow> = facts.want(Topic::Xdp);
