@@ -37,7 +37,7 @@ pub use model::{
     Interface, InterfaceId, Nat, NatKind, NextHop, Policy, Port, PortId, Route, SecurityAssociation, Side,
     System, Tunnel, TunnelId, XdpMode, ZeroCopy,
 };
-pub use prefix::{HostOrPrefix, InterfaceAddress, Prefix};
+pub use prefix::{AddressRange, AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 pub use quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged};
 pub use selector::{IcmpMatch, PortRange, PortRanges, Protocol};
 pub use span::{At, Span};

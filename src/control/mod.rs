@@ -5,6 +5,8 @@ pub mod fuzz;
 pub mod gateway;
 pub mod host_neighbours;
 pub mod lifetimes;
+pub mod nat;
+pub mod nat_log;
 pub mod neighbours;
 pub mod ports;
 pub mod rekey;

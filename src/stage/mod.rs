@@ -33,6 +33,7 @@ mod output;
 
 pub use cx::{Cx, IcmpLimit};
 pub use event::{Event, EventQueue, NeighbourClaim};
+pub use nat::state::{End, NatState, NatTables, SessionLog, SessionNote};
 pub use output::{Entry, Output, Pending, PendingKey, Resumed};
 
 use crate::packet::{Burst, Slots};

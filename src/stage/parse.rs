@@ -379,11 +379,11 @@ mod tests {
             sad_v4: Sad::build(&[], seed).unwrap(),
             sad_v6: Sad::build(&[], seed).unwrap(),
             sas: Vec::new(),
+            neighbours: NeighbourTable::new(16, seed).0,
             sealing_v4: Sad::build(&[], seed).unwrap(),
             sealing_v6: Sad::build(&[], seed).unwrap(),
-            trouble: std::sync::Arc::default(),
-            neighbours: NeighbourTable::new(16, seed).0,
-            features: Features { nat: false, policies: false, tunnels: false, clamps: false },
+            trouble: Default::default(),
+            features: Features::of(&[], &[]),
         }
     }
 

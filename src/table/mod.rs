@@ -20,6 +20,7 @@ pub mod neighbour;
 pub mod path;
 pub mod prefetch;
 pub mod sad;
+pub mod session;
 pub mod spd;
 pub mod tables;
 pub mod tunnel;

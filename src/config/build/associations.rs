@@ -264,13 +264,13 @@ pub fn rekey(
         interfaces: Arc::clone(&old.interfaces),
         gateways: Arc::clone(&old.gateways),
         next_hops: Arc::clone(&old.next_hops),
+        sealing_v4,
+        sealing_v6,
+        trouble: Arc::clone(&old.trouble),
         tunnels,
         sad_v4: v4,
         sad_v6: v6,
         sas: opening,
-        sealing_v4,
-        sealing_v6,
-        trouble: Arc::clone(&old.trouble),
         neighbours: Arc::clone(&old.neighbours),
     });
     let rows = kept.associations.0.clone();

@@ -246,6 +246,8 @@ pub fn build(
         neighbours: &mut kept.neighbours,
         next_hops: Vec::new(),
         pinned: Vec::new(),
+        pools: Vec::new(),
+        generation: kept.generation.wrapping_add(1) as u32,
         now,
     };
     let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
@@ -269,16 +271,16 @@ pub fn build(
     let mut paths = HashMap::new();
     for number in 0..kept.tunnels.0.len() {
         let place = by_number(&builder.tunnels, number);
-        tunnels.push(match place.and_then(|place| Some((place, sealing.get(&place)?))) {
-            Some((place, sa)) => {
-                let tunnel = &config.tunnels[place];
-                let ends = (number as u16, tunnel.local.value, tunnel.remote.value);
-                let path = kept.paths.get(&ends).cloned().unwrap_or_default();
-                paths.insert(ends, Arc::clone(&path));
-                builder.tunnel(place, Arc::clone(sa), path, &gateways)?
-            }
-            None => vacant_tunnel(),
-        });
+        let found = place.and_then(|place| Some((place, sealing.get(&place)?)));
+        let Some((place, sa)) = found else {
+            tunnels.push(vacant_tunnel());
+            continue;
+        };
+        let tunnel = &config.tunnels[place];
+        let ends = (number as u16, tunnel.local.value, tunnel.remote.value);
+        let path = kept.paths.get(&ends).cloned().unwrap_or_default();
+        paths.insert(ends, Arc::clone(&path));
+        tunnels.push(builder.tunnel(place, Arc::clone(sa), path, &gateways)?);
     }
     let (sealing_v4, sealing_v6) = tunnels::sealing(&tunnels, kept.seed);
     kept.generation += 1;
@@ -289,12 +291,12 @@ pub fn build(
         interfaces: interfaces.into(),
         gateways: gateways.into(),
         next_hops: std::mem::take(&mut builder.next_hops).into(),
-        tunnels,
         sad_v4: associations.v4,
         sad_v6: associations.v6,
         sas: associations.opening,
         sealing_v4,
         sealing_v6,
+        tunnels,
         trouble: Arc::clone(&kept.trouble),
         neighbours: Arc::clone(builder.neighbours.table()),
     };
@@ -306,6 +308,7 @@ pub fn build(
             tunnels: kept.tunnels.0.clone(),
             policies,
             sas: kept.associations.0.clone(),
+            pools: builder.pools,
         },
         tables: Arc::new(tables),
         routes,
@@ -317,8 +320,8 @@ pub fn build(
         hosts,
         unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
     };
-    kept.paths = paths;
     built.replaced = associations::keep(associations.windows, kept);
+    kept.paths = paths;
     Ok(built)
 }
 
@@ -355,6 +358,9 @@ struct Builder<'a> {
     neighbours: &'a mut NeighbourWriter,
     next_hops: Vec<NextHop>,
     pinned: Vec<NeighbourId>,
+    /// Names of NAT pools, by row.
+    pools: Vec<String>,
+    generation: u32,
     now: u64,
 }
 
