@@ -9,7 +9,7 @@ use super::{common::frame::*, icmp_error, sites::*};
 /// A segment that opens a connection: its flags, its options, and a right checksum.
 fn opening(from: &str, to: &str, flags: u8, options: &[u8]) -> Ip {
     let mut packet = tcp(from, to, (40_000, 443), options);
-    packet.payload[12] = ((20 + options.len()) / 4 << 4) as u8;
+    packet.payload[12] = (((20 + options.len()) / 4) << 4) as u8;
     packet.payload[13] = flags;
     // Other addresses are none: only the checksum is made new.
     packet.readdressed(from, to)
