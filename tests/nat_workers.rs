@@ -219,7 +219,7 @@ fn answers_find_their_session_whichever_worker_they_come_to() {
         let mut sent = BTreeMap::new();
         for n in 0..100_u32 {
             let flow = round * 100 + n;
-            let (host, port) = (format!("10.2.0.{}", 100 + flow % 50), 3000 + (flow / 50) as u16);
+            let (host, port) = (format!("10.2.9.{}", 100 + flow % 50), 3000 + (flow / 50) as u16);
             let packet = udp(&host, &format!("10.1.0.{}", flow % 3), (port, 53), &flow.to_be_bytes());
             two.send(VPC, queue(&format!("{host}{port}")), &packet.bytes());
             sent.insert(flow, (host, port));
@@ -280,7 +280,7 @@ fn fragments_and_errors_are_put_together_from_both_workers() {
     let mut two = Two::new("1024-65535");
     for n in 0..100_u16 {
         // A session by a whole packet, which the NIC spreads by ports.
-        let (host, remote) = ("10.2.0.77", "10.1.0.9");
+        let (host, remote) = ("10.2.9.77", "10.1.0.9");
         let whole = udp(host, remote, (4000 + n, 53), b"first");
         let own = two.below(2);
         two.send(VPC, own, &whole.bytes());
@@ -341,7 +341,7 @@ fn a_full_table_with_churn_loses_nothing_but_what_it_says() {
     for round in 0..60_u32 {
         for _ in 0..500 {
             let flow = two.below(20_000) as u32;
-            let (host, port) = (format!("10.2.0.{}", 20 + flow % 200), 4000 + (flow / 200) as u16);
+            let (host, port) = (format!("10.2.9.{}", 20 + flow % 200), 4000 + (flow / 200) as u16);
             let data = [flow.to_be_bytes(), (times.len() as u32).to_be_bytes()].concat();
             times.push(Instant::now());
             let packet = udp(&host, &format!("10.1.0.{}", flow % 4), (port, 53), &data);
