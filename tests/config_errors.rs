@@ -147,6 +147,10 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("in = [{", "replay_window = 63\nin = [{", "out-of-range", "replay_window", "64 to 65536"),
     ("in = [{", "mtu = 1447\nin = [{", "mtu-exceeds-line", "1447", "at most 1446"),
     ("in = [{", "dscp = 64\nin = [{", "out-of-range", "dscp", "0 to 63"),
+    ("[[gateway.vpc.route]]\nto = \"10.8.0.0/16\"", "[[gateway.vpc.policy]]\naction = \"discard\"\nsource = [\"10.2.3.0/24\"]\ndestination = [\"10.1.7.0/24\"]\nprotocol = \"tcp\"\n[[gateway.vpc.route]]\nto = \"10.8.0.0/16\"", "shadowed-policy", "[[gateway.vpc.policy]]", "to-dc"),
+    ("name = \"to-dc\"", "name = \"all\"\naction = \"bypass\"\npriority = 1\n[[gateway.vpc.policy]]\nname = \"to-dc\"", "shadowed-policy", "[[gateway.vpc.policy]]", "all"),
+    ("in = [{", "lifetime_packets = 0\nin = [{", "out-of-range", "lifetime_packets", "above 0"),
+    ("in = [{", "lifetime_bytes = \"9 miles\"\nin = [{", "bad-value", "lifetime_bytes", "GB"),
     ("action = \"protect\"\ntunnel = \"dc\"", "action = \"bypass\"", "unused-tunnel", "[tunnel.dc]", "policy"),
     // Policies.
     ("tunnel = \"dc\"\nsource", "source", "protect-without-tunnel", "protect", "tunnel ="),
@@ -159,7 +163,7 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("name = \"to-dc\"", "name = \"to-dc\"\nprotocol = \"gre\"\nsource_port = 1", "port-without-protocol", "source_port", "tcp"),
     ("name = \"to-dc\"", "name = \"to-dc\"\nprotocol = 6\nsource_port = \"9-1\"", "bad-value", "9-1", "1-9"),
     ("name = \"to-dc\"", "name = \"to-dc\"\nprotocol = 6\nicmp = 8", "icmp-without-protocol", "icmp", "protocol"),
-    ("[[gateway.vpc.policy]]", "[[gateway.vpc.policy]]\naction = \"bypass\"\nname = \"to-dc\"\n[[gateway.vpc.policy]]", "duplicate-policy", "name = \"to-dc\"", "own name"),
+    ("[[gateway.vpc.policy]]", "[[gateway.vpc.policy]]\naction = \"bypass\"\nname = \"to-dc\"\nsource = [\"10.250.0.0/16\"]\n[[gateway.vpc.policy]]", "duplicate-policy", "name = \"to-dc\"", "own name"),
     ("[[gateway.vpc.policy]]", "[[gateway.hub.policy]]\naction = \"protect\"\ntunnel = \"dc\"\n[[gateway.vpc.policy]]", "other-gateway", "tunnel = \"dc\"", "own gateway"),
     // Routes.
     ("via = \"192.0.2.1\"", "via = \"192.0.9.1\"", "via-unreachable", "192.0.9.1", "192.0.2.0/30"),

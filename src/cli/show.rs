@@ -81,7 +81,10 @@ difference is normal; one that stays when the traffic stops is not.")]
     /// Packets and bytes of each tunnel.
     #[command(after_help = "Example:\n  causeway show tunnels --watch")]
     Tunnels,
-    /// Security associations: sequence numbers, replay windows, refused packets.
+    /// Packets and bytes that each policy decided about: in, towards its gateway, and out.
+    #[command(after_help = "Example:\n  causeway show policies --watch\n\nEach is GATEWAY/POLICY.")]
+    Policies,
+    /// Security associations: lifetimes, sequence numbers, replay windows, refused packets.
     #[command(after_help = "Example:\n  causeway show sa\n\nKeys are never shown.")]
     Sa,
     /// Neighbours: who has which MAC address.
@@ -267,6 +270,7 @@ fn show(what: &What, between: Between<'_>, facts: &mut Facts) -> Result<Shown, S
         What::Interfaces => traffic::interfaces(between, facts),
         What::Ports => traffic::ports(between, facts),
         What::Tunnels => traffic::tunnels(between, facts),
+        What::Policies => traffic::policies(between),
         What::Drops { explain, by_interface, all } => traffic::drops(between, *explain, *by_interface, *all),
         What::Stages => traffic::stages(between),
         What::Sa => lists::associations(between, facts),

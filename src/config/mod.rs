@@ -26,6 +26,7 @@ pub mod reference;
 mod selector;
 mod span;
 mod suggest;
+mod tunnel_values;
 mod types;
 
 use decode::{Context, Names, Section};
@@ -40,6 +41,7 @@ pub use prefix::{AddressRange, AddressRanges, HostOrPrefix, InterfaceAddress, Pr
 pub use quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged};
 pub use selector::{IcmpMatch, PortRange, PortRanges, Protocol};
 pub use span::{At, Span};
+pub use tunnel_values::{Mss, PacketsPerSecond};
 pub use types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
 
 /// How many gateways a packet may pass, by routes from one to the next.

@@ -19,6 +19,7 @@ use super::quantity::{Bytes, Interval, Number, PowerOfTwo, Ranged};
 use super::selector::{IcmpMatch, PortRanges, Protocol};
 use super::span::{At, Span};
 use super::suggest::{self, shorten};
+use super::tunnel_values::{Mss, PacketsPerSecond};
 use super::types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
 
 /// A checked configuration. Sections stand in the order of the file, and identifiers are their indices.
@@ -480,8 +481,18 @@ section! {
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.
         "dscp" dscp: Dscp, default "\"copy\"", "46";
-        /// The largest inner packet.
+        /// The largest inner packet. The line that carries the tunnel and what is learned of its path (RFC 1191, RFC
+        /// 8201) may lower it, but for IPv6 never below 1280: then the sealed packet is divided.
         "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";
+        /// The largest TCP segment that connections through the tunnel may agree on, both ways. `"auto"` is what fits the
+        /// tunnel's MTU as it is at the time. Helps where ICMP is blocked.
+        "mss" mss: Mss, optional "connections agree on what they like", "\"auto\"";
+        /// After how long without a packet a NAT keepalive is sent (RFC 3948 2.3). Only with encapsulation `udp`.
+        "keepalive" keepalive: Interval, optional "no keepalives", "\"20s\"";
+        /// Pads inner packets to this size, so that their own does not show (RFC 4303 2.7). Larger ones stay as they are.
+        "tfc" tfc: Ranged<64, 3840>, optional "packets are not padded", "1400";
+        /// How many dummy packets are sent, so that traffic does not show (RFC 4303 2.6).
+        "dummy" dummy: PacketsPerSecond, optional "no dummy packets", "\"10/s\"";
     }
     children {
         /// The security association that seals. One is current.

@@ -93,7 +93,7 @@ impl Resolver {
                 send(announcement(number, interface, prefix.network()));
             }
         }
-        for hop in &tables.next_hops {
+        for hop in tables.next_hops.iter() {
             if let crate::table::tables::NextHop::Via { interface, neighbour, address } = *hop
                 && writer.table().mac(neighbour).is_none()
             {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{nat::NatSetup, neighbours::Resolver};
+use super::{nat::NatSetup, neighbours::Resolver, tunnel_care::TunnelCare};
 use crate::{
     config::{
         self, Config,
@@ -59,7 +59,10 @@ pub struct Single<P> {
     pub built: Built,
     /// The counters' memory.
     pub segment: Arc<Segment>,
+    /// The configuration.
+    config: Config,
     resolver: Resolver,
+    care: TunnelCare,
     events: Arc<EventQueue>,
     mailbox: Arc<Mailbox>,
     nat: NatSetup,
@@ -104,7 +107,18 @@ impl<P: PacketIo> Single<P> {
             config.system.burst.get() as usize,
         );
         worker.set_nat(nat.make(&built.tables)?.pop().flatten());
-        Ok(Self { worker, kept, built, segment, resolver: Resolver::default(), events, mailbox, nat })
+        Ok(Self {
+            worker,
+            kept,
+            built,
+            segment,
+            config: config.clone(),
+            resolver: Resolver::default(),
+            care: TunnelCare::default(),
+            nat,
+            events,
+            mailbox,
+        })
     }
 
     /// Takes up another configuration, as a reload does, at `now` (ns). What was counted goes on.
@@ -154,6 +168,11 @@ impl<P: PacketIo> Single<P> {
         let mut send = |t| transmit(mailbox, t);
         let tables = &self.built.tables;
         self.resolver.tick(tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        let mut command = |command| {
+            // As with frames: a full mailbox loses it.
+            let _ = mailbox.send(command);
+        };
+        self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
         self.mailbox.collect();
         moved
     }

@@ -103,8 +103,11 @@ drop_reasons! {
     LocalUnserved = "local-unserved",
     /// A packet to the gateway itself whose ICMP or UDP checksum is wrong.
     LocalChecksum = "local-checksum",
-    /// A packet to the gateway itself that it answered (ICMP echo, or a reply to its own probe).
+    /// A packet to the gateway itself that has done its work here: a reply to its own probe, or an ICMP error about one
+    /// of its ESP packets, which it has learned from.
     LocalConsumed = "local-consumed",
+    /// An ICMP error about an ESP packet that this gateway has not sent, or not lately: forged, or very late.
+    IcmpQuoteMismatch = "icmp-quote-mismatch",
     /// A fragment to the gateway itself that is part of a whole packet now; it has done its work here.
     FragmentReassembled = "fragment-reassembled",
     /// A fragment to the gateway itself, others of whose packet did not come in time (15 s, IPv6: 60 s).

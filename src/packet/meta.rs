@@ -38,6 +38,9 @@ impl Flags {
     /// Policies have let it in: what NAT makes of it is not asked about again.
     pub const ADMITTED: Self = Self(1 << 12);
 
+    /// A dummy: sealed as such, and made to be dropped (RFC 4303 2.6).
+    pub const DUMMY: Self = Self(1 << 15);
+
     /// Whether all of `other` are set.
     #[inline]
     #[must_use]

@@ -37,6 +37,18 @@ pub enum Command {
         /// The frame.
         frame: Vec<u8>,
     },
+    /// Send a NAT keepalive to the peer of the tunnel of this number.
+    Keepalive {
+        /// The tunnel.
+        tunnel: u16,
+    },
+    /// Send dummy packets into the tunnel of this number.
+    Dummies {
+        /// The tunnel.
+        tunnel: u16,
+        /// How many.
+        count: u16,
+    },
     /// End the NAT session at this place, if it is still the one that is meant.
     EndSession {
         /// Its place.

@@ -10,8 +10,10 @@ use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot, Waker};
 use crate::{
     io::{PacketIo, PortHealth},
     packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links},
-    stage::next_hop::SILENT_NEIGHBOUR,
-    stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed},
+    stage::{
+        Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed, filler,
+        next_hop::SILENT_NEIGHBOUR,
+    },
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
     wire::ethernet::{EtherType, Ethernet},
@@ -94,6 +96,8 @@ pub struct Worker<P> {
     wakers: Vec<Arc<Waker>>,
     burst_size: usize,
     port_stats_due: u64,
+    /// The port whose turn it is.
+    port_stats_next: usize,
     hosts_due: u64,
 }
 
@@ -128,6 +132,7 @@ impl<P: PacketIo> Worker<P> {
             wakers: Vec::new(),
             burst_size: burst_size.clamp(1, crate::packet::BURST),
             port_stats_due: 0,
+            port_stats_next: 0,
             hosts_due: 0,
         }
     }
@@ -181,6 +186,7 @@ impl<P: PacketIo> Worker<P> {
     pub fn round(&mut self, now: u64) -> usize {
         self.mailbox.pass();
         self.commands(now);
+        self.resume(now);
         let mut moved = 0;
         for port in 0..self.ports.len() {
             moved += self.port(port, now);
@@ -196,8 +202,11 @@ impl<P: PacketIo> Worker<P> {
             self.counters.worker(WorkerColumn::IdleRounds, 1);
         }
         if now >= self.port_stats_due {
-            self.port_stats_due = now + PORT_STATS_INTERVAL;
-            self.port_stats();
+            // One after the other: packets wait for as long as it takes.
+            let ports = self.ports.len().max(1);
+            self.port_stats_due = now + PORT_STATS_INTERVAL / ports as u64;
+            self.port_stats(self.port_stats_next);
+            self.port_stats_next = (self.port_stats_next + 1) % ports;
         }
         moved
     }
@@ -490,6 +499,18 @@ impl<P: PacketIo> Worker<P> {
                     self.mailbox.give_back(Retired::Snapshot(Snapshot { tables, counters, nat: None }));
                     self.counters.worker(WorkerColumn::Snapshots, 1);
                 }
+                Command::Keepalive { tunnel } => {
+                    let made = filler::keepalive(&self.tables, &mut self.pool, tunnel);
+                    self.fill(made, WorkerColumn::Keepalives);
+                }
+                Command::Dummies { tunnel, count } => {
+                    for _ in 0..count {
+                        // Any numbers will do that look like none in particular.
+                        let random = self.out.next_identification().wrapping_mul(40_503) >> 3;
+                        let made = filler::dummy(&self.tables, &mut self.pool, tunnel, random);
+                        self.fill(made, WorkerColumn::Dummies);
+                    }
+                }
                 Command::Transmit { port, interface, frame: bytes } => {
                     self.originate(port, interface, &bytes);
                     self.mailbox.give_back(Retired::Frame(bytes));
@@ -501,6 +522,17 @@ impl<P: PacketIo> Worker<P> {
                 }
             }
         }
+    }
+
+    /// Sends what keeps a tunnel busy with the next packets; there is no harm in doing without.
+    fn fill(&mut self, made: Option<Resumed>, column: WorkerColumn) {
+        let Some(packet) = made else { return };
+        if let Err(error) = self.out.resumed.try_push(packet) {
+            self.pool.free(error.element().frame);
+            return;
+        }
+        self.counters.worker(column, 1);
+        self.counters.worker(WorkerColumn::Originated, 1);
     }
 
     fn originate(&mut self, port: u16, interface: u16, bytes: &[u8]) {
@@ -547,27 +579,27 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    fn port_stats(&mut self) {
-        for (number, port) in self.ports.iter_mut().enumerate() {
-            let stats = port.stats();
-            let health = match port.health() {
-                PortHealth::Up => 0,
-                PortHealth::Down => 1,
-                PortHealth::Gone => 2,
-            };
-            for (column, value) in [
-                (PortColumn::RxRingFull, stats.rx_ring_full),
-                (PortColumn::RxFillEmpty, stats.rx_fill_empty),
-                (PortColumn::RxDropped, stats.rx_dropped),
-                (PortColumn::InvalidDescriptors, stats.invalid_descriptors),
-                (PortColumn::TxKicks, stats.tx_kicks),
-                (PortColumn::RxWakeups, stats.rx_wakeups),
-                (PortColumn::Health, health),
-            ] {
-                self.counters.port_gauge(number, column, value);
-            }
-        }
+    /// Reads what a port counts itself.
+    fn port_stats(&mut self, number: usize) {
         self.counters.worker_gauge(WorkerColumn::Waiting, self.waiting());
+        let Some(port) = self.ports.get_mut(number) else { return };
+        let stats = port.stats();
+        let health = match port.health() {
+            PortHealth::Up => 0,
+            PortHealth::Down => 1,
+            PortHealth::Gone => 2,
+        };
+        for (column, value) in [
+            (PortColumn::RxRingFull, stats.rx_ring_full),
+            (PortColumn::RxFillEmpty, stats.rx_fill_empty),
+            (PortColumn::RxDropped, stats.rx_dropped),
+            (PortColumn::InvalidDescriptors, stats.invalid_descriptors),
+            (PortColumn::TxKicks, stats.tx_kicks),
+            (PortColumn::RxWakeups, stats.rx_wakeups),
+            (PortColumn::Health, health),
+        ] {
+            self.counters.port_gauge(number, column, value);
+        }
     }
 
     /// Packets that wait now: for neighbours, for other fragments, or for room in a port.
@@ -606,7 +638,7 @@ impl<P: PacketIo> Worker<P> {
                 self.pool.free(frame);
             }
         }
-        self.port_stats();
+        (0..self.ports.len()).for_each(|number| self.port_stats(number));
         for port in self.ports.iter_mut().chain(self.hosts.iter_mut().map(|(port, _)| port)) {
             port.shutdown(&mut self.pool);
         }

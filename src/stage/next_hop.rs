@@ -97,7 +97,7 @@ impl WayOut {
         let this = Self { next_hop: meta.next_hop, gateway: meta.gateway, ..Self::NONE };
         let transit = tables.gateway(meta.gateway)?.transit;
         let into = |tunnel| {
-            let mtu = tables.tunnel(tunnel)?.mtu;
+            let mtu = tables.tunnel(tunnel)?.inner_mtu();
             Some(Self { tunnel, from_peers: transit, mtu, ..this })
         };
         let by = |number| {

@@ -371,16 +371,19 @@ mod tests {
         demux.bind_double(200, 100, 3);
         Tables {
             generation: 0,
-            demux: vec![demux],
+            demux: [demux].into(),
             interfaces: (0..4).map(interface).collect(),
             gateways: (0..2).map(gateway).collect(),
-            next_hops: Vec::new(),
+            next_hops: [].into(),
             tunnels: Vec::new(),
             sad_v4: Sad::build(&[], seed).unwrap(),
             sad_v6: Sad::build(&[], seed).unwrap(),
             sas: Vec::new(),
             neighbours: NeighbourTable::new(16, seed).0,
-            features: Features { nat: false, policies: false, tunnels: false },
+            sealing_v4: Sad::build(&[], seed).unwrap(),
+            sealing_v6: Sad::build(&[], seed).unwrap(),
+            trouble: Default::default(),
+            features: Features::of(&[], &[]),
         }
     }
 

@@ -59,6 +59,14 @@ columns! {
         EventsLost = "events_lost",
         /// Snapshots of tables taken up.
         Snapshots = "snapshots",
+        /// NAT keepalives sent (RFC 3948 2.3).
+        Keepalives = "keepalives",
+        /// Dummy packets sent (RFC 4303 2.6).
+        Dummies = "dummies",
+        /// Packets on UDP port 4500 that are not ESP: IKE behind its marker (RFC 3948 2.2), for the host.
+        NonEsp = "non_esp",
+        /// TCP connections whose MSS was lowered, each way.
+        MssClamped = "mss_clamped",
         /// NAT sessions now. A gauge.
         NatSessions = "nat_sessions",
         /// NAT sessions made.
@@ -185,6 +193,8 @@ columns! {
         Behind16384 = "behind_16384",
         /// Accepted packets that lay 32768 or more behind the newest.
         Behind32768 = "behind_32768",
+        /// Packets whose inner and outer ECN fields form a combination that no sender makes (RFC 6040 4.2).
+        EcnAlarms = "ecn_alarms",
     }
 }
 

@@ -17,6 +17,7 @@ pub mod interface;
 pub mod lpm;
 pub mod nat;
 pub mod neighbour;
+pub mod path;
 pub mod prefetch;
 pub mod sad;
 pub mod session;

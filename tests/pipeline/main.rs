@@ -7,6 +7,7 @@ mod common;
 mod forward;
 mod link;
 mod mtu;
+mod mutations;
 mod nat;
 mod nat_sessions;
 mod reasons;

@@ -87,6 +87,9 @@ fn way(reason: DropReason, host: &Host) -> Way {
         }
         R::NoSa => Frame(host.frame(&ip("10.1.0.9", "10.1.0.1", ESP, &[1; 48]).bytes())),
         R::EspLength => Frame(host.frame(&ip("10.1.0.9", "10.1.0.1", ESP, &[1; 12]).bytes())),
+        R::IcmpQuoteMismatch => {
+            Test("../sizes_pipeline/path::errors_that_quote_what_was_not_sent_are_not_believed")
+        }
         R::FragmentMalformed => {
             let part = Ip { more: true, ..ip("10.1.0.9", "10.1.0.1", ESP, &[1; 47]) };
             Frame(host.frame(&part.bytes()))
@@ -149,7 +152,7 @@ fn way(reason: DropReason, host: &Host) -> Way {
         R::SequenceExhausted => Never("2^32 packets; the unit tests of sequence numbers end one"),
         R::NeighbourEventsFull => Never("control takes up events after every round, and no round makes 4096"),
         R::NeighbourTableFull => Never("what finds no place in the table waits, and is unreachable"),
-        R::LocalConsumed => Never("no probes are sent yet"),
+        R::LocalConsumed => Test("../sizes_pipeline/path::a_smaller_path_is_learned_and_senders_are_told"),
         R::HostQueueFull => Never("a gateway in one thread has no host"),
         R::PortDown => Never("a wire in memory is never down"),
         R::InjectedFault => Never("no faults are injected here; see the tests of io::fault"),
