@@ -191,7 +191,7 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("[[gateway.vpc.nat]]", "[[gateway.vpc.nat]]\nkind = \"pool\"\noriginal = \"10.3.0.0/24\"\ntranslated = \"203.0.113.9\"\n[[gateway.vpc.nat]]", "nat-original-outside", "10.3.0.0", "10.2.0.0/16"),
     ("[[gateway.vpc.nat]]", "[[gateway.vpc.nat]]\nkind = \"pool\"\ntranslated = \"203.0.113.0-203.0.113.9\"\n[[gateway.vpc.nat]]", "nat-pool-overlap", "translated = \"203.0.113.5\"", "nothing else"),
     ("[[gateway.vpc.nat]]", "[[gateway.vpc.nat]]\nkind = \"pool\"\ntranslated = \"203.0.113.9-203.0.113.8\"\n[[gateway.vpc.nat]]", "bad-value", "203.0.113.9", "lower address first"),
-    ("[[gateway.vpc.nat]]", "[[gateway.vpc.nat]]\nkind = \"pool\"\ntranslated = \"2001:db8::/120\"\n[[gateway.vpc.nat]]", "nat-ipv6", "2001:db8", "one to one"),
+    ("[[gateway.vpc.nat]]", "[[gateway.vpc.nat]]\nkind = \"pool\"\ntranslated = \"2001:db8:7::/120\"\n[[gateway.vpc.nat]]", "nat-ipv6", "2001:db8:7", "one to one"),
     ("[[gateway.vpc.nat]]", "[[gateway.vpc.nat]]\nkind = \"pool\"\ntranslated = \"203.0.0.0/15\"\n[[gateway.vpc.nat]]", "nat-too-many", "203.0.0.0/15", "64512"),
     ("[[gateway.vpc.nat]]", "[[gateway.vpc.nat]]\nkind = \"pool\"\ntranslated = \"203.0.113.9\"\nports = \"80-90\"\n[[gateway.vpc.nat]]", "bad-value", "80-90", "1024-65535"),
     ("[[gateway.vpc.nat]]", "[[gateway.vpc.nat]]\nkind = \"pool\"\ntranslated = \"203.0.113.9\"\ndestination_port = 53\n[[gateway.vpc.nat]]", "port-without-protocol", "53", "tcp"),
