@@ -131,6 +131,36 @@ fn a_worker_that_is_warm_allocates_nothing() {
     assert_eq!((opening.received, opening.sent), (sent, sent), "{opening:?}");
 }
 
+/// Every burst makes sessions, finds others, and ends some: all come back after they have expired.
+#[test]
+fn a_worker_that_makes_and_ends_sessions_allocates_nothing() {
+    let topology = Topology::new(&profile::named("nat-pool-1k").unwrap().unwrap());
+    let mut traffic = Traffic::new(&topology, topology.profile.sizes[0]);
+    let ((lan, hosts), (wan, line)) = (wire(256), wire(256));
+    let mut gateway = gateway(&topology.gateway(1024).unwrap(), |_| vec![lan, wan]).unwrap();
+    let (mut total, mut sent, mut now) = (0, 0_u64, 1_000_000_000_u64);
+    for burst in 0..3_000_u64 {
+        // Every tenth burst comes when all sessions before it have had their time (300 s).
+        now += if burst % 10 == 0 { 301_000_000_000 } else { 1_000_000 };
+        for _ in 0..32 {
+            traffic.next(&topology.flows, |bytes| assert!(hosts.send(bytes)));
+            sent += 1;
+        }
+        let during = asked(|| {
+            gateway.worker.round(now);
+        });
+        if burst >= 200 {
+            total += during;
+        }
+        while line.receive().is_some() {}
+    }
+    assert_eq!(total, 0, "the worker asked the allocator {total} times");
+    let (ledger, counters) = (gateway.worker.ledger(), gateway.worker.counters());
+    assert_eq!((ledger.received, ledger.sent), (sent, sent), "{ledger:?}");
+    use causeway::stats::WorkerColumn::{NatEnded, NatMade};
+    assert!(counters.read_worker(NatMade) > 2000 && counters.read_worker(NatEnded) > 1000);
+}
+
 /// Sets the TTL of a tagged frame to 1, and the checksum that follows from it.
 fn expire(frame: &mut [u8]) {
     let mut header = causeway::wire::ipv4::Ipv4::at_mut(frame, 18).unwrap();

@@ -39,6 +39,8 @@ ring = 64
 [gateway.g]
 prefixes = ["10.1.0.0/16", "2001:db8:1::/48"]
 transit = false
+nat_sessions = 64
+nat_sessions_per_source = 40
 [interface.lan]
 port = "lan"
 vlan = 10
@@ -82,6 +84,23 @@ translated = "203.0.113.0/24"
 kind = "peer"
 original = "10.7.0.0/24"
 translated = "198.51.100.0/24"
+[[gateway.g.nat]]
+kind = "port"
+protocol = "udp"
+original = "10.1.0.9"
+translated = "203.0.114.9"
+translated_port = 53
+[[gateway.g.nat]]
+kind = "local"
+original = "10.1.2.9"
+translated = "203.0.114.10"
+protocol = "tcp"
+destination_port = "0-32767"
+[[gateway.g.nat]]
+kind = "pool"
+original = "10.1.2.0/24"
+translated = "203.0.114.0/30"
+ports = "1024-1055"
 [[gateway.g.policy]]
 action = "protect"
 tunnel = "t"
@@ -167,7 +186,8 @@ impl Story<'_> {
     }
 }
 
-const SOURCES: [[u8; 4]; 7] = [
+const SOURCES: [[u8; 4]; 8] = [
+    [10, 1, 2, 9],
     [10, 1, 0, 9],
     [10, 1, 4, 9],
     [10, 2, 0, 9],
@@ -176,7 +196,9 @@ const SOURCES: [[u8; 4]; 7] = [
     [192, 0, 2, 2],
     [10, 9, 0, 9],
 ];
-const DESTINATIONS: [[u8; 4]; 10] = [
+const DESTINATIONS: [[u8; 4]; 12] = [
+    [203, 0, 114, 1],
+    [203, 0, 114, 9],
     [10, 2, 0, 9],
     [10, 1, 0, 9],
     [203, 0, 113, 9],

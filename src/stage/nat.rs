@@ -27,12 +27,15 @@ use crate::{
         hash::HashKey,
         session::{Datagram, Key},
     },
-    wire::{icmpv4, ip::protocol, ipv6::Ipv6},
+    wire::{checksum::Delta, icmpv4, ip::protocol, ipv6::Ipv6},
 };
 
 /// Translates what enters a gateway, by the gateway's rules.
 #[derive(Debug, Default)]
 pub struct Nat;
+
+/// Look-ups of a burst.
+type Lookups = ArrayVec<Lookup, BURST>;
 
 /// What is to become of a packet.
 enum Next {
@@ -40,8 +43,8 @@ enum Next {
     Go,
     /// Once more, as from a peer: it is for an address that stands for a host of the VPC.
     Again,
-    /// Its session decides.
-    Lookup(Lookup),
+    /// Its session decides, which is being looked up.
+    Wait,
     /// Another worker is to see to it.
     Hand(u32),
     /// It waits for the first fragment of its datagram.
@@ -72,7 +75,7 @@ impl Stage for Nat {
 
 /// Takes packets through their gateway's rules. The result is those that are to go through again.
 fn pass(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
-    let mut lookups: ArrayVec<Lookup, BURST> = ArrayVec::new();
+    let mut lookups = Lookups::new();
     let mut again = Slots::NONE;
     for slot in slots {
         let (bytes, meta) = burst.packet_mut(cx.umem, slot);
@@ -80,11 +83,16 @@ fn pass(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
             cx.lanes.lookup.insert(slot);
             continue;
         };
-        let next = if meta.is_v6() { one_v6(nat, bytes, meta) } else { one(cx, nat, bytes, meta, slot) };
+        let next = if meta.is_v6() {
+            one_v6(nat, bytes, meta)
+        } else if nat.plain && !meta.flags.has(Flags::ICMP_ERROR) {
+            plain(nat, bytes, meta)
+        } else {
+            one(cx, nat, bytes, meta, slot, &mut lookups)
+        };
         match next {
             Next::Go => cx.lanes.lookup.insert(slot),
-            // There are no more than the burst has packets.
-            Next::Lookup(lookup) => lookups.push(lookup),
+            Next::Wait => {}
             Next::Again => turn(burst, slot, &mut again),
             Next::Hand(worker) => hand(cx, burst, slot, worker),
             Next::Hold(datagram) => fragments::hold(cx, burst, slot, datagram),
@@ -226,9 +234,64 @@ fn apply(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta, new: &Addresses<u3
     }
 }
 
+/// One IPv4 packet of a gateway with nothing but 1:1 rules without conditions: what [`one`] does, with nothing to ask.
+#[inline(always)]
+fn plain(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+    let from_local = meta.flags.has(Flags::FROM_LOCAL);
+    let (mut source, mut destination, mut delta) = (meta.src, meta.dst, Delta::NONE);
+    let rules = &nat.v4;
+    let mut mapped = false;
+    if from_local {
+        if destination.is_vpc(nat) {
+            return Next::Go;
+        }
+        if !rules.peer.is_empty()
+            && let Some(real) = rules.peer.translate_destination(destination)
+        {
+            note_route(nat, meta, destination, real.address);
+            (destination, delta) = (real.address, Delta::from_bits(real.checksum_delta));
+            mapped = true;
+        }
+        if let Some(outside) = rules.local.translate_source(source) {
+            (source, delta) = (outside.address, delta.combine(Delta::from_bits(outside.checksum_delta)));
+        } else if !mapped {
+            return Next::Go;
+        }
+    } else {
+        let host = rules.local.translate_destination(destination);
+        let inwards = host.is_some() || destination.is_vpc(nat);
+        if let Some(host) = host {
+            (destination, delta) = (host.address, Delta::from_bits(host.checksum_delta));
+        }
+        if inwards
+            && !rules.peer.is_empty()
+            && let Some(seen) = rules.peer.translate_source(source)
+        {
+            (source, delta) = (seen.address, delta.combine(Delta::from_bits(seen.checksum_delta)));
+        } else if host.is_none() {
+            return Next::Go;
+        }
+    }
+    let hairpin = from_local && !mapped && source != meta.src && nat.is_outside(destination);
+    let done = rewrite::addresses_v4(bytes, meta, source, destination, delta)
+        .and_then(|()| rewrite::after_addresses(bytes, meta, delta));
+    match done {
+        None => Next::Drop(DropReason::NatUntranslatable),
+        Some(()) if hairpin => Next::Again,
+        Some(()) => Next::Go,
+    }
+}
+
 /// One IPv4 packet.
-#[inline]
-fn one(cx: &mut Cx<'_>, nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Next {
+#[inline(always)]
+fn one(
+    cx: &mut Cx<'_>,
+    nat: &GatewayNat,
+    bytes: &mut [u8],
+    meta: &mut Meta,
+    slot: Slot,
+    lookups: &mut Lookups,
+) -> Next {
     let rules = nat.sessions.as_deref();
     let fragment = meta.flags.has(Flags::FRAGMENT) && !meta.nat.has(NatMarks::PORTS_KNOWN);
     if fragment
@@ -251,9 +314,9 @@ fn one(cx: &mut Cx<'_>, nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta, slo
         return apply(nat, bytes, meta, &new);
     }
     let next = if from_local {
-        outwards(cx.nat, nat, rules, meta, flow, &new, slot)
+        outwards(cx.nat, nat, rules, meta, flow, &new, slot, lookups)
     } else {
-        inwards(cx.nat, nat, rules, meta, &new, slot)
+        inwards(cx.nat, nat, rules, meta, &new, slot, lookups)
     };
     next.unwrap_or_else(|| apply(nat, bytes, meta, &new))
 }
@@ -280,7 +343,8 @@ const fn session_ports(meta: &Meta, from_host: bool) -> Option<(u16, u16)> {
 }
 
 /// A packet from the VPC that no address rule is for. `None`: no session either.
-#[inline]
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a packet, and all that is known of it")]
 fn outwards(
     state: &mut NatState,
     nat: &GatewayNat,
@@ -289,6 +353,7 @@ fn outwards(
     flow: Flow,
     new: &Addresses<u32>,
     slot: Slot,
+    lookups: &mut Lookups,
 ) -> Option<Next> {
     if meta.dst.is_vpc(nat) {
         return None;
@@ -313,7 +378,8 @@ fn outwards(
     let hash = tables.sessions.hash(key);
     tables.sessions.prefetch(Side::Inside, hash);
     let hairpin = !new.destination_changed && nat.is_outside(remote);
-    Some(Next::Lookup(Lookup {
+    // There are no more than the burst has packets.
+    lookups.push(Lookup {
         slot,
         side: Side::Inside,
         hairpin,
@@ -322,11 +388,12 @@ fn outwards(
         likely: None,
         new: *new,
         may_begin: pooled,
-    }))
+    });
+    Some(Next::Wait)
 }
 
 /// A packet from a peer that no address rule is for. `None`: no session either.
-#[inline]
+#[inline(always)]
 fn inwards(
     state: &mut NatState,
     nat: &GatewayNat,
@@ -334,6 +401,7 @@ fn inwards(
     meta: &Meta,
     new: &Addresses<u32>,
     slot: Slot,
+    lookups: &mut Lookups,
 ) -> Option<Next> {
     let outside = rules.outside(meta.dst)?;
     let nothing = Some(Next::Drop(DropReason::NatNoSession));
@@ -357,7 +425,8 @@ fn inwards(
     let seen = if nat.v4.peer.is_empty() { None } else { nat.v4.peer.translate_source(meta.src) };
     let new = seen.map_or(*new, |seen| new.with_source(seen));
     let may_begin = outside == Outside::Mappings;
-    Some(Next::Lookup(Lookup {
+    // There are no more than the burst has packets.
+    lookups.push(Lookup {
         slot,
         side: Side::Outside,
         hairpin: false,
@@ -366,5 +435,6 @@ fn inwards(
         likely: None,
         new,
         may_begin,
-    }))
+    });
+    Some(Next::Wait)
 }

@@ -354,6 +354,8 @@ pub struct GatewayNat {
     pub needs_ports: bool,
     /// Some peer has addresses that the VPC has too: routes to its hosts are those to their translated addresses.
     pub overlapping: bool,
+    /// Whether its IPv4 rules are 1:1 without conditions: most gateways'.
+    pub plain: bool,
     /// Counts changes of the rules.
     pub generation: u32,
 }

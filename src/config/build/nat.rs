@@ -71,6 +71,7 @@ impl Builder<'_> {
         let asks = |rules: &[Conditional<u32>]| rules.iter().any(|rule| rule.conditions.needs_ports());
         Ok(GatewayNat {
             needs_ports: asks(&v4_rules.conditional),
+            plain: v4_rules.conditional.is_empty() && sessions.is_none(),
             v4: v4_rules,
             v6: v6_rules,
             vpc_v4: vpc().filter_map(|p| if let IpPrefix::V4(p) = p { Some(p) } else { None }).collect(),

@@ -84,11 +84,28 @@ pub fn resolve(cx: &mut Cx<'_>, burst: &mut Burst, lookups: &mut ArrayVec<Lookup
 }
 
 /// The session of a look-up, if it is there and goes on.
-#[inline]
+#[inline(always)]
 fn find(cx: &mut Cx<'_>, nat: &GatewayNat, rules: &SessionRules, lookup: &Lookup) -> Option<u32> {
+    let tables = cx.nat.tables.as_ref()?;
+    // Nearly always it is where it most likely is, nothing has changed, and its time is not over.
+    if let Some(id) = lookup.likely
+        && tables.sessions.is(id, lookup.side, lookup.key)
+        && let Some(record) = tables.sessions.get(id)
+    {
+        let (seen, generation) = record.seen();
+        let life = rules.time_outs.of(lookup.key.protocol(), record.tcp());
+        if generation == nat.generation && tick(cx.now).wrapping_sub(seen) <= life {
+            return Some(id);
+        }
+    }
+    find_any(cx, nat, rules, lookup)
+}
+
+#[cold]
+#[inline(never)]
+fn find_any(cx: &mut Cx<'_>, nat: &GatewayNat, rules: &SessionRules, lookup: &Lookup) -> Option<u32> {
     let tables = cx.nat.tables.as_mut()?;
-    let likely = lookup.likely.filter(|id| tables.sessions.is(*id, lookup.side, lookup.key));
-    let id = likely.or_else(|| tables.sessions.find(lookup.side, lookup.hash, lookup.key))?;
+    let id = tables.sessions.find(lookup.side, lookup.hash, lookup.key)?;
     tables.is_valid(cx.counters, id, rules, nat.generation, cx.now).then_some(id)
 }
 
@@ -260,7 +277,7 @@ fn choose(
 }
 
 /// Makes of a packet what its session says.
-#[inline]
+#[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a packet, and all that is known of it")]
 fn apply(
     state: &mut NatState,
