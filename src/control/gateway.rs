@@ -14,11 +14,14 @@ use thiserror::Error;
 use super::{
     host_neighbours::HostNeighbours,
     lifetimes::Lifetimes,
+    nat::NatSetup,
+    nat_log::NatLog,
     neighbours::{Resolver, Transmit},
     ports::{self, PortError, Wires},
     rekey::{Change, Overlay, RekeyError},
     run_dir,
     single::{EVENTS, NEIGHBOURS, huge_pages, transmit},
+    tunnel_care::TunnelCare,
 };
 use crate::{
     config::{
@@ -30,8 +33,8 @@ use crate::{
         sequence::{Sequence, StateError, StateFile},
     },
     io::any::AnyPort,
-    packet::{HugePages, Umem, UmemError},
-    runtime::{Clock, Command, Idle, Ledger, Mailbox, Snapshot, Worker},
+    packet::{HugePages, Links, Umem, UmemError},
+    runtime::{Clock, Command, Idle, Ledger, Mailbox, Snapshot, Waker, Worker},
     stage::EventQueue,
     stats::{PortColumn, Segment, SegmentError, WorkerCounters},
     table::{
@@ -106,6 +109,9 @@ pub enum ReloadError {
     /// Security associations.
     #[error("{0}")]
     Associations(RekeyError),
+    /// No memory for NAT sessions.
+    #[error("no memory for NAT sessions: {0}")]
+    Nat(io::Error),
     /// A worker does not take the new tables.
     #[error("a worker has not taken up earlier changes; try again")]
     Busy,
@@ -148,6 +154,8 @@ impl Summary {
             delivered: sum.delivered + l.delivered,
             waiting: sum.waiting + l.waiting,
             dropped: sum.dropped + l.dropped,
+            taken_over: sum.taken_over + l.taken_over,
+            handed_over: sum.handed_over + l.handed_over,
         })
     }
 }
@@ -205,6 +213,7 @@ pub struct Gateway {
     mailboxes: Vec<Arc<Mailbox>>,
     workers: Vec<JoinHandle<Worker<AnyPort>>>,
     resolver: Resolver,
+    care: TunnelCare,
     state: Option<StateFile>,
     lifetimes: Lifetimes,
     /// The epoch whose counters all workers use.
@@ -218,6 +227,8 @@ pub struct Gateway {
     unpin: Vec<(u64, Vec<NeighbourId>)>,
     epoch: u64,
     host_neighbours: HostNeighbours,
+    nat: NatSetup,
+    nat_log: Option<NatLog>,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
     health: Vec<u64>,
     ports_due: u64,
@@ -293,11 +304,15 @@ impl Gateway {
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
         let hosts = open_hosts(&config, &built, workers)?;
         let host_neighbours = HostNeighbours::open(&config)?;
+        let nat = NatSetup::new(&config, workers, seed);
         let mut gateway = Self {
+            nat,
+            nat_log: None,
             events: Arc::new(EventQueue::new(EVENTS)),
             mailboxes: (0..workers).map(|_| Arc::new(Mailbox::default())).collect(),
             workers: Vec::new(),
             resolver: Resolver::default(),
+            care: TunnelCare::default(),
             macs: opened.macs,
             devices: opened.devices,
             descriptions: opened.descriptions,
@@ -340,6 +355,12 @@ impl Gateway {
         hosts: Vec<Hosts>,
         cores: &[core_affinity::CoreId],
     ) -> Result<(), StartError> {
+        let made = |source| StartError::Make { what: "tables for NAT sessions".into(), source };
+        let mut nat = self.nat.make(&self.built.tables).map_err(made)?.into_iter();
+        let mut links = Links::mesh(pools.len()).into_iter();
+        let wakers: Result<Vec<_>, _> = pools.iter().map(|_| Waker::new().map(Arc::new)).collect();
+        let wakers = wakers.map_err(|source| StartError::Make { what: "a worker's event".into(), source })?;
+        self.log_sessions()?;
         let idle = match *self.config.system.idle {
             config::Idle::Spin => Idle::Spin,
             config::Idle::SleepAfter(after) => Idle::SleepAfter(after),
@@ -355,6 +376,10 @@ impl Gateway {
                 Arc::clone(&self.mailboxes[number]),
                 self.config.system.burst.get() as usize,
             );
+            worker.set_nat(nat.next().flatten());
+            if wakers.len() > 1 {
+                worker.link(links.next().unwrap_or_default(), wakers.clone());
+            }
             let (clock, core) = (self.clock.clone(), cores.get(number).copied());
             let body = move || {
                 if let Some(core) = core
@@ -373,6 +398,19 @@ impl Gateway {
         Ok(())
     }
 
+    /// Starts the log of NAT sessions, where there is one and it does not run.
+    fn log_sessions(&mut self) -> Result<(), StartError> {
+        if self.nat_log.is_none() && !self.nat.logs().is_empty() {
+            let made = NatLog::start(&self.config, self.nat.logs().to_vec(), self.clock.clone());
+            let failed = |source| StartError::Make { what: "the log of NAT sessions".into(), source };
+            self.nat_log = made.map_err(failed)?;
+        }
+        if let Some(log) = &self.nat_log {
+            log.rename(&self.config, &self.built.gateways);
+        }
+        Ok(())
+    }
+
     /// Does what is due: neighbours, sequence numbers, and what workers gave back. The time until it wants to be
     /// called again is [`TICK`].
     ///
@@ -387,6 +425,14 @@ impl Gateway {
             resolver.event(&self.built.tables, writer, event, now, &mut send);
         });
         self.resolver.tick(&self.built.tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        let mut command = |command| {
+            if let Some(first) = mailboxes.first()
+                && first.send(command).is_err()
+            {
+                tracing::warn!("a worker takes no more commands: a keepalive or dummy is not sent");
+            }
+        };
+        self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
         self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
         let passed = |epoch: u64| self.mailboxes.iter().all(|mailbox| mailbox.has_passed(epoch));
         let neighbours = &mut self.kept.neighbours;
@@ -488,6 +534,9 @@ impl Gateway {
             return Err(error);
         }
         self.overlay = overlay;
+        if let Err(error) = self.log_sessions() {
+            tracing::error!("{error}");
+        }
         self.unpin.push((self.epoch, unpin));
         for (port, device) in self.devices.iter_mut().enumerate() {
             if let Some(device) = device
@@ -541,11 +590,13 @@ impl Gateway {
             layout.started = self.segment.layout().started;
             Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
         };
+        let mut nat = self.nat.make(&self.built.tables).map_err(ReloadError::Nat)?.into_iter();
         for (number, mailbox) in self.mailboxes.iter().enumerate() {
             let counters = segment
                 .as_ref()
                 .map(|new| Box::new(WorkerCounters::taking_over(new, number, self.segment.layout())));
-            let snapshot = Snapshot { tables: Arc::clone(&self.built.tables), counters };
+            let tables = Arc::clone(&self.built.tables);
+            let snapshot = Snapshot { tables, counters, nat: nat.next().flatten() };
             mailbox.send(Command::Snapshot(snapshot)).map_err(|_| ReloadError::Busy)?;
         }
         self.epoch += 1;
@@ -571,10 +622,15 @@ impl Gateway {
             let cores =
                 c.system.cores.as_ref().map(|l| l.value.iter().map(|c| c.value.get()).collect::<Vec<_>>());
             let sizes = (c.system.buffers.get(), c.system.buffer_size.get(), c.system.burst.get());
-            (cores, sizes, c.system.run_dir.value.0.clone(), c.system.state.value.0.clone())
+            let log = c.system.nat_log.as_ref().map(|log| log.value.0.clone());
+            let nat =
+                (c.system.nat_sessions.get(), log, c.system.nat_log_size.get(), c.system.nat_log_files.get());
+            (cores, sizes, c.system.run_dir.value.0.clone(), c.system.state.value.0.clone(), nat)
         };
         if machine(old) != machine(new) {
-            return Err(ReloadError::NeedsRestart("cores, buffers, burst, run_dir and state of [system]"));
+            return Err(ReloadError::NeedsRestart(
+                "cores, buffers, burst, run_dir, state and what concerns NAT in [system]",
+            ));
         }
         let taps = |c: &Config| {
             let tap = |i: &config::Interface| {
@@ -592,17 +648,26 @@ impl Gateway {
     pub fn stop(mut self) -> Summary {
         self.mailboxes.iter().for_each(|mailbox| mailbox.stop());
         let mut summary = Summary::default();
+        let mut ended = Vec::new();
         for worker in self.workers.drain(..) {
             match worker.join() {
-                Ok(worker) => {
-                    summary.ledgers.push(worker.ledger());
-                    summary.frames_missing += worker.frames_missing();
-                }
+                Ok(worker) => ended.push(worker),
                 Err(_) => {
                     tracing::error!("a worker panicked: its packets are not accounted for");
                     summary.frames_missing += 1;
                 }
             }
+        }
+        // Each may have handed something to one that had ended; what comes home then may be owed to a third.
+        for _ in 0..2 {
+            ended.iter_mut().for_each(Worker::collect_handed);
+        }
+        for worker in &ended {
+            summary.ledgers.push(worker.ledger());
+            summary.frames_missing += worker.frames_missing();
+        }
+        if let Some(log) = self.nat_log.take() {
+            log.end();
         }
         self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
         if let Some(Err(error)) = self.state.as_mut().map(|state| state.flush_received(true)) {
@@ -625,6 +690,21 @@ impl Gateway {
                 tracing::error!(%error, "sequence state");
             }
             thread::sleep(TICK);
+        }
+    }
+
+    /// The tables of NAT sessions.
+    pub(super) const fn nat(&self) -> &NatSetup {
+        &self.nat
+    }
+
+    /// Ends the NAT session at a place.
+    pub(super) fn end_at(&self, worker: usize, id: u32, incarnation: u8) -> Result<(), String> {
+        let sent =
+            self.mailboxes.get(worker).map(|mailbox| mailbox.send(Command::EndSession { id, incarnation }));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err("the session's worker takes no more commands: try again".into()),
         }
     }
 

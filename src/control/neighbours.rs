@@ -160,6 +160,10 @@ impl Resolver {
                     self.questions.remove(&(interface, address));
                 }
             }
+            Event::NatExhausted { gateway, reason, address } => {
+                let address = std::net::Ipv4Addr::from_bits(address);
+                tracing::warn!(gateway, %address, "NAT makes no new session: {}", reason.explanation().trim());
+            }
             Event::Conflict { interface, address, mac } => {
                 self.conflicts += 1;
                 let last = self.defended.entry((interface, address)).or_insert(0);

@@ -34,6 +34,8 @@ pub enum Request {
     Show(Show),
     /// `{"sa": "add", "tunnel": "dc", "spi": 8193, "key_file": "/etc/causeway/dc-2.key"}`.
     Sa(Sa),
+    /// `{"end_session": "0-17-3"}`.
+    EndSession(EndSession),
 }
 
 /// A request to change the security associations of a tunnel.
@@ -91,6 +93,14 @@ pub fn change_associations(gateway: &mut Gateway, request: &Sa) -> Value {
     }
 }
 
+/// Ends a NAT session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndSession {
+    /// What [`SessionRow::id`](super::nat::SessionRow::id) says.
+    pub end_session: String,
+}
+
 /// Requests without parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -109,9 +119,12 @@ pub enum Word {
 pub struct Show {
     /// Which list.
     pub show: Topic,
-    /// Routes: of this gateway only.
+    /// Routes, NAT sessions: of this gateway only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
+    /// NAT sessions: only these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<super::nat::Filter>,
     /// The first row: what the page before gave as `next`.
     #[serde(default)]
     pub from: usize,
@@ -121,7 +134,7 @@ impl Show {
     /// The first page of a list.
     #[must_use]
     pub const fn first(show: Topic) -> Self {
-        Self { show, gateway: None, from: 0 }
+        Self { show, gateway: None, filter: None, from: 0 }
     }
 }
 
@@ -143,6 +156,15 @@ pub enum Topic {
     Ports,
     /// [`XdpRow`]s.
     Xdp,
+    /// [`SessionRow`](super::nat::SessionRow)s.
+    #[serde(rename = "nat-sessions")]
+    NatSessions,
+    /// [`PoolRow`](super::nat::PoolRow)s.
+    #[serde(rename = "nat-pools")]
+    NatPools,
+    /// [`RuleRow`](super::nat::RuleRow)s.
+    #[serde(rename = "nat-rules")]
+    NatRules,
 }
 
 /// A page of a list.
@@ -275,8 +297,14 @@ pub struct TunnelRow {
     pub remote: IpAddr,
     /// esp or udp.
     pub encapsulation: String,
-    /// Largest inner packet in bytes.
+    /// Largest inner packet in bytes, by all that is known.
     pub mtu: u16,
+    /// Largest outer packet of the path in bytes, where one was learned that is smaller than the line's.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
+    /// Whether errors say that the peer cannot be reached.
+    #[serde(default)]
+    pub unreachable: bool,
     /// The neighbour that outer packets go to.
     pub via: Option<IpAddr>,
     /// Its state; nothing when no route leads to the other end.
@@ -330,6 +358,10 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
         Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
         Request::Show(show) => list(gateway, show),
         Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
+        Request::EndSession(request) => match gateway.end_session(&request.end_session) {
+            Ok(()) => json!({ "ok": "ended" }),
+            Err(why) => refusal(&why),
+        },
     }
 }
 
@@ -350,6 +382,12 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
         Topic::Tunnels => page(tunnels(gateway), show.from, generation),
         Topic::Ports => page(ports(gateway), show.from, generation),
         Topic::Xdp => page(xdp(gateway), show.from, generation),
+        Topic::NatSessions => {
+            let filter = show.filter.clone().unwrap_or_default();
+            gateway.nat_sessions(show.gateway.as_deref(), &filter, show.from, PAGE)
+        }
+        Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
+        Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
     }
 }
 
@@ -535,7 +573,9 @@ fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
             local: tunnel.local.value,
             remote: tunnel.remote.value,
             encapsulation: tunnel.encapsulation.as_str().into(),
-            mtu: known.map_or(0, |t| t.mtu),
+            mtu: known.map_or(0, |t| t.inner_mtu()),
+            path_mtu: known.and_then(|t| t.path.mtu()),
+            unreachable: known.is_some_and(|t| t.path.is_unreachable(gateway.now())),
             via,
             state,
         }

@@ -103,8 +103,11 @@ drop_reasons! {
     LocalUnserved = "local-unserved",
     /// A packet to the gateway itself whose ICMP or UDP checksum is wrong.
     LocalChecksum = "local-checksum",
-    /// A packet to the gateway itself that it answered (ICMP echo, or a reply to its own probe).
+    /// A packet to the gateway itself that has done its work here: a reply to its own probe, or an ICMP error about one
+    /// of its ESP packets, which it has learned from.
     LocalConsumed = "local-consumed",
+    /// An ICMP error about an ESP packet that this gateway has not sent, or not lately: forged, or very late.
+    IcmpQuoteMismatch = "icmp-quote-mismatch",
     /// A fragment to the gateway itself that is part of a whole packet now; it has done its work here.
     FragmentReassembled = "fragment-reassembled",
     /// A fragment to the gateway itself, others of whose packet did not come in time (15 s, IPv6: 60 s).
@@ -155,8 +158,24 @@ drop_reasons! {
     SequenceExhausted = "sequence-exhausted",
     /// The tunnel has no outbound SA, or no way to its peer.
     TunnelDown = "tunnel-down",
-    /// The address has a 1:1 rule, but the packet cannot be translated (a quoted packet that is cut too short).
+    /// The address has a NAT rule, but the packet cannot be translated (a quoted packet that is cut too short).
     NatUntranslatable = "nat-untranslatable",
+    /// A packet to an outside address of NAT that no session and no mapping is for.
+    NatNoSession = "nat-no-session",
+    /// The NAT table, or this gateway's part of it, is full: see `causeway show nat pools`.
+    NatTableFull = "nat-table-full",
+    /// Every port of the pool that was tried for a new session has one with this remote address and port already.
+    NatPortsExhausted = "nat-ports-exhausted",
+    /// The host has as many NAT sessions as `nat_sessions_per_source` allows it.
+    NatSourceLimit = "nat-source-limit",
+    /// A new session between two ends that have another session already, by another mapping.
+    NatConflict = "nat-conflict",
+    /// The worker that has the packet's NAT session takes no more: its ring is full.
+    NatHandoverFull = "nat-handover-full",
+    /// A fragment that NAT needs the first fragment for, and more such fragments wait than are kept.
+    NatFragmentsFull = "nat-fragments-full",
+    /// A fragment whose first fragment did not come in time.
+    NatFragmentTimeout = "nat-fragment-timeout",
     /// No buffer was free for a packet that the gateway wanted to send.
     NoBuffer = "no-buffer",
     /// The port takes no more: its transmit ring is full.

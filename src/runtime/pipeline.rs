@@ -8,11 +8,13 @@ use crate::{
         esp_open::EspOpen,
         esp_seal::EspSeal,
         local::{Local, Serve},
+        mss::Mss,
         mtu::Mtu,
         nat::Nat,
         neighbour::Arp,
         next_hop::NextHop,
         parse::Parse,
+        path_errors::{PathErrors, Unreachable},
         reassemble::Reassemble,
         rewrite::Rewrite,
         route::Route,
@@ -46,16 +48,19 @@ stages! {
     arp: Arp = 1,
     local: Local = 2,
     reassemble: Reassemble = 3,
-    esp_open: EspOpen = 4,
-    spd_inbound: SpdInbound = 5,
-    serve: Serve = 6,
-    nat: Nat = 7,
-    spd: SpdOutbound = 8,
-    route: Route = 9,
-    next_hop: NextHop = 10,
-    mtu: Mtu = 11,
-    esp_seal: EspSeal = 12,
-    rewrite: Rewrite = 13,
+    path_errors: PathErrors = 4,
+    esp_open: EspOpen = 5,
+    spd_inbound: SpdInbound = 6,
+    serve: Serve = 7,
+    nat: Nat = 8,
+    spd: SpdOutbound = 9,
+    route: Route = 10,
+    next_hop: NextHop = 11,
+    mss: Mss = 12,
+    mtu: Mtu = 13,
+    unreachable: Unreachable = 14,
+    esp_seal: EspSeal = 15,
+    rewrite: Rewrite = 16,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -136,6 +141,9 @@ impl Pipeline {
         if !cx.lanes.too_big.is_empty() {
             self.mtu(cx, burst);
         }
+        if !cx.lanes.seal.is_empty() && entry != Entry::Seal && Unreachable::is_due(cx) {
+            self.unreachable(cx, burst);
+        }
         if !cx.lanes.seal.is_empty() {
             self.esp_seal(cx, burst);
         }
@@ -150,6 +158,9 @@ impl Pipeline {
         }
         if !cx.lanes.fragments.is_empty() {
             self.reassemble(cx, burst);
+        }
+        if cx.tables.features.tunnels && !cx.lanes.local.is_empty() {
+            self.path_errors(cx, burst);
         }
         if !cx.lanes.esp.is_empty() {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.
@@ -174,6 +185,9 @@ impl Pipeline {
         }
         if !cx.lanes.chosen.is_empty() {
             self.next_hop(cx, burst);
+        }
+        if features.clamps {
+            self.mss(cx, burst);
         }
     }
 }

@@ -380,7 +380,10 @@ mod tests {
             sad_v6: Sad::build(&[], seed).unwrap(),
             sas: Vec::new(),
             neighbours: NeighbourTable::new(16, seed).0,
-            features: Features { nat: false, policies: false, tunnels: false },
+            sealing_v4: Sad::build(&[], seed).unwrap(),
+            sealing_v6: Sad::build(&[], seed).unwrap(),
+            trouble: Default::default(),
+            features: Features::of(&[], &[]),
         }
     }
 

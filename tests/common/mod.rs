@@ -101,6 +101,19 @@ impl Lab {
         Self { single, config, ends, now: 1_000_000_000, seen: vec![0; DropReason::COUNT] }
     }
 
+    /// Takes up another configuration, as a reload does.
+    pub fn reload(&mut self, text: &str) {
+        let config =
+            match config::parse(Path::new("/bench/bench.toml"), text, &|name: &str| Some(hex(&key(name)))) {
+                Ok((config, _)) => config,
+                Err(errors) => panic!("{}", errors.to_json()),
+            };
+        let macs: Vec<_> = config.ports.iter().map(|port| derived_mac(&config, port)).collect();
+        self.single.reload(&config, &macs, &mut Ephemeral::default(), self.now).unwrap();
+        self.config = config;
+        self.run();
+    }
+
     fn port(&self, name: &str) -> usize {
         self.config.ports.iter().position(|port| port.name.value.as_str() == name).unwrap()
     }

@@ -126,7 +126,7 @@ impl Site {
         gateway.wait_until_up(&|| true).unwrap();
     }
 
-    /// The run directory of a gateway.
+    /// Where a gateway has its files.
     pub fn run_dir(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
     }

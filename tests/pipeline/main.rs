@@ -9,6 +9,7 @@ mod link;
 mod mtu;
 mod mutations;
 mod nat;
+mod nat_sessions;
 mod reasons;
 mod tunnel;
 mod vectors;

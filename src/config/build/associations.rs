@@ -256,6 +256,7 @@ pub fn rekey(
             tunnel.sa = Some(Arc::clone(sa));
         }
     }
+    let (sealing_v4, sealing_v6) = super::tunnels::sealing(&tunnels, kept.seed);
     kept.generation += 1;
     let tables = Arc::new(Tables {
         features: old.features,
@@ -264,6 +265,9 @@ pub fn rekey(
         interfaces: Arc::clone(&old.interfaces),
         gateways: Arc::clone(&old.gateways),
         next_hops: Arc::clone(&old.next_hops),
+        sealing_v4,
+        sealing_v6,
+        trouble: Arc::clone(&old.trouble),
         tunnels,
         sad_v4: v4,
         sad_v6: v6,

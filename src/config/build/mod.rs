@@ -9,7 +9,7 @@ mod tunnels;
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use thiserror::Error;
@@ -22,6 +22,7 @@ use crate::{
         hash::Seed,
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
+        path::Path,
         tables::{Features, NextHop, Tables},
         tunnel::{Df, Outer, Tunnel},
     },
@@ -137,6 +138,9 @@ pub struct Kept {
     /// The neighbour table's only writer.
     pub neighbours: NeighbourWriter,
     windows: HashMap<Fingerprint, (Arc<Window>, u32)>,
+    /// What was learned of the ways to peers, by tunnel and its ends.
+    paths: HashMap<(u16, IpAddr, IpAddr), Arc<Path>>,
+    trouble: Arc<AtomicU64>,
     interfaces: Numbering,
     gateways: Numbering,
     tunnels: Numbering,
@@ -156,6 +160,8 @@ impl Kept {
         Self {
             neighbours,
             windows: HashMap::new(),
+            paths: HashMap::new(),
+            trouble: Arc::default(),
             interfaces: Numbering::default(),
             gateways: Numbering::default(),
             tunnels: Numbering::default(),
@@ -240,6 +246,8 @@ pub fn build(
         neighbours: &mut kept.neighbours,
         next_hops: Vec::new(),
         pinned: Vec::new(),
+        pools: Vec::new(),
+        generation: kept.generation.wrapping_add(1) as u32,
         now,
     };
     let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
@@ -260,13 +268,21 @@ pub fn build(
         routes.push(writers);
     }
     let mut tunnels = Vec::new();
+    let mut paths = HashMap::new();
     for number in 0..kept.tunnels.0.len() {
         let place = by_number(&builder.tunnels, number);
-        tunnels.push(match place.and_then(|place| Some((place, sealing.get(&place)?))) {
-            Some((place, sa)) => builder.tunnel(place, Arc::clone(sa), &gateways)?,
-            None => vacant_tunnel(),
-        });
+        let found = place.and_then(|place| Some((place, sealing.get(&place)?)));
+        let Some((place, sa)) = found else {
+            tunnels.push(vacant_tunnel());
+            continue;
+        };
+        let tunnel = &config.tunnels[place];
+        let ends = (number as u16, tunnel.local.value, tunnel.remote.value);
+        let path = kept.paths.get(&ends).cloned().unwrap_or_default();
+        paths.insert(ends, Arc::clone(&path));
+        tunnels.push(builder.tunnel(place, Arc::clone(sa), path, &gateways)?);
     }
+    let (sealing_v4, sealing_v6) = tunnels::sealing(&tunnels, kept.seed);
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
@@ -275,10 +291,13 @@ pub fn build(
         interfaces: interfaces.into(),
         gateways: gateways.into(),
         next_hops: std::mem::take(&mut builder.next_hops).into(),
-        tunnels,
         sad_v4: associations.v4,
         sad_v6: associations.v6,
         sas: associations.opening,
+        sealing_v4,
+        sealing_v6,
+        tunnels,
+        trouble: Arc::clone(&kept.trouble),
         neighbours: Arc::clone(builder.neighbours.table()),
     };
     let mut built = Built {
@@ -289,6 +308,7 @@ pub fn build(
             tunnels: kept.tunnels.0.clone(),
             policies,
             sas: kept.associations.0.clone(),
+            pools: builder.pools,
         },
         tables: Arc::new(tables),
         routes,
@@ -301,6 +321,7 @@ pub fn build(
         unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
     };
     built.replaced = associations::keep(associations.windows, kept);
+    kept.paths = paths;
     Ok(built)
 }
 
@@ -318,9 +339,13 @@ fn vacant_tunnel() -> Tunnel {
         sa: None,
         next_hop: None,
         mtu: 0,
+        line_mtu: 0,
+        path: Arc::default(),
         df: Df::Copy,
         dscp: None,
         routed: false,
+        mss: None,
+        tfc: 0,
     }
 }
 
@@ -333,6 +358,9 @@ struct Builder<'a> {
     neighbours: &'a mut NeighbourWriter,
     next_hops: Vec<NextHop>,
     pinned: Vec<NeighbourId>,
+    /// Names of NAT pools, by row.
+    pools: Vec<String>,
+    generation: u32,
     now: u64,
 }
 
