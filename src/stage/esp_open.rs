@@ -69,7 +69,7 @@ impl Stage for EspOpen {
         let slots = self.read(cx, burst, slots);
         self.look_up(cx, burst, slots);
         if cx.tables.sas.len() > NEAR_SAS {
-            self.fetch(cx.tables, cx.counters, slots);
+            self.fetch(cx.tables, slots);
         }
         let slots = self.admit(cx, burst, slots);
         let good = self.open(cx, burst, slots);
@@ -163,7 +163,7 @@ impl EspOpen {
     }
 
     /// Starts loading what the packets will be opened with: of all packets at once, one step of the way at a time.
-    fn fetch(&mut self, tables: &Tables, counters: &WorkerCounters, slots: Slots) {
+    fn fetch(&mut self, tables: &Tables, slots: Slots) {
         for slot in slots {
             if let Some(sa) = tables.sas.get(self.entry(slot).sa as usize) {
                 prefetch_read(sa);
@@ -178,7 +178,6 @@ impl EspOpen {
         for slot in slots {
             if let Some(sa) = tables.sas.get(self.entry(slot).sa as usize) {
                 prefetch_read(&*sa.window);
-                counters.sa_lines(sa.index, sa.tunnel).into_iter().flatten().for_each(prefetch_read);
             }
         }
         for slot in slots {

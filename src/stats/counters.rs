@@ -517,13 +517,6 @@ impl WorkerCounters {
         self.cell(self.policy, row, 0)
     }
 
-    /// Where an association and a tunnel are counted: for whoever asks for it before it is needed.
-    #[inline]
-    #[must_use]
-    pub fn sa_lines(&self, sa: u32, tunnel: u16) -> [Option<&AtomicU64>; 2] {
-        [self.cell(self.sa, sa as usize, 0), self.cell(self.tunnel, usize::from(tunnel), 0)]
-    }
-
     /// The bytes' column stands behind the packets'.
     #[inline]
     fn traffic(&self, place: Place, row: usize, column: TrafficColumn, packets: u64, bytes: u64) {
