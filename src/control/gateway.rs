@@ -216,6 +216,8 @@ pub struct Gateway {
     care: TunnelCare,
     state: Option<StateFile>,
     lifetimes: Lifetimes,
+    /// The epoch whose counters all workers use.
+    counting: u64,
     overlay: Overlay,
     /// When received numbers are next written, and when next given to the disk.
     received_due: (u64, u64),
@@ -315,6 +317,7 @@ impl Gateway {
             devices: opened.devices,
             descriptions: opened.descriptions,
             lifetimes: Lifetimes::default(),
+            counting: 0,
             overlay: Overlay::default(),
             received_due: (0, 0),
             replaced: Vec::new(),
@@ -448,7 +451,12 @@ impl Gateway {
             !done
         });
         self.watch_ports(now);
-        self.lifetimes.tick(&self.config, &self.built.associations, &self.segment, now);
+        // Not while a worker may still count elsewhere: an association would seem to have used less.
+        if self.counting == self.epoch {
+            self.lifetimes.tick(&self.config, &self.built.associations, &self.segment, now);
+        } else if self.mailboxes.iter().all(|mailbox| mailbox.has_passed(self.epoch)) {
+            self.counting = self.epoch;
+        }
         self.write_state(now)
     }
 

@@ -112,8 +112,8 @@ fn counted(segment: &Segment, row: u32) -> u64 {
 
 impl Lifetimes {
     /// Takes up a new list. `since`: when each was first seen, in seconds since 1970, where that is remembered.
-    /// `before`: the rows that have counted until now, by name. To be called before workers get the new list, for
-    /// what was over to stay over.
+    /// `segment`: what has counted until now. To be called before workers get the new list, for what was over to stay
+    /// over.
     pub fn renew(
         &mut self,
         config: &Config,
@@ -141,9 +141,12 @@ impl Lifetimes {
             });
             lives.insert(name(association), life);
         }
-        self.lives = lives;
+        let before = std::mem::replace(&mut self.lives, lives);
         for association in associations {
-            self.check(config, association, segment, now);
+            // A row of these counters may have been another's before it became a new association's.
+            if before.is_empty() || before.contains_key(&name(association)) {
+                self.check(config, association, segment, now);
+            }
         }
     }
 

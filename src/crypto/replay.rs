@@ -88,7 +88,7 @@ impl Window {
         window
     }
 
-    /// Refuses every number up to `newest` from now on.
+    /// Refuses every number up to `newest` from now on. An exclusive window only before a worker has it.
     pub fn raise(&self, newest: u64) {
         if self.ring.is_empty() {
             self.top.fetch_max(newest, Relaxed);

@@ -191,7 +191,8 @@ fn window(
     };
     let window = match size {
         0 => Window::disabled(),
-        size => Window::new(size, !kept.shared),
+        // One that is replaced is raised once more, by the control thread, while a worker uses it.
+        size => Window::new(size, !kept.shared && known.is_none()),
     };
     window.raise(newest);
     let window = Arc::new(window);
