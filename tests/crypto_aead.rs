@@ -115,12 +115,49 @@ fn every_length_to_600() {
     }
 }
 
+/// Packs: as many as a kernel takes together, and so many more that some are left over.
 #[test]
-fn every_length_to_600_four_at_once() {
+fn every_length_to_600_six_at_once() {
     for len in 0..=600 {
-        let packets: Vec<Packet> =
-            (0..4).map(|i| Packet::new(len + i, 16, 12, len, (len * 5 + i * 9) % 64)).collect();
-        compare(&packets);
+        for key_bytes in [16, 24, 32] {
+            let packets: Vec<Packet> =
+                (0..6).map(|i| Packet::new(len + i, key_bytes, 12, len, (len * 5 + i * 9) % 64)).collect();
+            compare(&packets);
+        }
+    }
+}
+
+/// A pack is as long as its longest packet, whichever that is; a key of another size breaks it up.
+#[test]
+fn packs_of_two_lengths_or_two_key_sizes() {
+    for long in [0, 1, 16, 17, 47, 48, 49, 64, 111, 112, 113, 240, 241, 1440] {
+        for short in [0, 15, 16, 48, 112] {
+            for odd in 0..8 {
+                let packet = |i: usize| {
+                    let len = if i % 8 == odd { long } else { short };
+                    Packet::new(
+                        i + long,
+                        if short == 15 && i % 8 == odd { 32 } else { 16 },
+                        12,
+                        len,
+                        i * 7 % 64,
+                    )
+                };
+                compare(&(0..9).map(packet).collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+/// Bursts of every size, of one length and of a mix.
+#[test]
+fn bursts_of_1_to_64() {
+    for jobs in 1..=64 {
+        for lengths in [&[48][..], &[100], &[556], &[1440], &[48, 48, 48, 48, 556, 100, 48, 1440, 9, 300]] {
+            let length = |i: usize| lengths[(i * 7 + i / 4) % lengths.len()];
+            let packet = |i: usize| Packet::new(i, [16, 32][jobs % 2], 12, length(i), i % 64);
+            compare(&(0..jobs).map(packet).collect::<Vec<_>>());
+        }
     }
 }
 
@@ -133,10 +170,19 @@ fn every_alignment() {
     }
 }
 
+/// Every number of blocks, with a last block that is short, whole, and one byte beyond: so every remainder of a
+/// kernel's group, and counters that carry into their second byte and their third.
+#[test]
+fn every_number_of_blocks_to_9200() {
+    for (i, len) in (592..=9200).step_by(16).flat_map(|len| [len - 1, len, len + 1]).enumerate() {
+        compare(&[Packet::new(len, [16, 24, 32][i / 3 % 3], 12, len, i % 64)]);
+    }
+}
+
 #[test]
 fn long_packets() {
-    for len in [601, 1023, 1024, 1025, 1439, 1440, 4079, 4080, 4081, 4096, 8192, 9000, 9199, 9200, 70_000] {
-        for key_bytes in [16, 24, 32] {
+    for len in [70_000, 1_048_560, 1_048_576 + 512] {
+        for key_bytes in [16, 32] {
             compare(&[Packet::new(len, key_bytes, 12, len, 3)]);
         }
     }

@@ -11,11 +11,15 @@ use std::{
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
-use causeway::crypto::sequence::{Fingerprint, StateError, StateFile};
+use causeway::crypto::{
+    replay::Window,
+    sequence::{Fingerprint, StateError, StateFile},
+};
 use rand::Rng;
 
 /// What the started program is to do; unset in the tests themselves.
@@ -44,6 +48,7 @@ fn run() {
         }
         // Until killed, or until it has taken enough.
         "forever" => take(&path, number(KEYS), number(BLOCK), u64::MAX),
+        "receive" => receive(&path, number(KEYS)),
         "clean" => take(&path, number(KEYS), number(BLOCK), 60),
         other => panic!("no role {other}"),
     }
@@ -73,6 +78,79 @@ fn take(path: &str, keys: u64, block: u64, turns: u64) {
             file.top_up().expect("more numbers");
         }
     });
+}
+
+/// Keys that stand for "this was remembered" in the pipe.
+const NOTED: u64 = 1 << 32;
+
+/// Goes on where the file says, in steps of all sizes, and remembers what it receives now and then.
+fn receive(path: &str, keys: u64) {
+    let mut file = StateFile::open(path).expect("the file of earlier runs");
+    let all: Vec<_> = (0..keys).map(key).collect();
+    file.prepare(&[], &all).expect("records");
+    let windows: Vec<Arc<Window>> = all
+        .iter()
+        .map(|key| {
+            let window = Arc::new(Window::resume(64, true, file.received(*key)));
+            file.watch(*key, &window);
+            window
+        })
+        .collect();
+    for step in 1u64.. {
+        for (n, window) in (0..).zip(&windows) {
+            let number = window.newest() + 1 + step % 7 * (step % 5) * 1_000_000_000;
+            // Said first: what comes next may be the end.
+            if say(n, number).is_err() {
+                return;
+            }
+            window.mark(number).expect("a new number");
+        }
+        if step % 3 == 0 {
+            file.note_received();
+            for (n, window) in (0..).zip(&windows) {
+                if say(NOTED + n, window.newest()).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_received_before_a_kill_is_not_accepted_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state");
+    drop(StateFile::create(&path).unwrap());
+    let mut random = rand::rng();
+    let (mut spoke, mut known) = (0, [0u64; 5]);
+    for round in 0..60 {
+        let keys = 1 + round / 15;
+        let time = Duration::from_micros(random.random_range(0..25_000));
+        let (said, _) = finish(start("receive", &path, keys, 1), Some(time));
+        spoke += u32::from(!said.is_empty());
+        let file = StateFile::open(&path).unwrap();
+        for (n, known) in (0..keys).zip(&mut known) {
+            let greatest =
+                |wanted: u64| said.iter().filter(|(key, _)| *key == wanted).map(|(_, number)| *number).max();
+            let received = file.received(key(n));
+            assert!(received >= *known, "round {round}: key {n} went back from {known} to {received}");
+            let noted = greatest(NOTED + n).unwrap_or(0);
+            assert!(
+                received >= noted,
+                "round {round}: {noted} was remembered by key {n}, now it is {received}"
+            );
+            let most = greatest(n).unwrap_or(0).max(*known);
+            assert!(
+                received <= most,
+                "round {round}: key {n} remembers {received}, and received {most} at most"
+            );
+            *known = received;
+            let window = Window::resume(64, true, received);
+            assert!((received.saturating_sub(200)..=received).all(|number| window.mark(number).is_err()));
+            assert!(window.mark(received + 1).is_ok());
+        }
+    }
+    assert!(spoke >= 30, "{spoke} runs got as far as a number");
 }
 
 /// Standard error is the pipe: the test harness writes to standard output, and nothing buffers here.

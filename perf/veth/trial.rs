@@ -19,6 +19,8 @@ use super::{
 
 /// Different frames where frames may come again.
 pub const DIFFERENT: usize = 1024;
+/// How long a source may take to send its first frame.
+const START: Duration = Duration::from_secs(1);
 /// How long nothing must move for a run to be over.
 const QUIET: Duration = Duration::from_millis(2);
 /// Between two runs others get the processor: they may need it, and the kernel would take it in the middle of a run.
@@ -82,6 +84,12 @@ impl Bench {
     ///
     /// Fails if any frame is neither at the far end nor counted as lost somewhere.
     pub fn run(&mut self, source: &mut Source, room: usize, trial: &Trial) -> Result<Outcome> {
+        let mut trial = *trial;
+        if self.subject.kind.wants_new_frames() {
+            // No longer than the frames last.
+            let last = Duration::from_secs_f64(room as f64 / (trial.rate * 1e6));
+            trial.time = trial.time.min(last.saturating_sub(trial.warm_up));
+        }
         let most = (trial.rate * (trial.warm_up + trial.time).as_micros() as f64) as u64;
         let (frames, most) = if self.subject.kind.wants_new_frames() {
             (room, most.min(room as u64))
@@ -109,7 +117,7 @@ impl Bench {
                 result
             });
             ready.wait();
-            let measured = self.measure(source, trial, &done);
+            let measured = self.measure(source, &trial, &done);
             source.stop(true)?;
             self.drain(&done);
             sending.join().map_err(|_| "the source panicked")??;
@@ -148,6 +156,9 @@ impl Bench {
     }
 
     fn measure(&mut self, source: &Source, trial: &Trial, done: &AtomicBool) -> Result<(f64, f64)> {
+        // The source starts when the kernel has made its pool of pages, which takes as long as its grace periods do.
+        let since = Instant::now();
+        while self.subject.round() == 0 && since.elapsed() < START {}
         self.work(trial.warm_up, done);
         let (before, used) = (self.delivered(source)?, processor_time()?);
         let time = self.work(trial.time, done).as_secs_f64();

@@ -195,6 +195,12 @@ fn measure(args: &Bench, profile: &Profile) -> Result<Vec<Row>, RigError> {
     let frames = if args.cold { COLD } else { WARM };
     let mut rig = Rig::new(Topology::new(profile), *first, frames)?;
     let mut rows = Vec::new();
+    let mut setup = None;
+    if profile.pool {
+        progress.set_message(format!("{}: sessions", profile.name));
+        let ticks = rig.establish(effort.burst)?;
+        setup = Some(ticks as f64 / rig.flows() as f64 * 1e9 / rig.clock().tick_hz() as f64);
+    }
     for size in &profile.sizes {
         progress.set_message(format!("{} {}", profile.name, size.label()));
         rig.resize(*size);
@@ -223,6 +229,7 @@ fn measure(args: &Bench, profile: &Profile) -> Result<Vec<Row>, RigError> {
             peer_name: goal.and_then(|goal| goal.peer_name.clone()),
             stages,
             latency,
+            setup,
         };
         if !args.json {
             progress.suspend(|| println!("{}", row.text(!args.brief)));

@@ -8,9 +8,11 @@ pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod doctor;
+pub mod nat;
 pub mod reload;
 pub mod replay;
 pub mod run;
+pub mod sa;
 pub mod show;
 
 /// A poll-mode packet gateway: VLAN, NAT, SPD, LPM and AES-GCM ESP over AF_XDP.
@@ -49,8 +51,12 @@ enum Command {
     Replay(replay::Replay),
     /// Show what a running gateway counts and knows.
     Show(show::Show),
+    /// End NAT sessions of a running gateway.
+    Nat(nat::Nat),
     /// Make a running gateway read its file again, and wait for what comes of it.
     Reload(reload::Reload),
+    /// Change the keys of a running gateway's tunnel, and lose no packet by it.
+    Sa(sa::Sa),
     /// Measure the pipeline of this program on this machine, without any I/O.
     Bench(bench::Bench),
     /// Say what this machine offers, and what to do about it.
@@ -90,14 +96,19 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Nat(args) => nat::run(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Sa(args) => sa::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::DemoInside(args) => demo::inside::run(&args),
         Command::DemoHost(args) => demo::traffic::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "causeway", &mut script);
+            // Whoever reads may stop in the middle, as `head` does.
+            let _ = std::io::Write::write_all(&mut std::io::stdout(), &script);
             ExitCode::SUCCESS
         }
     }

@@ -35,6 +35,10 @@ pub struct Run {
     /// Declare that no key of the file was ever used, and make the sequence state file. Only where there is none.
     #[arg(long)]
     new_state: bool,
+    /// Declare that the sequence state file came here with its disk from another machine, and that nothing else has
+    /// its keys.
+    #[arg(long, conflicts_with = "new_state")]
+    moved_state: bool,
     /// Where to write, at the end, how many packets went which way, as JSON.
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
@@ -94,7 +98,8 @@ pub fn run(args: &Run) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot receive signals: {error}"), CANNOT),
     };
-    let options = StartOptions { new_state: args.new_state, ..StartOptions::default() };
+    let options =
+        StartOptions { new_state: args.new_state, moved_state: args.moved_state, ..StartOptions::default() };
     let mut gateway = match Gateway::start(config, options) {
         Ok(gateway) => gateway,
         Err(error) => return fail(&error, CANNOT),
@@ -173,6 +178,7 @@ fn answer(gateway: &mut Gateway, args: &Run, request: &Request) -> Value {
             Ok(warnings) => json!({ "ok": "in force", "report": warnings }),
             Err((message, report)) => json!({ "error": message, "report": report }),
         },
+        Request::Sa(change) => view::change_associations(gateway, change),
         request => view::answer(gateway, request),
     }
 }

@@ -21,6 +21,7 @@ use sample::{Between, Sample};
 
 pub mod find;
 mod lists;
+mod nat;
 mod sample;
 mod table;
 mod traffic;
@@ -80,7 +81,10 @@ difference is normal; one that stays when the traffic stops is not.")]
     /// Packets and bytes of each tunnel.
     #[command(after_help = "Example:\n  causeway show tunnels --watch")]
     Tunnels,
-    /// Security associations: sequence numbers, replay windows, refused packets.
+    /// Packets and bytes that each policy decided about: in, towards its gateway, and out.
+    #[command(after_help = "Example:\n  causeway show policies --watch\n\nEach is GATEWAY/POLICY.")]
+    Policies,
+    /// Security associations: lifetimes, sequence numbers, replay windows, refused packets.
     #[command(after_help = "Example:\n  causeway show sa\n\nKeys are never shown.")]
     Sa,
     /// Neighbours: who has which MAC address.
@@ -92,6 +96,11 @@ difference is normal; one that stays when the traffic stops is not.")]
         /// Of this gateway only.
         #[arg(long)]
         gateway: Option<String>,
+    },
+    /// Address translation: sessions, pools, rules.
+    Nat {
+        #[command(subcommand)]
+        what: NatList,
     },
     /// Dropped packets by reason.
     #[command(after_help = "\
@@ -116,6 +125,37 @@ Example:
 
 Cycles are those of the time-stamp counter.")]
     Stages,
+}
+
+/// What to show of address translation.
+#[derive(Debug, Subcommand)]
+enum NatList {
+    /// Sessions of source pools and port mappings.
+    #[command(after_help = "\
+Examples:
+  causeway show nat sessions --address 10.2.0.5
+  causeway show nat sessions --gateway vpc --rule out --state opening --json")]
+    Sessions {
+        /// Of this gateway only.
+        #[arg(long)]
+        gateway: Option<String>,
+        /// With this address, inside, outside or remote.
+        #[arg(long)]
+        address: Option<std::net::Ipv4Addr>,
+        /// Of the rule of this name.
+        #[arg(long)]
+        rule: Option<String>,
+        /// In this state: opening, established, closing, closed or reset for TCP, active for others.
+        #[arg(long)]
+        state: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+    },
+    /// Source pools, and how near they are to their end.
+    Pools,
+    /// Rules, in the order of the file.
+    Rules,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -153,6 +193,29 @@ impl Facts {
             self.client = Some(Err(error.clone()));
         }
         list
+    }
+
+    /// The first rows of a list, at least `limit` where there are as many, and whether there are more.
+    fn some<T: serde::de::DeserializeOwned>(
+        &mut self,
+        show: &view::Show,
+        limit: usize,
+    ) -> Result<(Vec<T>, bool), String> {
+        let mut client = Client::connect(&self.socket, PATIENCE).map_err(|error| error.to_string())?;
+        let (mut rows, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            if rows.len() >= limit {
+                break;
+            }
+            let request = view::Request::Show(view::Show { from: at, ..show.clone() });
+            let answer = client.ask(&request).map_err(|error| error.to_string())?;
+            let page: view::Page<T> = serde_json::from_value(answer).map_err(|error| error.to_string())?;
+            rows.extend(page.rows);
+            from = page.next.filter(|next| *next > at);
+        }
+        let more = from.is_some() || rows.len() > limit;
+        rows.truncate(limit);
+        Ok((rows, more))
     }
 
     /// A list that says more about counters. Without it they are shown all the same.
@@ -207,11 +270,24 @@ fn show(what: &What, between: Between<'_>, facts: &mut Facts) -> Result<Shown, S
         What::Interfaces => traffic::interfaces(between, facts),
         What::Ports => traffic::ports(between, facts),
         What::Tunnels => traffic::tunnels(between, facts),
+        What::Policies => traffic::policies(between),
         What::Drops { explain, by_interface, all } => traffic::drops(between, *explain, *by_interface, *all),
         What::Stages => traffic::stages(between),
         What::Sa => lists::associations(between, facts),
         What::Neighbours => lists::neighbours(facts)?,
         What::Routes { gateway } => lists::routes(facts, gateway.clone())?,
+        What::Nat { what } => match what {
+            NatList::Sessions { gateway, address, rule, state, limit } => {
+                let filter = crate::control::nat::Filter {
+                    address: *address,
+                    rule: rule.clone(),
+                    state: state.clone(),
+                };
+                nat::sessions(facts, gateway.clone(), filter, *limit)?
+            }
+            NatList::Pools => nat::pools(facts)?,
+            NatList::Rules => nat::rules(facts)?,
+        },
     })
 }
 

@@ -18,6 +18,9 @@ pub(crate) fn fill(draft: &mut Draft, path: &Path, base_dir: &Path) {
         for (number, policy) in (1..).zip(&mut gateway.policies) {
             policy.name.derive(Name::from_any(&format!("policy-{number}")), policy.at);
         }
+        for (number, nat) in (1..).zip(&mut gateway.nat) {
+            nat.name.derive(Name::from_any(&format!("nat-{number}")), nat.at);
+        }
     }
 }
 
@@ -30,7 +33,7 @@ fn system(draft: &mut Draft, path: &Path, base_dir: &Path) {
     };
     system.state.derive(Location(PathBuf::from(format!("/var/lib/causeway/{name}.state"))), system.at);
     system.run_dir.derive(Location(PathBuf::from(format!("/run/causeway/{name}"))), system.at);
-    for location in [&mut system.state, &mut system.run_dir] {
+    for location in [&mut system.state, &mut system.run_dir, &mut system.nat_log] {
         if let Slot::Given(given) = location {
             given.value.0 = base_dir.join(&given.value.0);
         }

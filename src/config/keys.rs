@@ -66,6 +66,27 @@ impl Key {
         self.aes().len() * 8
     }
 
+    /// Reads the key in a file, as `{ file = "…" }` of the configuration does.
+    ///
+    /// # Errors
+    /// What is wrong with the file, and what would be right.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let nothing = |_: &str| None;
+        let mut cx = Context {
+            base_dir: Path::new("/"),
+            environment: &nothing,
+            file_mode: None,
+            names: Default::default(),
+            incomplete: false,
+            problems: Vec::new(),
+            left_out: 0,
+        };
+        match from_file(path, Span::default(), &mut cx) {
+            Some(text) => Self::from_hex(&text).map_err(|(message, help)| format!("{message}: {help}")),
+            None => Err(cx.problems.first().map_or_else(String::new, |problem| problem.message.clone())),
+        }
+    }
+
     /// Reads hexadecimal digits; white space around them does not count. The error never quotes them.
     fn from_hex(text: &str) -> Result<Self, (String, &'static str)> {
         const HELP: &str = "a key is the AES key and the salt of 4 bytes: 20, 28 or 36 bytes, so 40, 56 or 72 \

@@ -26,6 +26,7 @@ pub mod reference;
 mod selector;
 mod span;
 mod suggest;
+mod tunnel_values;
 mod types;
 
 use decode::{Context, Names, Section};
@@ -36,10 +37,11 @@ pub use model::{
     Interface, InterfaceId, Nat, NatKind, NextHop, Policy, Port, PortId, Route, SecurityAssociation, Side,
     System, Tunnel, TunnelId, XdpMode, ZeroCopy,
 };
-pub use prefix::{HostOrPrefix, InterfaceAddress, Prefix};
+pub use prefix::{AddressRange, AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 pub use quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged};
 pub use selector::{IcmpMatch, PortRange, PortRanges, Protocol};
 pub use span::{At, Span};
+pub use tunnel_values::{Mss, PacketsPerSecond};
 pub use types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
 
 /// How many gateways a packet may pass, by routes from one to the next.

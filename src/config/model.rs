@@ -14,11 +14,12 @@ use super::decode::{
 };
 use super::diagnostics::Problem;
 use super::keys::Key;
-use super::prefix::{HostOrPrefix, InterfaceAddress, Prefix};
+use super::prefix::{AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 use super::quantity::{Bytes, Interval, Number, PowerOfTwo, Ranged};
 use super::selector::{IcmpMatch, PortRanges, Protocol};
 use super::span::{At, Span};
 use super::suggest::{self, shorten};
+use super::tunnel_values::{Mss, PacketsPerSecond};
 use super::types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
 
 /// A checked configuration. Sections stand in the order of the file, and identifiers are their indices.
@@ -248,12 +249,16 @@ choices! {
 }
 
 choices! {
-    /// Which end of the connection a 1:1 mapping stands for.
+    /// What a mapping of addresses does.
     NatKind {
-        /// A host of the VPC appears to peers under another address.
+        /// A host or prefix of the VPC appears to peers under another, one to one, both ways, without state.
         "local" Local,
-        /// A host of a peer appears to the VPC under another address.
+        /// A host or prefix of a peer appears to the VPC under another, one to one, both ways, without state.
         "peer" Peer,
+        /// Peers reach a service of a host of the VPC under another address and port. IPv4; with sessions.
+        "port" Port,
+        /// Hosts of the VPC reach peers from addresses and ports of a pool. IPv4; with sessions.
+        "pool" Pool,
     }
 }
 
@@ -327,7 +332,8 @@ section! {
         "idle" idle: Idle, default "{ sleep_after = \"50us\" }", "\"spin\"";
         /// Frame buffers per worker.
         "buffers" buffers: PowerOfTwo<256, 1_048_576>, default "16384", "32768";
-        /// The bytes of a frame buffer. An MTU above 1770 needs 4096.
+        /// The bytes of a frame buffer. An MTU above 1770 needs 4096. It also bounds what can be put together of
+        /// fragments to the gateway itself: 1792 bytes behind the IP header with 2048, 3840 with 4096.
         "buffer_size" buffer_size: BufferSize, default "2048", "4096";
         /// Whether the buffers lie in huge pages.
         "huge_pages" huge_pages: HugePages, default "\"auto\"", "\"require\"";
@@ -337,6 +343,15 @@ section! {
         "run_dir" run_dir: Location, derived "`/run/causeway/NAME`", "\"/run/causeway/idc\"";
         /// Which AES-GCM code seals and opens.
         "cipher" cipher: Cipher, default "\"auto\"", "\"vaes512\"";
+        /// The most NAT sessions of all gateways together: the table is made for as many, divided among the workers.
+        /// A session takes 100 to 132 bytes; without mappings of kind `port` or `pool` there is no table.
+        "nat_sessions" nat_sessions: Ranged<1024, 16_777_216>, default "262144", "4194304";
+        /// The file that NAT sessions are written to, a line of JSON when one begins and when it ends.
+        "nat_log" nat_log: Location, optional "no log", "\"/var/log/causeway/nat.log\"";
+        /// Megabytes after which that file is put aside, as `nat.log.1`, and a new one begun.
+        "nat_log_size" nat_log_size: Ranged<1, 65_536>, default "64", "512";
+        /// How many such files are kept beside it.
+        "nat_log_files" nat_log_files: Ranged<1, 1000>, default "8", "30";
     }
     children {}
     computed {}
@@ -384,13 +399,25 @@ section! {
         /// Whether peers may reach each other through this gateway. `false` drops what comes from one peer and
         /// goes to another.
         "transit" transit: bool, default "true", "false";
+        /// The most sessions that mappings of kind `port` and `pool` may have here. Each worker has its equal part.
+        "nat_sessions" nat_sessions: Ranged<16, 16_777_216>, optional "an equal part of the table for each gateway that has such mappings", "100000";
+        /// The most sessions of one host of the VPC.
+        "nat_sessions_per_source" nat_sessions_per_source: Ranged<1, 65_535>, optional "no limit", "2000";
+        /// How long a session of UDP lives without a packet (RFC 4787 REQ-5).
+        "nat_udp_timeout" nat_udp_timeout: Interval, default "\"300s\"", "\"120s\"";
+        /// How long an open TCP connection lives without a packet (RFC 5382 REQ-5).
+        "nat_tcp_timeout" nat_tcp_timeout: Interval, default "\"7440s\"", "\"2h\"";
+        /// How long a TCP connection that opens or closes lives without a packet (RFC 5382 REQ-5).
+        "nat_tcp_transitory_timeout" nat_tcp_transitory_timeout: Interval, default "\"240s\"", "\"60s\"";
+        /// How long a session of an ICMP query lives without a packet (RFC 5508 REQ-2).
+        "nat_icmp_timeout" nat_icmp_timeout: Interval, default "\"60s\"", "\"30s\"";
     }
     children {
         /// What is protected, passed on or dropped, before the route table is asked.
         "policy" policies: many Policy;
         /// Where packets go.
         "route" routes: many Route;
-        /// Address mappings, one to one.
+        /// Address and port mappings.
         "nat" nat: many Nat;
     }
     computed {
@@ -454,8 +481,18 @@ section! {
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.
         "dscp" dscp: Dscp, default "\"copy\"", "46";
-        /// The largest inner packet.
+        /// The largest inner packet. The line that carries the tunnel and what is learned of its path (RFC 1191, RFC
+        /// 8201) may lower it, but for IPv6 never below 1280: then the sealed packet is divided.
         "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";
+        /// The largest TCP segment that connections through the tunnel may agree on, both ways. `"auto"` is what fits the
+        /// tunnel's MTU as it is at the time. Helps where ICMP is blocked.
+        "mss" mss: Mss, optional "connections agree on what they like", "\"auto\"";
+        /// After how long without a packet a NAT keepalive is sent (RFC 3948 2.3). Only with encapsulation `udp`.
+        "keepalive" keepalive: Interval, optional "no keepalives", "\"20s\"";
+        /// Pads inner packets to this size, so that their own does not show (RFC 4303 2.7). Larger ones stay as they are.
+        "tfc" tfc: Ranged<64, 3840>, optional "packets are not padded", "1400";
+        /// How many dummy packets are sent, so that traffic does not show (RFC 4303 2.6).
+        "dummy" dummy: PacketsPerSecond, optional "no dummy packets", "\"10/s\"";
     }
     children {
         /// The security association that seals. One is current.
@@ -555,17 +592,64 @@ section! {
 }
 
 section! {
-    /// A 1:1 mapping of addresses, both ways, without state. Policies and routes see translated addresses.
+    /// A mapping of addresses. Policies and routes see translated addresses. A mapping of addresses goes before one of
+    /// ports; among those with conditions, and among pools, the first in the file that fits.
     Nat, NatDraft, "[[gateway.NAME.nat]]" {
-        /// Which end is mapped.
+        /// What statistics and lists call it.
+        "name" name: Name, derived "`nat-` and its number in the file", "\"to-dc\"";
+        /// What it does.
         "kind" kind: NatKind, required, "\"local\"";
-        /// The address or prefix that the host really has.
-        "original" original: HostOrPrefix, required, "\"10.2.0.5\"";
-        /// The address or prefix it appears under, of the same length.
-        "translated" translated: HostOrPrefix, required, "\"203.0.113.5\"";
+        /// The address or prefix that the host really has. For `pool`: the hosts it is for.
+        "original" original: HostOrPrefix, optional "for `pool`: every host of the VPC", "\"10.2.0.5\"";
+        /// For `port`: the port that the host's service really has.
+        "original_port" original_port: Ranged<1, 65_535>, optional "`translated_port`", "8443";
+        /// The address or prefix it appears under, of the same length; for `port` one address. For `pool`: addresses,
+        /// prefixes or ranges, one or a list of them, at most 65536 addresses in a gateway.
+        "translated" translated: AddressRanges, required, "\"203.0.113.5\"";
+        /// For `port`: the port that peers use.
+        "translated_port" translated_port: Ranged<1, 65_535>, optional "needed by `port`, for no other", "443";
+        /// For `pool`: the ports it may use, from 1024 on.
+        "ports" ports: PortRanges, optional "`1024-65535`", "\"32768-65535\"";
+        /// Only for this protocol. For `port`: which of `tcp` and `udp` it maps.
+        "protocol" protocol: Protocol, optional "every protocol; needed by `port`", "\"tcp\"";
+        /// Only for these ports of the VPC's host. Not for `peer` and `port`.
+        "source_port" source_port: PortRanges, optional "every port", "\"1024-65535\"";
+        /// Only for these ports of the peer. Not for `peer`.
+        "destination_port" destination_port: PortRanges, optional "every port", "443";
+        /// Only for these peers, by their real addresses. Not for `peer`.
+        "destination" destination: Vec<At<Prefix>>, optional "every peer", "[\"10.1.0.0/16\"]";
     }
     children {}
     computed {}
+}
+
+impl Nat {
+    /// The original, where there is one.
+    pub fn original(&self) -> Option<Prefix> {
+        self.original.as_ref().map(|original| original.value.0)
+    }
+
+    /// The one prefix it translates to, for kinds other than `pool`.
+    pub fn translated(&self) -> Option<Prefix> {
+        self.translated.single()
+    }
+
+    /// All that it translates to, as prefixes.
+    pub fn translated_prefixes(&self) -> Vec<Prefix> {
+        let ranges = || self.translated.ranges.iter().flat_map(|range| range.prefixes()).collect();
+        self.translated().map_or_else(ranges, |prefix| vec![prefix])
+    }
+
+    /// Whether it holds only under conditions.
+    pub fn is_conditional(&self) -> bool {
+        let ports = self.source_port.is_some() || self.destination_port.is_some();
+        ports || self.protocol.is_some() || self.destination.is_some()
+    }
+
+    /// Whether its traffic has sessions.
+    pub fn has_sessions(&self) -> bool {
+        matches!(*self.kind, NatKind::Port | NatKind::Pool)
+    }
 }
 
 impl Config {

@@ -3,7 +3,12 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::decode::{Complaint, Text};
+use serde_json::json;
+use toml::de::DeValue;
+
+use super::decode::{Complaint, Context, Shape, Text, Value};
+use super::diagnostics::Problem;
+use super::span::Span;
 use super::suggest::shorten;
 
 /// An IPv4 or IPv6 prefix; no bit is set outside its length.
@@ -162,6 +167,128 @@ impl Text for HostOrPrefix {
     }
 }
 
+/// Addresses from `first` to `last`, both included, of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AddressRange {
+    /// The first address.
+    pub first: IpAddr,
+    /// The last address, not below the first.
+    pub last: IpAddr,
+}
+
+impl AddressRange {
+    /// Shares an address with a prefix.
+    pub fn overlaps(self, prefix: Prefix) -> bool {
+        let same = self.first.is_ipv4() == prefix.is_ipv4();
+        same && self.first <= prefix.last() && prefix.address() <= self.last
+    }
+
+    /// The fewest prefixes that hold exactly its addresses; IPv4.
+    pub fn prefixes(self) -> Vec<Prefix> {
+        let (IpAddr::V4(first), IpAddr::V4(last)) = (self.first, self.last) else { return Vec::new() };
+        let (mut at, end) = (u64::from(first.to_bits()), u64::from(last.to_bits()) + 1);
+        let mut found = Vec::new();
+        while at < end {
+            let aligned = if at == 0 { 32 } else { at.trailing_zeros().min(32) };
+            let bits = aligned.min((end - at).ilog2());
+            let address = IpAddr::V4(Ipv4Addr::from_bits(at as u32));
+            found.push(Prefix::of(address, 32 - bits as u8));
+            at += 1 << bits;
+        }
+        found
+    }
+}
+
+impl fmt::Display for AddressRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// Addresses, prefixes and ranges: one, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressRanges {
+    /// All of them, as ranges.
+    pub ranges: Vec<AddressRange>,
+    single: Option<Prefix>,
+}
+
+impl AddressRanges {
+    /// The one prefix or address that it is, when it is no list and no range.
+    pub fn single(&self) -> Option<Prefix> {
+        self.single
+    }
+
+    fn read_one(text: &str) -> Result<(AddressRange, Option<Prefix>), Complaint> {
+        let Some((first, last)) = text.split_once('-') else {
+            let prefix = HostOrPrefix::read(text)?.0;
+            return Ok((AddressRange { first: prefix.address(), last: prefix.last() }, Some(prefix)));
+        };
+        let (first, last): (IpAddr, IpAddr) = match (first.trim().parse(), last.trim().parse()) {
+            (Ok(first), Ok(last)) => (first, last),
+            _ => {
+                let message = format!("\"{}\" is not a range of addresses", shorten(text));
+                return Err(Complaint::new(message, "write it as \"203.0.113.5-203.0.113.9\""));
+            }
+        };
+        if first.is_ipv4() != last.is_ipv4() || first > last {
+            let message = format!("\"{}\" does not run from a lower to a higher address", shorten(text));
+            return Err(Complaint::new(message, "write the lower address first, both of one family"));
+        }
+        Ok((AddressRange { first, last }, None))
+    }
+}
+
+impl fmt::Display for AddressRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(single) = self.single {
+            return HostOrPrefix(single).fmt(f);
+        }
+        for (number, range) in self.ranges.iter().enumerate() {
+            write!(f, "{}{range}", if number > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl Value for AddressRanges {
+    fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {
+        let read = |value: &DeValue<'_>, span: Span, cx: &mut Context<'_>| {
+            let Some(text) = value.as_str() else {
+                cx.wrong_type(span, &Self::shape(), value);
+                return None;
+            };
+            let read = Self::read_one(text);
+            read.map_err(|why| cx.report(Problem::new(why.code, span, why.message).help(why.help))).ok()
+        };
+        let DeValue::Array(array) = value else {
+            let (range, single) = read(value, span, cx)?;
+            return Some(Self { ranges: vec![range], single });
+        };
+        if array.is_empty() {
+            let problem = Problem::new("bad-value", span, "an empty list of addresses translates nothing");
+            cx.report(problem.help("give at least one address"));
+            return None;
+        }
+        let all: Vec<_> = array.iter().map(|item| read(item.get_ref(), item.span().into(), cx)).collect();
+        let ranges: Vec<_> = all.into_iter().collect::<Option<_>>()?;
+        let single = match &ranges[..] {
+            [(_, single)] => *single,
+            _ => None,
+        };
+        Some(Self { ranges: ranges.into_iter().map(|(range, _)| range).collect(), single })
+    }
+
+    fn shape() -> Shape {
+        let one = json!({ "type": "string" });
+        Shape {
+            words: "an address, a prefix, a range of addresses, or a list of them".into(),
+            example: "\"203.0.113.5\" or [\"203.0.113.16/28\", \"203.0.113.40-203.0.113.49\"]".into(),
+            schema: json!({ "oneOf": [one, { "type": "array", "items": one, "minItems": 1 }] }),
+        }
+    }
+}
+
 /// The address of an interface and the length of the prefix it is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct InterfaceAddress {
@@ -280,6 +407,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_range_is_its_prefixes(first: u32, count in 0u32..100_000) {
+            let last = first.saturating_add(count);
+            let v4 = |bits| IpAddr::V4(Ipv4Addr::from_bits(bits));
+            let prefixes = AddressRange { first: v4(first), last: v4(last) }.prefixes();
+            let mut at = u64::from(first);
+            for prefix in prefixes {
+                prop_assert_eq!(prefix.address(), v4(at as u32));
+                at += 1 << (32 - prefix.length());
+            }
+            prop_assert_eq!(at, u64::from(last) + 1);
+        }
+
         #[test]
         fn a_prefix_is_the_addresses_from_its_first_to_its_last(a: u32, length in 0u8..=32, probe: u32) {
             let prefix = Prefix::of(IpAddr::V4(Ipv4Addr::from_bits(a)), length);

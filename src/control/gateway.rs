@@ -13,20 +13,28 @@ use thiserror::Error;
 
 use super::{
     host_neighbours::HostNeighbours,
+    lifetimes::Lifetimes,
+    nat::NatSetup,
+    nat_log::NatLog,
     neighbours::{Resolver, Transmit},
     ports::{self, PortError, Wires},
+    rekey::{Change, Overlay, RekeyError},
     run_dir,
     single::{EVENTS, NEIGHBOURS, huge_pages, transmit},
+    tunnel_care::TunnelCare,
 };
 use crate::{
     config::{
         self, Config,
-        build::{self, BuildError, Built, Fingerprint, Kept, Sequences},
+        build::{self, Association, BuildError, Built, Fingerprint, Half, Kept, Replaced, Sequences},
     },
-    crypto::sequence::{Sequence, StateError, StateFile},
+    crypto::{
+        replay::Window,
+        sequence::{Sequence, StateError, StateFile},
+    },
     io::any::AnyPort,
-    packet::{HugePages, Umem, UmemError},
-    runtime::{Clock, Command, Idle, Ledger, Mailbox, Snapshot, Worker},
+    packet::{HugePages, Links, Umem, UmemError},
+    runtime::{Clock, Command, Idle, Ledger, Mailbox, Snapshot, Waker, Worker},
     stage::EventQueue,
     stats::{PortColumn, Segment, SegmentError, WorkerCounters},
     table::{
@@ -98,6 +106,12 @@ pub enum ReloadError {
     /// The statistics segment.
     #[error(transparent)]
     Segment(#[from] SegmentError),
+    /// Security associations.
+    #[error("{0}")]
+    Associations(RekeyError),
+    /// No memory for NAT sessions.
+    #[error("no memory for NAT sessions: {0}")]
+    Nat(io::Error),
     /// A worker does not take the new tables.
     #[error("a worker has not taken up earlier changes; try again")]
     Busy,
@@ -108,6 +122,8 @@ pub enum ReloadError {
 pub struct StartOptions {
     /// Make the sequence state file where there is none: all keys are declared never used.
     pub new_state: bool,
+    /// The sequence state file comes from another machine, whose disk was moved into this one.
+    pub moved_state: bool,
     /// Wires for memory ports.
     pub wires: Wires,
 }
@@ -138,6 +154,8 @@ impl Summary {
             delivered: sum.delivered + l.delivered,
             waiting: sum.waiting + l.waiting,
             dropped: sum.dropped + l.dropped,
+            taken_over: sum.taken_over + l.taken_over,
+            handed_over: sum.handed_over + l.handed_over,
         })
     }
 }
@@ -148,9 +166,20 @@ struct Persistent<'a>(&'a mut Option<StateFile>);
 impl Sequences for Persistent<'_> {
     fn prepare(
         &mut self,
-        keys: &[(Fingerprint, bool)],
+        outbound: &[(Fingerprint, bool)],
+        inbound: &[Fingerprint],
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        self.0.as_mut().map_or(Ok(()), |file| Ok(file.prepare(keys)?))
+        self.0.as_mut().map_or(Ok(()), |file| Ok(file.prepare(outbound, inbound)?))
+    }
+
+    fn received(&self, fingerprint: Fingerprint) -> u64 {
+        self.0.as_ref().map_or(0, |file| file.received(fingerprint))
+    }
+
+    fn watch(&mut self, fingerprint: Fingerprint, window: &Arc<Window>) {
+        if let Some(file) = self.0 {
+            file.watch(fingerprint, window);
+        }
     }
 
     fn sequence(
@@ -184,11 +213,20 @@ pub struct Gateway {
     mailboxes: Vec<Arc<Mailbox>>,
     workers: Vec<JoinHandle<Worker<AnyPort>>>,
     resolver: Resolver,
+    care: TunnelCare,
     state: Option<StateFile>,
+    lifetimes: Lifetimes,
+    overlay: Overlay,
+    /// When received numbers are next written, and when next given to the disk.
+    received_due: (u64, u64),
+    /// Windows that were replaced, once every worker has passed the epoch: old and new.
+    replaced: Vec<(u64, Replaced)>,
     /// Next hops to unpin, once every worker has passed the epoch.
     unpin: Vec<(u64, Vec<NeighbourId>)>,
     epoch: u64,
     host_neighbours: HostNeighbours,
+    nat: NatSetup,
+    nat_log: Option<NatLog>,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
     health: Vec<u64>,
     ports_due: u64,
@@ -196,10 +234,14 @@ pub struct Gateway {
     _lock: File,
 }
 
+/// How often the newest received numbers are written, in ns: what a kill may lose.
+const RECEIVED_INTERVAL: u64 = 4_000_000;
+/// How often they are given to the disk, in ns: what a power cut may lose.
+const FLUSH_INTERVAL: u64 = 1_000_000_000;
 /// How often the ports' health is looked at, in ns.
 const PORTS_INTERVAL: u64 = 200_000_000;
 
-fn open_state(config: &Config, new: bool) -> Result<Option<StateFile>, StartError> {
+fn open_state(config: &Config, new: bool, moved: bool) -> Result<Option<StateFile>, StartError> {
     if config.tunnels.is_empty() {
         return Ok(None);
     }
@@ -208,7 +250,7 @@ fn open_state(config: &Config, new: bool) -> Result<Option<StateFile>, StartErro
         run_dir::make(path.parent().unwrap_or(Path::new("")), 0o700)?;
         return Ok(Some(StateFile::create(path)?));
     }
-    Ok(Some(StateFile::open(path)?))
+    Ok(Some(if moved { StateFile::open_moved(path)? } else { StateFile::open(path)? }))
 }
 
 /// The core of each worker; the last core that may be used where the configuration names none.
@@ -236,7 +278,7 @@ impl Gateway {
         run_dir::make(run_dir, 0o755)?;
         let lock = run_dir::lock(run_dir)?;
         let segment_file = segment_path(run_dir);
-        let mut state = open_state(&config, options.new_state)?;
+        let mut state = open_state(&config, options.new_state, options.moved_state)?;
         let pages = huge_pages(&config);
         let buffers = config.system.buffers.get() as usize * workers;
         let umem = Umem::new(buffers, config.system.buffer_size.get() as usize, pages)?;
@@ -260,14 +302,22 @@ impl Gateway {
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
         let hosts = open_hosts(&config, &built, workers)?;
         let host_neighbours = HostNeighbours::open(&config)?;
+        let nat = NatSetup::new(&config, workers, seed);
         let mut gateway = Self {
+            nat,
+            nat_log: None,
             events: Arc::new(EventQueue::new(EVENTS)),
             mailboxes: (0..workers).map(|_| Arc::new(Mailbox::default())).collect(),
             workers: Vec::new(),
             resolver: Resolver::default(),
+            care: TunnelCare::default(),
             macs: opened.macs,
             devices: opened.devices,
             descriptions: opened.descriptions,
+            lifetimes: Lifetimes::default(),
+            overlay: Overlay::default(),
+            received_due: (0, 0),
+            replaced: Vec::new(),
             unpin: Vec::new(),
             epoch: 0,
             health: vec![0; config.ports.len()],
@@ -282,6 +332,7 @@ impl Gateway {
             host_neighbours,
             _lock: lock,
         };
+        gateway.renew_lifetimes();
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
         let mut send = |t| to_first(mailboxes, t);
@@ -301,6 +352,12 @@ impl Gateway {
         hosts: Vec<Hosts>,
         cores: &[core_affinity::CoreId],
     ) -> Result<(), StartError> {
+        let made = |source| StartError::Make { what: "tables for NAT sessions".into(), source };
+        let mut nat = self.nat.make(&self.built.tables).map_err(made)?.into_iter();
+        let mut links = Links::mesh(pools.len()).into_iter();
+        let wakers: Result<Vec<_>, _> = pools.iter().map(|_| Waker::new().map(Arc::new)).collect();
+        let wakers = wakers.map_err(|source| StartError::Make { what: "a worker's event".into(), source })?;
+        self.log_sessions()?;
         let idle = match *self.config.system.idle {
             config::Idle::Spin => Idle::Spin,
             config::Idle::SleepAfter(after) => Idle::SleepAfter(after),
@@ -316,6 +373,10 @@ impl Gateway {
                 Arc::clone(&self.mailboxes[number]),
                 self.config.system.burst.get() as usize,
             );
+            worker.set_nat(nat.next().flatten());
+            if wakers.len() > 1 {
+                worker.link(links.next().unwrap_or_default(), wakers.clone());
+            }
             let (clock, core) = (self.clock.clone(), cores.get(number).copied());
             let body = move || {
                 if let Some(core) = core
@@ -334,6 +395,19 @@ impl Gateway {
         Ok(())
     }
 
+    /// Starts the log of NAT sessions, where there is one and it does not run.
+    fn log_sessions(&mut self) -> Result<(), StartError> {
+        if self.nat_log.is_none() && !self.nat.logs().is_empty() {
+            let made = NatLog::start(&self.config, self.nat.logs().to_vec(), self.clock.clone());
+            let failed = |source| StartError::Make { what: "the log of NAT sessions".into(), source };
+            self.nat_log = made.map_err(failed)?;
+        }
+        if let Some(log) = &self.nat_log {
+            log.rename(&self.config, &self.built.gateways);
+        }
+        Ok(())
+    }
+
     /// Does what is due: neighbours, sequence numbers, and what workers gave back. The time until it wants to be
     /// called again is [`TICK`].
     ///
@@ -348,6 +422,14 @@ impl Gateway {
             resolver.event(&self.built.tables, writer, event, now, &mut send);
         });
         self.resolver.tick(&self.built.tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        let mut command = |command| {
+            if let Some(first) = mailboxes.first()
+                && first.send(command).is_err()
+            {
+                tracing::warn!("a worker takes no more commands: a keepalive or dummy is not sent");
+            }
+        };
+        self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
         self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
         let passed = |epoch: u64| self.mailboxes.iter().all(|mailbox| mailbox.has_passed(epoch));
         let neighbours = &mut self.kept.neighbours;
@@ -358,8 +440,42 @@ impl Gateway {
             }
             !done
         });
+        self.replaced.retain(|(epoch, windows)| {
+            let done = passed(*epoch);
+            if done {
+                windows.iter().for_each(|(old, new)| new.raise(old.newest()));
+            }
+            !done
+        });
         self.watch_ports(now);
-        self.state.as_mut().map_or(Ok(()), StateFile::top_up)
+        self.lifetimes.tick(&self.config, &self.built.associations, &self.segment, now);
+        self.write_state(now)
+    }
+
+    /// Reserves numbers, and remembers those received.
+    fn write_state(&mut self, now: u64) -> Result<(), StateError> {
+        let Some(state) = &mut self.state else { return Ok(()) };
+        state.top_up()?;
+        let (write, flush) = &mut self.received_due;
+        if now >= *write {
+            *write = now + RECEIVED_INTERVAL;
+            state.note_received();
+        }
+        if now >= *flush {
+            *flush = now + FLUSH_INTERVAL;
+            state.flush_received(false)?;
+        }
+        Ok(())
+    }
+
+    /// Takes up the lives of the associations that are in force now.
+    fn renew_lifetimes(&mut self) {
+        let (state, now) = (&self.state, self.clock.now());
+        let since = |association: &Association| {
+            let inbound = matches!(association.half, Half::In(_));
+            state.as_ref().and_then(|state| state.since(association.fingerprint, inbound))
+        };
+        self.lifetimes.renew(&self.config, &self.built.associations, &self.segment, now, since);
     }
 
     /// Reports ports that come and go, as the workers see them.
@@ -388,54 +504,99 @@ impl Gateway {
         }
     }
 
-    /// Takes up a new configuration. Packets, sequence numbers and replay windows of what has not changed go on.
+    /// Takes up a new configuration. Packets, sequence numbers and replay windows of what has not changed go on, and
+    /// so do associations that were added, switched to or retired by command, until the file says the same.
     ///
     /// # Errors
     /// [`ReloadError`]; the old configuration stays in force.
-    pub fn reload(&mut self, config: Config) -> Result<(), ReloadError> {
+    pub fn reload(&mut self, mut config: Config) -> Result<(), ReloadError> {
+        let mut overlay = self.overlay.clone();
+        overlay.follow(&config);
+        overlay.apply(&mut config).map_err(ReloadError::Associations)?;
         self.check_reload(&config)?;
-        // Before anything is changed: either all workers take up the new tables or none does.
-        if !self.mailboxes.iter().all(|mailbox| mailbox.has_room()) {
-            return Err(ReloadError::Busy);
-        }
+        self.can_publish()?;
         let now = self.clock.now();
         let built = build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
-        let same_rows = built.rows.clone().layout("", 1, 1).groups == self.segment.layout().groups;
-        let segment = if same_rows {
-            None
-        } else {
-            let name = config.system.name.value.as_str();
-            let mut layout = built.rows.clone().layout(name, self.mailboxes.len(), self.clock.tick_hz());
-            // The counts go on, so they are as old as they were.
-            layout.started = self.segment.layout().started;
-            Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
-        };
-        for (number, mailbox) in self.mailboxes.iter().enumerate() {
-            let counters = segment
-                .as_ref()
-                .map(|new| Box::new(WorkerCounters::taking_over(new, number, self.segment.layout())));
-            let snapshot = Snapshot { tables: Arc::clone(&built.tables), counters };
-            mailbox.send(Command::Snapshot(snapshot)).map_err(|_| ReloadError::Busy)?;
+        let mut old = std::mem::replace(&mut self.built, built);
+        old.unpin.clear();
+        let unpin = std::mem::take(&mut self.built.unpin);
+        let config = std::mem::replace(&mut self.config, config);
+        if let Err(error) = self.publish() {
+            (self.built, self.config) = (old, config);
+            return Err(error);
         }
+        self.overlay = overlay;
+        if let Err(error) = self.log_sessions() {
+            tracing::error!("{error}");
+        }
+        self.unpin.push((self.epoch, unpin));
         for (port, device) in self.devices.iter_mut().enumerate() {
             if let Some(device) = device
-                && let Err(error) = device.program.set_addresses(&ports::own_prefixes(&config, port))
+                && let Err(error) = device.program.set_addresses(&ports::own_prefixes(&self.config, port))
             {
                 tracing::error!(%error, "the XDP program did not take the new addresses");
             }
         }
-        self.epoch += 1;
-        self.mailboxes.iter().for_each(|mailbox| mailbox.want(self.epoch));
-        let mut old = std::mem::replace(&mut self.built, built);
-        self.unpin.push((self.epoch, std::mem::take(&mut self.built.unpin)));
-        old.unpin.clear();
-        if let Some(segment) = segment {
-            self.segment = segment;
-        }
-        self.config = config;
         let mailboxes = &self.mailboxes;
         let mut send = |t| to_first(mailboxes, t);
         self.resolver.announce(&self.built.tables, &mut self.kept.neighbours, now, &mut send);
+        Ok(())
+    }
+
+    /// Adds, switches to or retires an association of a tunnel; all else goes on as it is. No packet is lost by it.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; nothing has changed then.
+    pub fn rekey(&mut self, change: Change) -> Result<(), ReloadError> {
+        let mut overlay = self.overlay.clone();
+        let mut config = self.config.clone();
+        overlay.change(&mut config, change).map_err(ReloadError::Associations)?;
+        self.can_publish()?;
+        let mut other = build::rekey(&config, &mut self.kept, &mut Persistent(&mut self.state), &self.built)?;
+        other.exchange(&mut self.built);
+        std::mem::swap(&mut self.config, &mut config);
+        if let Err(error) = self.publish() {
+            other.exchange(&mut self.built);
+            self.config = config;
+            return Err(error);
+        }
+        self.overlay = overlay;
+        Ok(())
+    }
+
+    /// Either all workers take up new tables or none does: whether all can.
+    fn can_publish(&self) -> Result<(), ReloadError> {
+        if self.mailboxes.iter().all(|mailbox| mailbox.has_room()) { Ok(()) } else { Err(ReloadError::Busy) }
+    }
+
+    /// Hands the tables that were built to the workers, with new counters where the rows are others.
+    fn publish(&mut self) -> Result<(), ReloadError> {
+        self.renew_lifetimes();
+        let rows = self.built.rows.clone();
+        let name = self.config.system.name.value.as_str();
+        let mut layout = rows.layout(name, self.mailboxes.len(), self.clock.tick_hz());
+        let segment = if layout.groups == self.segment.layout().groups {
+            None
+        } else {
+            // The counts go on, so they are as old as they were.
+            layout.started = self.segment.layout().started;
+            Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
+        };
+        let mut nat = self.nat.make(&self.built.tables).map_err(ReloadError::Nat)?.into_iter();
+        for (number, mailbox) in self.mailboxes.iter().enumerate() {
+            let counters = segment
+                .as_ref()
+                .map(|new| Box::new(WorkerCounters::taking_over(new, number, self.segment.layout())));
+            let tables = Arc::clone(&self.built.tables);
+            let snapshot = Snapshot { tables, counters, nat: nat.next().flatten() };
+            mailbox.send(Command::Snapshot(snapshot)).map_err(|_| ReloadError::Busy)?;
+        }
+        self.epoch += 1;
+        self.mailboxes.iter().for_each(|mailbox| mailbox.want(self.epoch));
+        self.replaced.push((self.epoch, std::mem::take(&mut self.built.replaced)));
+        if let Some(segment) = segment {
+            self.segment = segment;
+        }
         Ok(())
     }
 
@@ -453,10 +614,15 @@ impl Gateway {
             let cores =
                 c.system.cores.as_ref().map(|l| l.value.iter().map(|c| c.value.get()).collect::<Vec<_>>());
             let sizes = (c.system.buffers.get(), c.system.buffer_size.get(), c.system.burst.get());
-            (cores, sizes, c.system.run_dir.value.0.clone(), c.system.state.value.0.clone())
+            let log = c.system.nat_log.as_ref().map(|log| log.value.0.clone());
+            let nat =
+                (c.system.nat_sessions.get(), log, c.system.nat_log_size.get(), c.system.nat_log_files.get());
+            (cores, sizes, c.system.run_dir.value.0.clone(), c.system.state.value.0.clone(), nat)
         };
         if machine(old) != machine(new) {
-            return Err(ReloadError::NeedsRestart("cores, buffers, burst, run_dir and state of [system]"));
+            return Err(ReloadError::NeedsRestart(
+                "cores, buffers, burst, run_dir, state and what concerns NAT in [system]",
+            ));
         }
         let taps = |c: &Config| {
             let tap = |i: &config::Interface| {
@@ -474,19 +640,31 @@ impl Gateway {
     pub fn stop(mut self) -> Summary {
         self.mailboxes.iter().for_each(|mailbox| mailbox.stop());
         let mut summary = Summary::default();
+        let mut ended = Vec::new();
         for worker in self.workers.drain(..) {
             match worker.join() {
-                Ok(worker) => {
-                    summary.ledgers.push(worker.ledger());
-                    summary.frames_missing += worker.frames_missing();
-                }
+                Ok(worker) => ended.push(worker),
                 Err(_) => {
                     tracing::error!("a worker panicked: its packets are not accounted for");
                     summary.frames_missing += 1;
                 }
             }
         }
+        // Each may have handed something to one that had ended; what comes home then may be owed to a third.
+        for _ in 0..2 {
+            ended.iter_mut().for_each(Worker::collect_handed);
+        }
+        for worker in &ended {
+            summary.ledgers.push(worker.ledger());
+            summary.frames_missing += worker.frames_missing();
+        }
+        if let Some(log) = self.nat_log.take() {
+            log.end();
+        }
         self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
+        if let Some(Err(error)) = self.state.as_mut().map(|state| state.flush_received(true)) {
+            tracing::error!("what was received last is not remembered: {error}");
+        }
         summary
     }
 
@@ -504,6 +682,21 @@ impl Gateway {
                 tracing::error!(%error, "sequence state");
             }
             thread::sleep(TICK);
+        }
+    }
+
+    /// The tables of NAT sessions.
+    pub(super) const fn nat(&self) -> &NatSetup {
+        &self.nat
+    }
+
+    /// Ends the NAT session at a place.
+    pub(super) fn end_at(&self, worker: usize, id: u32, incarnation: u8) -> Result<(), String> {
+        let sent =
+            self.mailboxes.get(worker).map(|mailbox| mailbox.send(Command::EndSession { id, incarnation }));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err("the session's worker takes no more commands: try again".into()),
         }
     }
 
@@ -553,6 +746,12 @@ impl Gateway {
     #[must_use]
     pub const fn has_huge_pages(&self) -> bool {
         self.umem_huge
+    }
+
+    /// The lifetimes of the security associations.
+    #[must_use]
+    pub const fn lifetimes(&self) -> &Lifetimes {
+        &self.lifetimes
     }
 
     /// Nanoseconds on the gateway's clock.

@@ -4,11 +4,16 @@
 pub mod fuzz;
 pub mod gateway;
 pub mod host_neighbours;
+pub mod lifetimes;
+pub mod nat;
+pub mod nat_log;
 pub mod neighbours;
 pub mod ports;
+pub mod rekey;
 pub mod replay;
 pub mod run_dir;
 pub mod single;
 pub mod socket;
 pub mod socket_client;
+pub mod tunnel_care;
 pub mod view;

@@ -93,7 +93,7 @@ impl Resolver {
                 send(announcement(number, interface, prefix.network()));
             }
         }
-        for hop in &tables.next_hops {
+        for hop in tables.next_hops.iter() {
             if let crate::table::tables::NextHop::Via { interface, neighbour, address } = *hop
                 && writer.table().mac(neighbour).is_none()
             {
@@ -159,6 +159,10 @@ impl Resolver {
                     writer.resolve(id, mac.0, now);
                     self.questions.remove(&(interface, address));
                 }
+            }
+            Event::NatExhausted { gateway, reason, address } => {
+                let address = std::net::Ipv4Addr::from_bits(address);
+                tracing::warn!(gateway, %address, "NAT makes no new session: {}", reason.explanation().trim());
             }
             Event::Conflict { interface, address, mac } => {
                 self.conflicts += 1;

@@ -256,9 +256,11 @@ pub fn own_prefixes(config: &Config, port: usize) -> Vec<OwnPrefix> {
         let usage = if ends_tunnels(address) { AddressUse::Tunnel } else { AddressUse::Host };
         OwnPrefix { address, length, usage }
     });
-    let mapped = on_port().flat_map(|interface| &config.gateways[interface.gateway.value.0].nat).map(|nat| {
-        let prefix = nat.translated.value.0;
-        OwnPrefix { address: prefix.address(), length: prefix.length(), usage: AddressUse::Nat }
+    let rules = on_port().flat_map(|interface| &config.gateways[interface.gateway.value.0].nat);
+    let mapped = rules.flat_map(crate::config::Nat::translated_prefixes).map(|prefix| OwnPrefix {
+        address: prefix.address(),
+        length: prefix.length(),
+        usage: AddressUse::Nat,
     });
     let mut all: Vec<OwnPrefix> = mapped.chain(own).collect();
     // An address that is both keeps its own use, which comes last.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::neighbours::Resolver;
+use super::{nat::NatSetup, neighbours::Resolver, tunnel_care::TunnelCare};
 use crate::{
     config::{
         self, Config,
@@ -13,7 +13,7 @@ use crate::{
     },
     io::PacketIo,
     packet::{FramePool, HugePages, Umem, UmemError},
-    runtime::{Command, Mailbox, Worker},
+    runtime::{Command, Mailbox, Snapshot, Worker},
     stage::EventQueue,
     stats::{Segment, WorkerCounters},
     table::{hash::Seed, neighbour::NeighbourTable},
@@ -59,9 +59,13 @@ pub struct Single<P> {
     pub built: Built,
     /// The counters' memory.
     pub segment: Arc<Segment>,
+    /// The configuration.
+    config: Config,
     resolver: Resolver,
+    care: TunnelCare,
     events: Arc<EventQueue>,
     mailbox: Arc<Mailbox>,
+    nat: NatSetup,
 }
 
 impl<P: PacketIo> Single<P> {
@@ -91,7 +95,8 @@ impl<P: PacketIo> Single<P> {
         let segment = Arc::new(Segment::anonymous(layout)?);
         let events = Arc::new(EventQueue::new(EVENTS));
         let mailbox = Arc::new(Mailbox::default());
-        let worker = Worker::new(
+        let mut nat = NatSetup::new(config, 1, seed);
+        let mut worker = Worker::new(
             ports,
             Vec::new(),
             pool,
@@ -101,7 +106,45 @@ impl<P: PacketIo> Single<P> {
             Arc::clone(&mailbox),
             config.system.burst.get() as usize,
         );
-        Ok(Self { worker, kept, built, segment, resolver: Resolver::default(), events, mailbox })
+        worker.set_nat(nat.make(&built.tables)?.pop().flatten());
+        Ok(Self {
+            worker,
+            kept,
+            built,
+            segment,
+            config: config.clone(),
+            resolver: Resolver::default(),
+            care: TunnelCare::default(),
+            nat,
+            events,
+            mailbox,
+        })
+    }
+
+    /// Takes up another configuration, as a reload does, at `now` (ns). What was counted goes on.
+    ///
+    /// # Errors
+    /// [`SingleError`]; nothing has changed then.
+    pub fn reload(
+        &mut self,
+        config: &Config,
+        macs: &[MacAddr],
+        sequences: &mut dyn Sequences,
+        now: u64,
+    ) -> Result<(), SingleError> {
+        let built = build::build(config, macs, &mut self.kept, sequences, now)?;
+        let old = self.segment.layout();
+        let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, old.tick_hz);
+        let segment = Arc::new(Segment::anonymous(layout)?);
+        let counters = Some(Box::new(WorkerCounters::taking_over(&segment, 0, old)));
+        let nat = self.nat.make(&built.tables)?.pop().flatten();
+        let snapshot = Snapshot { tables: Arc::clone(&built.tables), counters, nat };
+        if self.mailbox.send(Command::Snapshot(snapshot)).is_err() {
+            tracing::warn!("a worker takes no more commands");
+        }
+        (self.built, self.segment) = (built, segment);
+        self.worker.round(now);
+        Ok(())
     }
 
     /// Announces the gateway's addresses and asks for its routers, as at the start of a gateway.
@@ -111,6 +154,13 @@ impl<P: PacketIo> Single<P> {
         self.resolver.announce(&self.built.tables, &mut self.kept.neighbours, now, &mut send);
     }
 
+    /// Gives the worker a command. A full mailbox loses it.
+    pub fn command(&mut self, command: Command) {
+        if self.mailbox.send(command).is_err() {
+            tracing::warn!("a worker takes no more commands");
+        }
+    }
+
     /// One round of the worker and of its control, at `now` (ns). The result is how many packets were moved.
     pub fn step(&mut self, now: u64) -> usize {
         let moved = self.worker.round(now);
@@ -118,6 +168,11 @@ impl<P: PacketIo> Single<P> {
         let mut send = |t| transmit(mailbox, t);
         let tables = &self.built.tables;
         self.resolver.tick(tables, &mut self.kept.neighbours, &self.events, now, &mut send);
+        let mut command = |command| {
+            // As with frames: a full mailbox loses it.
+            let _ = mailbox.send(command);
+        };
+        self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
         self.mailbox.collect();
         moved
     }

@@ -2,14 +2,18 @@
 //!
 //! Answers come from the control thread's own data and are bounded: long lists come in pages. No key is in any.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{gateway::Gateway, neighbours::address_of};
+use super::{
+    gateway::Gateway,
+    neighbours::address_of,
+    rekey::{Action, Change},
+};
 use crate::{
-    config::{Encapsulation, Side},
+    config::{Encapsulation, Key, Side, build::Half},
     stats::{SaColumn, Segment, counters::group},
     table::{
         neighbour::NeighbourState,
@@ -28,6 +32,73 @@ pub enum Request {
     Word(Word),
     /// `{"show": "routes", …}`.
     Show(Show),
+    /// `{"sa": "add", "tunnel": "dc", "spi": 8193, "key_file": "/etc/causeway/dc-2.key"}`.
+    Sa(Sa),
+    /// `{"end_session": "0-17-3"}`.
+    EndSession(EndSession),
+}
+
+/// A request to change the security associations of a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sa {
+    /// What to do.
+    pub sa: SaChange,
+    /// The tunnel.
+    pub tunnel: String,
+    /// What names the association in the packet.
+    pub spi: u32,
+    /// The file with its key, which the gateway reads; an absolute path. Not to retire one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// What can be done with an association.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaChange {
+    /// Open also by it.
+    Add,
+    /// Seal by it from now on.
+    Switch,
+    /// Open by it no more.
+    Retire,
+}
+
+/// Changes associations as asked for.
+#[must_use]
+pub fn change_associations(gateway: &mut Gateway, request: &Sa) -> Value {
+    let key = || match &request.key_file {
+        Some(path) if path.is_absolute() => Key::read(path),
+        Some(_) => Err("the path of the key file is not absolute".to_string()),
+        None => Err("a key file is needed".to_string()),
+    };
+    let action = match request.sa {
+        SaChange::Add => key().map(Action::Add),
+        SaChange::Switch => key().map(Action::Switch),
+        SaChange::Retire => Ok(Action::Retire),
+    };
+    let change = action.map(|action| Change { tunnel: request.tunnel.clone(), spi: request.spi, action });
+    match change.and_then(|change| gateway.rekey(change).map_err(|error| error.to_string())) {
+        Ok(()) => {
+            let word = match request.sa {
+                SaChange::Add => "opens also",
+                SaChange::Switch => "seals now",
+                SaChange::Retire => "opens no more",
+            };
+            tracing::info!("tunnel {} {word} under SPI {:#x}", request.tunnel, request.spi);
+            json!({ "ok": "in force" })
+        }
+        Err(error) => refusal(&error),
+    }
+}
+
+/// Ends a NAT session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndSession {
+    /// What [`SessionRow::id`](super::nat::SessionRow::id) says.
+    pub end_session: String,
 }
 
 /// Requests without parameters.
@@ -48,9 +119,12 @@ pub enum Word {
 pub struct Show {
     /// Which list.
     pub show: Topic,
-    /// Routes: of this gateway only.
+    /// Routes, NAT sessions: of this gateway only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
+    /// NAT sessions: only these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<super::nat::Filter>,
     /// The first row: what the page before gave as `next`.
     #[serde(default)]
     pub from: usize,
@@ -60,7 +134,7 @@ impl Show {
     /// The first page of a list.
     #[must_use]
     pub const fn first(show: Topic) -> Self {
-        Self { show, gateway: None, from: 0 }
+        Self { show, gateway: None, filter: None, from: 0 }
     }
 }
 
@@ -82,6 +156,15 @@ pub enum Topic {
     Ports,
     /// [`XdpRow`]s.
     Xdp,
+    /// [`SessionRow`](super::nat::SessionRow)s.
+    #[serde(rename = "nat-sessions")]
+    NatSessions,
+    /// [`PoolRow`](super::nat::PoolRow)s.
+    #[serde(rename = "nat-pools")]
+    NatPools,
+    /// [`RuleRow`](super::nat::RuleRow)s.
+    #[serde(rename = "nat-rules")]
+    NatRules,
 }
 
 /// A page of a list.
@@ -160,6 +243,18 @@ pub struct SaRow {
     pub window: Option<u32>,
     /// In: how far behind the newest an accepted packet was at most.
     pub lateness: Option<u64>,
+    /// current, due (a new key is asked for) or over (it seals or opens nothing more).
+    pub state: String,
+    /// Seconds since its key was first seen.
+    pub age: u64,
+    /// Bytes sealed or opened since the gateway was started.
+    pub used_bytes: u64,
+    /// Seconds that it may live at most.
+    pub lifetime: Option<u64>,
+    /// Bytes that it may seal or open at most.
+    pub lifetime_bytes: Option<u64>,
+    /// Packets that it may seal or open at most, by their numbers.
+    pub lifetime_packets: Option<u64>,
 }
 
 /// What an interface is.
@@ -202,8 +297,14 @@ pub struct TunnelRow {
     pub remote: IpAddr,
     /// esp or udp.
     pub encapsulation: String,
-    /// Largest inner packet in bytes.
+    /// Largest inner packet in bytes, by all that is known.
     pub mtu: u16,
+    /// Largest outer packet of the path in bytes, where one was learned that is smaller than the line's.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
+    /// Whether errors say that the peer cannot be reached.
+    #[serde(default)]
+    pub unreachable: bool,
     /// The neighbour that outer packets go to.
     pub via: Option<IpAddr>,
     /// Its state; nothing when no route leads to the other end.
@@ -256,6 +357,11 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
         }}),
         Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
         Request::Show(show) => list(gateway, show),
+        Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
+        Request::EndSession(request) => match gateway.end_session(&request.end_session) {
+            Ok(()) => json!({ "ok": "ended" }),
+            Err(why) => refusal(&why),
+        },
     }
 }
 
@@ -276,6 +382,12 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
         Topic::Tunnels => page(tunnels(gateway), show.from, generation),
         Topic::Ports => page(ports(gateway), show.from, generation),
         Topic::Xdp => page(xdp(gateway), show.from, generation),
+        Topic::NatSessions => {
+            let filter = show.filter.clone().unwrap_or_default();
+            gateway.nat_sessions(show.gateway.as_deref(), &filter, show.from, PAGE)
+        }
+        Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
+        Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
     }
 }
 
@@ -370,13 +482,15 @@ fn greatest(segment: &Segment, group: &str, row: usize, column: usize) -> u64 {
 }
 
 fn associations(gateway: &Gateway) -> impl Iterator<Item = SaRow> {
-    let (config, built, tables) = (gateway.config(), gateway.built(), gateway.tables());
-    config.tunnels.iter().zip(&built.tunnels).flat_map(move |(tunnel, &number)| {
-        let row = move |index: u32, direction: &str, spi: u32| SaRow {
-            name: built.rows.sas.get(index as usize).cloned().unwrap_or_default(),
+    let (config, now) = (gateway.config(), gateway.now());
+    gateway.built().associations.iter().map(move |association| {
+        let tunnel = &config.tunnels[association.tunnel];
+        let (used, stage) = gateway.lifetimes().used(association, gateway.segment(), now);
+        let row = SaRow {
+            name: association.name.clone(),
             tunnel: tunnel.name.value.as_str().into(),
-            direction: direction.into(),
-            spi,
+            direction: String::new(),
+            spi: association.spi,
             local: tunnel.local.value,
             remote: tunnel.remote.value,
             udp: *tunnel.encapsulation == Encapsulation::Udp,
@@ -386,27 +500,33 @@ fn associations(gateway: &Gateway) -> impl Iterator<Item = SaRow> {
             newest: None,
             window: None,
             lateness: None,
+            state: stage.name().into(),
+            age: used.age,
+            used_bytes: used.bytes,
+            lifetime: tunnel.lifetime.as_ref().map(|bound| bound.value.0.as_secs()),
+            lifetime_bytes: tunnel.lifetime_bytes.as_ref().map(|bound| bound.value.0),
+            lifetime_packets: tunnel.lifetime_packets.as_ref().map(|bound| bound.value.0),
         };
-        let sealing = tables.tunnel(number).and_then(|t| t.sa.as_ref()).map(|sa| {
-            let used = sa.sequence.next().saturating_sub(1);
-            SaRow {
-                used: Some(used),
+        match &association.half {
+            Half::Out(sa) => SaRow {
+                direction: "out".into(),
+                used: Some(association.newest()),
                 remaining: Some(sa.sequence.remaining()),
-                ..row(sa.index, "out", sa.spi)
-            }
-        });
-        let opening = tables.sas.iter().filter(move |sa| sa.tunnel == number).map(move |sa| SaRow {
-            newest: Some(sa.window.newest()),
-            window: Some(tunnel.replay_window.0),
-            lateness: Some(greatest(
-                gateway.segment(),
-                group::SA,
-                sa.index as usize,
-                SaColumn::Lateness as usize,
-            )),
-            ..row(sa.index, "in", sa.spi)
-        });
-        sealing.into_iter().chain(opening)
+                ..row
+            },
+            Half::In(_) => SaRow {
+                direction: "in".into(),
+                newest: Some(association.newest()),
+                window: Some(tunnel.replay_window.0),
+                lateness: Some(greatest(
+                    gateway.segment(),
+                    group::SA,
+                    association.row as usize,
+                    SaColumn::Lateness as usize,
+                )),
+                ..row
+            },
+        }
     })
 }
 
@@ -453,7 +573,9 @@ fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
             local: tunnel.local.value,
             remote: tunnel.remote.value,
             encapsulation: tunnel.encapsulation.as_str().into(),
-            mtu: known.map_or(0, |t| t.mtu),
+            mtu: known.map_or(0, |t| t.inner_mtu()),
+            path_mtu: known.and_then(|t| t.path.mtu()),
+            unreachable: known.is_some_and(|t| t.path.is_unreachable(gateway.now())),
             via,
             state,
         }

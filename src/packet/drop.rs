@@ -103,8 +103,25 @@ drop_reasons! {
     LocalUnserved = "local-unserved",
     /// A packet to the gateway itself whose ICMP or UDP checksum is wrong.
     LocalChecksum = "local-checksum",
-    /// A packet to the gateway itself that it answered (ICMP echo, or a reply to its own probe).
+    /// A packet to the gateway itself that has done its work here: a reply to its own probe, or an ICMP error about one
+    /// of its ESP packets, which it has learned from.
     LocalConsumed = "local-consumed",
+    /// An ICMP error about an ESP packet that this gateway has not sent, or not lately: forged, or very late.
+    IcmpQuoteMismatch = "icmp-quote-mismatch",
+    /// A fragment to the gateway itself that is part of a whole packet now; it has done its work here.
+    FragmentReassembled = "fragment-reassembled",
+    /// A fragment to the gateway itself, others of whose packet did not come in time (15 s, IPv6: 60 s).
+    FragmentTimeout = "fragment-timeout",
+    /// Fragments to the gateway itself that overlap or contradict each other (RFC 5722): an attack, or a packet that
+    /// came twice. All of the packet is dropped; of an exact copy, only the copy.
+    FragmentOverlap = "fragment-overlap",
+    /// Fragments to the gateway itself of a packet that one buffer does not hold. See `buffer_size`: 2048 takes 1792
+    /// bytes behind the IP header, 4096 takes 3840.
+    FragmentTooLarge = "fragment-too-large",
+    /// More packets to the gateway itself wait for fragments than are kept; the oldest gave way.
+    FragmentTableFull = "fragment-table-full",
+    /// A fragment to the gateway itself that is empty, ends off a multiple of 8, or is one of more than 32.
+    FragmentMalformed = "fragment-malformed",
     /// The host's TAP takes no more.
     HostQueueFull = "host-queue-full",
     /// The link address of the next hop is not known yet, and more packets wait for it than are kept.
@@ -115,8 +132,6 @@ drop_reasons! {
     NeighbourTableFull = "neighbour-table-full",
     /// An ESP packet that is cut short, or whose length is no multiple of 4.
     EspLength = "esp-length",
-    /// A fragment of an ESP packet: it must be whole before it can be opened.
-    EspFragment = "esp-fragment",
     /// No security association has this SPI and destination.
     NoSa = "no-sa",
     /// The ICV is wrong: the packet was changed on its way, or sealed with another key.
@@ -143,8 +158,24 @@ drop_reasons! {
     SequenceExhausted = "sequence-exhausted",
     /// The tunnel has no outbound SA, or no way to its peer.
     TunnelDown = "tunnel-down",
-    /// The address has a 1:1 rule, but the packet cannot be translated (a quoted packet that is cut too short).
+    /// The address has a NAT rule, but the packet cannot be translated (a quoted packet that is cut too short).
     NatUntranslatable = "nat-untranslatable",
+    /// A packet to an outside address of NAT that no session and no mapping is for.
+    NatNoSession = "nat-no-session",
+    /// The NAT table, or this gateway's part of it, is full: see `causeway show nat pools`.
+    NatTableFull = "nat-table-full",
+    /// Every port of the pool that was tried for a new session has one with this remote address and port already.
+    NatPortsExhausted = "nat-ports-exhausted",
+    /// The host has as many NAT sessions as `nat_sessions_per_source` allows it.
+    NatSourceLimit = "nat-source-limit",
+    /// A new session between two ends that have another session already, by another mapping.
+    NatConflict = "nat-conflict",
+    /// The worker that has the packet's NAT session takes no more: its ring is full.
+    NatHandoverFull = "nat-handover-full",
+    /// A fragment that NAT needs the first fragment for, and more such fragments wait than are kept.
+    NatFragmentsFull = "nat-fragments-full",
+    /// A fragment whose first fragment did not come in time.
+    NatFragmentTimeout = "nat-fragment-timeout",
     /// No buffer was free for a packet that the gateway wanted to send.
     NoBuffer = "no-buffer",
     /// The port takes no more: its transmit ring is full.

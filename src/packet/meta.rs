@@ -38,6 +38,9 @@ impl Flags {
     /// Policies have let it in: what NAT makes of it is not asked about again.
     pub const ADMITTED: Self = Self(1 << 12);
 
+    /// A dummy: sealed as such, and made to be dropped (RFC 4303 2.6).
+    pub const DUMMY: Self = Self(1 << 15);
+
     /// Whether all of `other` are set.
     #[inline]
     #[must_use]
@@ -84,6 +87,40 @@ impl BitAnd for Flags {
     type Output = Self;
     fn bitand(self, other: Self) -> Self {
         Self(self.0 & other.0)
+    }
+}
+
+/// What address translation has found out about a packet on its way through it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NatMarks(u8);
+
+impl NatMarks {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// A fragment whose ports are known, from the first one: [`Meta::sport`] and [`Meta::dport`] hold them.
+    pub const PORTS_KNOWN: Self = Self(1);
+    /// Its route is looked up by the address in [`Meta::next_hop`] in place of its destination.
+    pub const ROUTE_AS_SEEN: Self = Self(1 << 1);
+
+    /// Whether all of `other` are set.
+    #[inline]
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// With `other`.
+    #[inline]
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Without `other`.
+    #[inline]
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 }
 
@@ -160,6 +197,10 @@ pub struct Meta {
     pub egress: u16,
     /// The neighbour it goes to.
     pub neighbour: u32,
+    /// What address translation knows of it.
+    pub nat: NatMarks,
+    /// How often it went from one worker to another.
+    pub hops: u8,
 }
 
 impl Meta {
@@ -190,6 +231,8 @@ impl Meta {
         tunnel: 0,
         egress: 0,
         neighbour: 0,
+        nat: NatMarks::NONE,
+        hops: 0,
     };
 
     /// Whether the packet is IPv6.

@@ -11,14 +11,18 @@
 pub mod burst;
 pub mod drop;
 pub mod frame;
+pub mod handoff;
 pub mod meta;
+pub mod ring;
 pub mod slots;
+mod sync;
 pub mod umem;
 
 pub use burst::Burst;
 pub use drop::DropReason;
 pub use frame::{Frame, FrameQueue};
-pub use meta::{Flags, Meta, NO_INTERFACE, Tagging};
+pub use handoff::{Handed, Links};
+pub use meta::{Flags, Meta, NO_INTERFACE, NatMarks, Tagging};
 pub use slots::{Slot, Slots};
 pub use umem::{FramePool, HugePages, Lender, Umem, UmemError};
 

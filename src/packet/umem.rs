@@ -105,7 +105,9 @@ impl Umem {
             .map(|i| {
                 // From the highest down, so that the first frames taken are the lowest chunks.
                 let numbers = (umem.first + share(i)..umem.first + share(i + 1)).rev();
-                let free: Vec<NonZeroU32> = numbers.filter_map(NonZeroU32::new).collect();
+                // Room for all, so that frames that other workers hand over find theirs.
+                let mut free = Vec::with_capacity(umem.chunks());
+                free.extend(numbers.filter_map(NonZeroU32::new));
                 FramePool { umem: Arc::clone(&umem), owned: free.len(), free }
             })
             .collect()
@@ -231,8 +233,7 @@ impl FramePool {
     #[inline]
     pub fn free(&mut self, frame: Frame) {
         debug_assert!(self.umem.offset(&frame).is_some(), "a frame of another UMEM");
-        // Room for every chunk of the UMEM is never needed but in hand-over between workers; it is kept by `reserve`
-        // at the first excess only.
+        // There is room for every chunk of the UMEM: nothing is allocated.
         self.free.push(frame.chunk);
     }
 

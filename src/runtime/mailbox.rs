@@ -10,7 +10,7 @@ use std::sync::{
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::{stats::WorkerCounters, table::tables::Tables};
+use crate::{stage::NatTables, stats::WorkerCounters, table::tables::Tables};
 
 /// What a worker looks things up in and counts in.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub tables: Arc<Tables>,
     /// New counters, when the rows of the statistics changed.
     pub counters: Option<Box<WorkerCounters>>,
+    /// Tables for NAT sessions, for a worker that has none and needs some now.
+    pub nat: Option<Box<NatTables>>,
 }
 
 /// Something for a worker.
@@ -34,6 +36,25 @@ pub enum Command {
         interface: u16,
         /// The frame.
         frame: Vec<u8>,
+    },
+    /// Send a NAT keepalive to the peer of the tunnel of this number.
+    Keepalive {
+        /// The tunnel.
+        tunnel: u16,
+    },
+    /// Send dummy packets into the tunnel of this number.
+    Dummies {
+        /// The tunnel.
+        tunnel: u16,
+        /// How many.
+        count: u16,
+    },
+    /// End the NAT session at this place, if it is still the one that is meant.
+    EndSession {
+        /// Its place.
+        id: u32,
+        /// Which of those that had the place.
+        incarnation: u8,
     },
 }
 

@@ -8,11 +8,14 @@ use crate::{
         esp_open::EspOpen,
         esp_seal::EspSeal,
         local::{Local, Serve},
+        mss::Mss,
         mtu::Mtu,
         nat::Nat,
         neighbour::Arp,
         next_hop::NextHop,
         parse::Parse,
+        path_errors::{PathErrors, Unreachable},
+        reassemble::Reassemble,
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
@@ -44,16 +47,20 @@ stages! {
     parse: Parse = 0,
     arp: Arp = 1,
     local: Local = 2,
-    esp_open: EspOpen = 3,
-    spd_inbound: SpdInbound = 4,
-    serve: Serve = 5,
-    nat: Nat = 6,
-    spd: SpdOutbound = 7,
-    route: Route = 8,
-    next_hop: NextHop = 9,
-    mtu: Mtu = 10,
-    esp_seal: EspSeal = 11,
-    rewrite: Rewrite = 12,
+    reassemble: Reassemble = 3,
+    path_errors: PathErrors = 4,
+    esp_open: EspOpen = 5,
+    spd_inbound: SpdInbound = 6,
+    serve: Serve = 7,
+    nat: Nat = 8,
+    spd: SpdOutbound = 9,
+    route: Route = 10,
+    next_hop: NextHop = 11,
+    mss: Mss = 12,
+    mtu: Mtu = 13,
+    unreachable: Unreachable = 14,
+    esp_seal: EspSeal = 15,
+    rewrite: Rewrite = 16,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -123,7 +130,7 @@ impl Pipeline {
             Entry::Tx => cx.lanes.tx = burst.live(),
         }
         for _ in 0..MAX_PASSES {
-            if (cx.lanes.ip | cx.lanes.forward | cx.lanes.local).is_empty() {
+            if (cx.lanes.ip | cx.lanes.esp | cx.lanes.forward | cx.lanes.local).is_empty() {
                 break;
             }
             self.gateway(cx, burst);
@@ -133,6 +140,9 @@ impl Pipeline {
         }
         if !cx.lanes.too_big.is_empty() {
             self.mtu(cx, burst);
+        }
+        if !cx.lanes.seal.is_empty() && entry != Entry::Seal && Unreachable::is_due(cx) {
+            self.unreachable(cx, burst);
         }
         if !cx.lanes.seal.is_empty() {
             self.esp_seal(cx, burst);
@@ -145,6 +155,12 @@ impl Pipeline {
     fn gateway(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         if !cx.lanes.ip.is_empty() {
             self.local(cx, burst);
+        }
+        if !cx.lanes.fragments.is_empty() {
+            self.reassemble(cx, burst);
+        }
+        if cx.tables.features.tunnels && !cx.lanes.local.is_empty() {
+            self.path_errors(cx, burst);
         }
         if !cx.lanes.esp.is_empty() {
             // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.
@@ -169,6 +185,9 @@ impl Pipeline {
         }
         if !cx.lanes.chosen.is_empty() {
             self.next_hop(cx, burst);
+        }
+        if features.clamps {
+            self.mss(cx, burst);
         }
     }
 }

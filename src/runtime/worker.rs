@@ -6,12 +6,14 @@ use std::{sync::Arc, time::Duration};
 use arrayvec::ArrayVec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot};
+use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot, Waker};
 use crate::{
     io::{PacketIo, PortHealth},
-    packet::{Burst, DropReason, Frame, FramePool, FrameQueue},
-    stage::next_hop::SILENT_NEIGHBOUR,
-    stage::{Cx, Entry, EventQueue, IcmpLimit, Lanes, Output, Resumed},
+    packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links},
+    stage::{
+        Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed, filler,
+        next_hop::SILENT_NEIGHBOUR,
+    },
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
     wire::ethernet::{EtherType, Ethernet},
@@ -58,13 +60,18 @@ pub struct Ledger {
     pub waiting: u64,
     /// Dropped, for all reasons.
     pub dropped: u64,
+    /// Taken from other workers.
+    pub taken_over: u64,
+    /// Handed to other workers.
+    pub handed_over: u64,
 }
 
 impl Ledger {
     /// Whether every packet is accounted for.
     #[must_use]
     pub const fn balances(&self) -> bool {
-        self.received + self.originated == self.sent + self.delivered + self.waiting + self.dropped
+        self.received + self.originated + self.taken_over
+            == self.sent + self.delivered + self.waiting + self.dropped + self.handed_over
     }
 }
 
@@ -84,8 +91,13 @@ pub struct Worker<P> {
     events: Arc<EventQueue>,
     mailbox: Arc<Mailbox>,
     icmp_limit: IcmpLimit,
+    nat: NatState,
+    /// What each worker sleeps on; none where there is one worker.
+    wakers: Vec<Arc<Waker>>,
     burst_size: usize,
     port_stats_due: u64,
+    /// The port whose turn it is.
+    port_stats_next: usize,
     hosts_due: u64,
 }
 
@@ -116,10 +128,29 @@ impl<P: PacketIo> Worker<P> {
             events,
             mailbox,
             icmp_limit: IcmpLimit::default(),
+            nat: NatState::default(),
+            wakers: Vec::new(),
             burst_size: burst_size.clamp(1, crate::packet::BURST),
             port_stats_due: 0,
+            port_stats_next: 0,
             hosts_due: 0,
         }
+    }
+
+    /// Gives it tables for NAT sessions.
+    pub fn set_nat(&mut self, tables: Option<Box<NatTables>>) {
+        self.nat.tables = tables;
+    }
+
+    /// Gives it its ways to the other workers, and what each of them sleeps on.
+    pub fn link(&mut self, links: Links, wakers: Vec<Arc<Waker>>) {
+        (self.nat.links, self.wakers) = (links, wakers);
+    }
+
+    /// Its NAT sessions.
+    #[must_use]
+    pub fn nat_tables(&self) -> Option<&NatTables> {
+        self.nat.tables.as_deref()
     }
 
     /// Times one burst in `every`, stage by stage; none when that is 0.
@@ -154,21 +185,28 @@ impl<P: PacketIo> Worker<P> {
     /// One round over all ports. The result is how many packets were moved.
     pub fn round(&mut self, now: u64) -> usize {
         self.mailbox.pass();
-        self.commands();
+        self.commands(now);
+        self.resume(now);
         let mut moved = 0;
         for port in 0..self.ports.len() {
             moved += self.port(port, now);
         }
         moved += self.host_taps(now);
+        moved += self.take_over(now);
         moved += self.pending(now);
+        self.out.reassembly.expire(now, &mut self.pool, &self.counters);
         moved += self.transmit();
+        moved += self.nat(now, moved == 0);
         self.counters.worker(WorkerColumn::Rounds, 1);
         if moved == 0 {
             self.counters.worker(WorkerColumn::IdleRounds, 1);
         }
         if now >= self.port_stats_due {
-            self.port_stats_due = now + PORT_STATS_INTERVAL;
-            self.port_stats();
+            // One after the other: packets wait for as long as it takes.
+            let ports = self.ports.len().max(1);
+            self.port_stats_due = now + PORT_STATS_INTERVAL / ports as u64;
+            self.port_stats(self.port_stats_next);
+            self.port_stats_next = (self.port_stats_next + 1) % ports;
         }
         moved
     }
@@ -233,6 +271,41 @@ impl<P: PacketIo> Worker<P> {
         to.extend(queue.drain(..));
     }
 
+    /// Takes what other workers handed to this one through the rest of its way.
+    fn take_over(&mut self, now: u64) -> usize {
+        let (umem, burst) = (Arc::clone(self.pool.umem()), &mut self.burst);
+        let mut lost = None;
+        let n = self.nat.links.take(self.burst_size, |packet| {
+            umem.prefetch(&packet.frame);
+            // The burst is empty between rounds, and no more come than it holds.
+            lost = burst.push(packet.frame, packet.meta).err().or(lost.take());
+        });
+        if let Some(frame) = lost {
+            self.pool.free(frame);
+        }
+        if n > 0 {
+            self.counters.worker(WorkerColumn::TakenOver, n as u64);
+            self.pipeline(now, Entry::Forward);
+            self.resume(now);
+        }
+        self.nat.links.settle(&mut self.pool);
+        n
+    }
+
+    /// What NAT does between bursts: lets fragments go on whose first one has come, and ends sessions.
+    fn nat(&mut self, now: u64, idle: bool) -> usize {
+        let Some(tables) = &mut self.nat.tables else { return 0 };
+        if idle {
+            tables.age(&self.tables, &self.counters, now, true);
+        }
+        if tables.waiting() == 0 {
+            return 0;
+        }
+        let moved = tables.release(&self.counters, &mut self.pool, &mut self.out.resumed, now);
+        self.resume(now);
+        moved
+    }
+
     /// Runs what is in the burst through the pipeline and empties it.
     fn pipeline(&mut self, now: u64, entry: Entry) {
         let umem = Arc::clone(self.pool.umem());
@@ -246,9 +319,18 @@ impl<P: PacketIo> Worker<P> {
             out: &mut self.out,
             events: &self.events,
             icmp_limit: &mut self.icmp_limit,
+            nat: &mut self.nat,
             now,
         };
         self.pipeline.run(&mut cx, &mut self.burst, entry);
+        if let Some(nat) = &mut self.nat.tables {
+            nat.age(&self.tables, &self.counters, now, false);
+        }
+        self.nat.links.publish(|worker| {
+            if let Some(waker) = self.wakers.get(worker) {
+                waker.wake();
+            }
+        });
         self.counters.worker(WorkerColumn::Bursts, 1);
         self.sweep(entry);
     }
@@ -401,25 +483,56 @@ impl<P: PacketIo> Worker<P> {
     }
 
     /// Takes up what the control thread sent.
-    fn commands(&mut self) {
+    fn commands(&mut self, now: u64) {
         for _ in 0..COMMANDS_PER_ROUND {
             let Some(command) = self.mailbox.take() else { return };
             match command {
-                Command::Snapshot(Snapshot { tables, counters }) => {
+                Command::Snapshot(Snapshot { tables, counters, nat }) => {
+                    if nat.is_some() {
+                        self.nat.tables = nat;
+                    }
                     let tables = std::mem::replace(&mut self.tables, tables);
                     let counters = counters.map(|new| {
                         new.carry_from(&self.counters);
                         std::mem::replace(&mut self.counters, new)
                     });
-                    self.mailbox.give_back(Retired::Snapshot(Snapshot { tables, counters }));
+                    self.mailbox.give_back(Retired::Snapshot(Snapshot { tables, counters, nat: None }));
                     self.counters.worker(WorkerColumn::Snapshots, 1);
+                }
+                Command::Keepalive { tunnel } => {
+                    let made = filler::keepalive(&self.tables, &mut self.pool, tunnel);
+                    self.fill(made, WorkerColumn::Keepalives);
+                }
+                Command::Dummies { tunnel, count } => {
+                    for _ in 0..count {
+                        // Any numbers will do that look like none in particular.
+                        let random = self.out.next_identification().wrapping_mul(40_503) >> 3;
+                        let made = filler::dummy(&self.tables, &mut self.pool, tunnel, random);
+                        self.fill(made, WorkerColumn::Dummies);
+                    }
                 }
                 Command::Transmit { port, interface, frame: bytes } => {
                     self.originate(port, interface, &bytes);
                     self.mailbox.give_back(Retired::Frame(bytes));
                 }
+                Command::EndSession { id, incarnation } => {
+                    if let Some(nat) = &mut self.nat.tables {
+                        nat.delete(&self.counters, id, incarnation, now);
+                    }
+                }
             }
         }
+    }
+
+    /// Sends what keeps a tunnel busy with the next packets; there is no harm in doing without.
+    fn fill(&mut self, made: Option<Resumed>, column: WorkerColumn) {
+        let Some(packet) = made else { return };
+        if let Err(error) = self.out.resumed.try_push(packet) {
+            self.pool.free(error.element().frame);
+            return;
+        }
+        self.counters.worker(column, 1);
+        self.counters.worker(WorkerColumn::Originated, 1);
     }
 
     fn originate(&mut self, port: u16, interface: u16, bytes: &[u8]) {
@@ -450,43 +563,60 @@ impl<P: PacketIo> Worker<P> {
             };
             let _ = fds.try_push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
         }
+        let waker = self.wakers.get(self.nat.links.own());
+        if let Some(waker) = waker {
+            let links = &mut self.nat.links;
+            if !waker.may_sleep(|| links.is_empty()) {
+                return;
+            }
+            let _ = fds.try_push(PollFd::from_borrowed_fd(waker.fd(), PollFlags::IN));
+        }
         let timeout = Timespec { tv_sec: 0, tv_nsec: LONGEST_SLEEP };
         // An interrupted or refused sleep is a short one.
         let _ = poll(&mut fds, Some(&timeout));
-    }
-
-    fn port_stats(&mut self) {
-        for (number, port) in self.ports.iter_mut().enumerate() {
-            let stats = port.stats();
-            let health = match port.health() {
-                PortHealth::Up => 0,
-                PortHealth::Down => 1,
-                PortHealth::Gone => 2,
-            };
-            for (column, value) in [
-                (PortColumn::RxRingFull, stats.rx_ring_full),
-                (PortColumn::RxFillEmpty, stats.rx_fill_empty),
-                (PortColumn::RxDropped, stats.rx_dropped),
-                (PortColumn::InvalidDescriptors, stats.invalid_descriptors),
-                (PortColumn::TxKicks, stats.tx_kicks),
-                (PortColumn::RxWakeups, stats.rx_wakeups),
-                (PortColumn::Health, health),
-            ] {
-                self.counters.port_gauge(number, column, value);
-            }
+        if let Some(waker) = waker {
+            waker.awake();
         }
-        self.counters.worker_gauge(WorkerColumn::Waiting, self.waiting());
     }
 
-    /// Packets that wait now: for neighbours, or for room in a port.
+    /// Reads what a port counts itself.
+    fn port_stats(&mut self, number: usize) {
+        self.counters.worker_gauge(WorkerColumn::Waiting, self.waiting());
+        let Some(port) = self.ports.get_mut(number) else { return };
+        let stats = port.stats();
+        let health = match port.health() {
+            PortHealth::Up => 0,
+            PortHealth::Down => 1,
+            PortHealth::Gone => 2,
+        };
+        for (column, value) in [
+            (PortColumn::RxRingFull, stats.rx_ring_full),
+            (PortColumn::RxFillEmpty, stats.rx_fill_empty),
+            (PortColumn::RxDropped, stats.rx_dropped),
+            (PortColumn::InvalidDescriptors, stats.invalid_descriptors),
+            (PortColumn::TxKicks, stats.tx_kicks),
+            (PortColumn::RxWakeups, stats.rx_wakeups),
+            (PortColumn::Health, health),
+        ] {
+            self.counters.port_gauge(number, column, value);
+        }
+    }
+
+    /// Packets that wait now: for neighbours, for other fragments, or for room in a port.
     fn waiting(&self) -> u64 {
+        self.frames_waiting() + self.out.reassembly.waiting()
+    }
+
+    /// Packets that wait and have a buffer each.
+    fn frames_waiting(&self) -> u64 {
         let queued: usize = self.out.ports.iter().chain(&self.out.hosts).map(|queue| queue.len()).sum();
-        (self.out.pending.len() + self.out.resumed.len() + queued) as u64
+        let held = self.nat.tables.as_ref().map_or(0, |nat| nat.waiting());
+        (self.out.pending.len() + self.out.resumed.len() + queued + held) as u64
     }
 
     /// Sends what is on its way, drops what waits, and takes every frame home.
     pub fn end(&mut self, now: u64) {
-        self.commands();
+        self.commands(now);
         self.resume(now);
         for _ in 0..64 {
             self.ports.iter_mut().for_each(|port| port.complete(&mut self.pool));
@@ -498,16 +628,32 @@ impl<P: PacketIo> Worker<P> {
             self.counters.drops(None, DropReason::Shutdown, 1);
             self.pool.free(packet.frame);
         }
+        if let Some(nat) = &mut self.nat.tables {
+            nat.give_up(&self.counters, &mut self.pool);
+        }
+        self.out.reassembly.clear(&mut self.pool, &self.counters);
         for queue in self.out.ports.iter_mut().chain(&mut self.out.hosts) {
             for frame in queue.drain(..) {
                 self.counters.drops(None, DropReason::Shutdown, 1);
                 self.pool.free(frame);
             }
         }
-        self.port_stats();
+        (0..self.ports.len()).for_each(|number| self.port_stats(number));
         for port in self.ports.iter_mut().chain(self.hosts.iter_mut().map(|(port, _)| port)) {
             port.shutdown(&mut self.pool);
         }
+    }
+
+    /// Takes home what other workers handed to this one too late, and the buffers that they gave back: to be done when
+    /// all workers have ended, and twice, since each may still owe the others.
+    pub fn collect_handed(&mut self) {
+        let (pool, counters) = (&mut self.pool, &self.counters);
+        let n = self.nat.links.take(usize::MAX, |packet| {
+            counters.drops(None, DropReason::Shutdown, 1);
+            pool.free(packet.frame);
+        });
+        self.counters.worker(WorkerColumn::TakenOver, n as u64);
+        self.nat.links.settle(&mut self.pool);
     }
 
     /// The balance of this worker's packets.
@@ -521,6 +667,8 @@ impl<P: PacketIo> Worker<P> {
             delivered: read(WorkerColumn::Delivered),
             waiting: self.waiting(),
             dropped: DropReason::ALL.iter().map(|reason| self.counters.read_drops(*reason)).sum(),
+            taken_over: read(WorkerColumn::TakenOver),
+            handed_over: read(WorkerColumn::HandedOver),
         }
     }
 
@@ -529,7 +677,9 @@ impl<P: PacketIo> Worker<P> {
     pub fn frames_missing(&self) -> usize {
         let held: usize =
             self.ports.iter().chain(self.hosts.iter().map(|(port, _)| port)).map(PacketIo::held).sum();
-        (self.pool.owned()).saturating_sub(self.pool.available() + held + self.waiting() as usize)
+        let waiting = self.frames_waiting() as usize + self.out.reassembly.frames();
+        let owned = self.pool.owned().saturating_add_signed(self.nat.links.gained() as isize);
+        owned.saturating_sub(self.pool.available() + held + waiting)
     }
 
     /// What it counts.

@@ -1,6 +1,6 @@
 //! What a stage may use.
 
-use super::{EventQueue, Lanes, Output};
+use super::{EventQueue, Lanes, NatState, Output};
 use crate::{
     packet::{FramePool, Umem},
     stats::WorkerCounters,
@@ -25,6 +25,8 @@ pub struct Cx<'a> {
     pub events: &'a EventQueue,
     /// How many ICMP errors may still be sent.
     pub icmp_limit: &'a mut IcmpLimit,
+    /// NAT sessions of this worker, and its ways to those of others.
+    pub nat: &'a mut NatState,
     /// Nanoseconds on the gateway's clock, read once a burst.
     pub now: u64,
 }

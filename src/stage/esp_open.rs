@@ -11,7 +11,7 @@ use crate::{
         replay::Refused,
     },
     packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots, Umem},
-    stats::{SaColumn, WorkerCounters},
+    stats::{SaColumn, WorkerColumn, WorkerCounters},
     table::{
         address::Address,
         hash::HashKey,
@@ -116,7 +116,10 @@ impl EspOpen {
                     *self.entry(slot) = found;
                     good.insert(slot);
                 }
-                Ok(None) => cx.lanes.local.insert(slot),
+                Ok(None) => {
+                    cx.counters.worker(WorkerColumn::NonEsp, 1);
+                    cx.lanes.local.insert(slot);
+                }
                 Err(reason) => burst.drop(slot, reason),
             }
         }
@@ -260,9 +263,6 @@ impl EspOpen {
 /// `None`: it is no ESP packet after all, but something for the host.
 #[inline(always)]
 fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Found>, DropReason> {
-    if meta.flags.has(Flags::FRAGMENT) {
-        return Err(DropReason::EspFragment);
-    }
     let end = usize::from(meta.l3 + meta.ip_len);
     let l4 = bytes.get(usize::from(meta.l4)..end).ok_or(DropReason::EspLength)?;
     let (packet, at) = if meta.proto == protocol::UDP {
@@ -376,6 +376,9 @@ fn inner(
         return Err(DropReason::EspNextHeader);
     }
     if (meta.tos ^ outer_tos) & 3 != 0 {
+        if is_alarming(meta.tos & 3, outer_tos & 3) {
+            counters.sa(sa.index, SaColumn::EcnAlarms, 1);
+        }
         let ecn = ecn(meta.tos & 3, outer_tos & 3).ok_or(DropReason::EcnContradiction)?;
         set_ecn(bytes, meta, ecn);
     }
@@ -399,6 +402,15 @@ const fn ecn(inner: u8, outer: u8) -> Option<u8> {
         (ECT_0, ECT_1) => Some(ECT_1),
         (inner, _) => Some(inner),
     }
+}
+
+/// Whether no sender makes this combination of inner and outer field: the outer one was set without right on its way,
+/// or the tunnel's entry is at odds with RFC 6040 (figure 4: `!!!`).
+const fn is_alarming(inner: u8, outer: u8) -> bool {
+    const NOT_ECT: u8 = 0;
+    const ECT_1: u8 = 1;
+    const CE: u8 = 3;
+    inner == NOT_ECT && outer != NOT_ECT || inner == CE && outer == ECT_1
 }
 
 fn set_ecn(bytes: &mut [u8], meta: &mut Meta, ecn: u8) {

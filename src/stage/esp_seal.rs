@@ -4,12 +4,13 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayVec;
 
-use super::{Cx, Stage};
+use super::{Cx, Entry, Stage, fragment, icmp_error};
 use crate::{
     crypto::aead::{self, Aad, Job},
     packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
     stats::SaColumn,
     table::{
+        path::LEAST_V4,
         prefetch::prefetch_read,
         tables::NextHop,
         tunnel::{Df, SaOut, Tunnel},
@@ -22,11 +23,15 @@ use crate::{
 pub struct EspSeal {
     /// Sequence number of each packet of the burst.
     sequence: [u64; BURST],
+    /// Packets that are larger than line or path take.
+    oversize: Slots,
+    /// Packets whose UDP checksum is due.
+    unsummed: Slots,
 }
 
 impl Default for EspSeal {
     fn default() -> Self {
-        Self { sequence: [0; BURST] }
+        Self { sequence: [0; BURST], oversize: Slots::NONE, unsummed: Slots::NONE }
     }
 }
 
@@ -43,13 +48,18 @@ impl Stage for EspSeal {
         }
         self.number(cx, burst, slots);
         for slot in slots & burst.live() {
-            if let Err(reason) = self.encapsulate(cx, burst, slot) {
-                burst.drop(slot, reason);
+            match self.encapsulate(cx, burst, slot) {
+                Ok(()) => {}
+                Err(DropReason::TunnelDown) => down(cx, burst, slot),
+                Err(reason) => burst.drop(slot, reason),
             }
         }
         let slots = slots & burst.live();
         self.seal(cx, burst, slots);
         cx.lanes.tx |= slots;
+        if !(self.oversize | self.unsummed).is_empty() {
+            self.complete(cx, burst);
+        }
     }
 }
 
@@ -57,6 +67,13 @@ impl Stage for EspSeal {
 fn association<'a>(cx: &Cx<'a>, meta: &Meta) -> Option<(&'a Tunnel, &'a SaOut)> {
     let tunnel = cx.tables.tunnel(meta.tunnel)?;
     Some((tunnel, tunnel.sa.as_deref()?))
+}
+
+/// The tunnel cannot carry a packet, which is still as it was: its sender is told.
+#[cold]
+fn down(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) {
+    let problem = icmp_error::Problem::HostUnreachable;
+    icmp_error::drop_with_error(cx, burst, slot, DropReason::TunnelDown, problem);
 }
 
 /// So many tunnels, at about 1 KiB each with their keys, stay in the caches near the core by themselves.
@@ -86,7 +103,7 @@ fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots) {
 
 impl EspSeal {
     /// Takes sequence numbers, once for each run of packets into one tunnel.
-    fn number(&mut self, cx: &Cx<'_>, burst: &mut Burst, slots: Slots) {
+    fn number(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) {
         let mut left = slots.into_iter().peekable();
         while let Some(first) = left.next() {
             let number = burst.meta(first).tunnel;
@@ -95,7 +112,7 @@ impl EspSeal {
                 run.insert(next);
             }
             let Some((_, sa)) = association(cx, burst.meta(first)) else {
-                run.into_iter().for_each(|slot| burst.drop(slot, DropReason::TunnelDown));
+                run.into_iter().for_each(|slot| down(cx, burst, slot));
                 continue;
             };
             if sa.ended.load(Relaxed) {
@@ -105,6 +122,7 @@ impl EspSeal {
             }
             let mut numbers = sa.sequence.take(run.len() as u32).unwrap_or(0..0);
             let (mut packets, mut bytes) = (0, 0);
+            let (mut dummies, mut dummy_bytes) = (0, 0);
             for slot in run {
                 // When fewer are left than packets, the last packets go without.
                 match numbers.next().or_else(|| sa.sequence.take(1).and_then(|mut one| one.next())) {
@@ -112,6 +130,10 @@ impl EspSeal {
                         self.set(slot, sequence);
                         packets += 1;
                         bytes += u64::from(burst.meta(slot).ip_len);
+                        if burst.meta(slot).flags.has(Flags::DUMMY) {
+                            dummies += 1;
+                            dummy_bytes += u64::from(burst.meta(slot).ip_len);
+                        }
                     }
                     None => {
                         cx.counters.sa(sa.index, SaColumn::Exhausted, 1);
@@ -119,7 +141,7 @@ impl EspSeal {
                     }
                 }
             }
-            cx.counters.tunnel_out(number, packets, bytes);
+            cx.counters.tunnel_out(number, packets - dummies, bytes - dummy_bytes);
             cx.counters.sa(sa.index, SaColumn::Packets, packets);
             cx.counters.sa(sa.index, SaColumn::Bytes, bytes);
         }
@@ -137,7 +159,7 @@ impl EspSeal {
 
     /// Puts the headers in front and the trailer behind, all but encrypted.
     #[inline]
-    fn encapsulate(&self, cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) -> Result<(), DropReason> {
+    fn encapsulate(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) -> Result<(), DropReason> {
         let meta = *burst.meta(slot);
         let (tunnel, sa) = association(cx, &meta).ok_or(DropReason::TunnelDown)?;
         let next_hop = tunnel.next_hop.ok_or(DropReason::TunnelDown)?;
@@ -145,7 +167,8 @@ impl EspSeal {
         else {
             return Err(DropReason::TunnelDown);
         };
-        let payload = usize::from(meta.ip_len);
+        let length = usize::from(meta.ip_len);
+        let payload = tunnel.padded(length);
         let in_front = tunnel.outer.header_len() + esp::HEADER_IV_LEN;
         let behind = esp::padding(payload) + esp::TRAILER_LEN + esp::ICV_LEN;
         let df = match tunnel.df {
@@ -153,20 +176,33 @@ impl EspSeal {
             Df::Set => true,
             Df::Clear => false,
         };
-        let identification = if df { 0 } else { cx.out.next_identification() };
+        let total = in_front + payload + behind;
+        // An IPv6 packet of the least size that every line must take, on a way that takes less.
+        let oversize = total > usize::from(LEAST_V4) && total > usize::from(tunnel.outer_mtu());
+        let df = df && !oversize;
+        self.oversize.insert_if(slot, oversize);
+        self.unsummed.insert_if(slot, tunnel.outer.needs_checksum());
+        let sequence = self.get(slot);
+        // Unlike a count of its own, it is no other worker's at the same time.
+        let identification = sequence as u16;
         let frame = burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?;
-        if !frame.reframe(usize::from(meta.l3), payload, in_front) || !cx.umem.grow_back(frame, behind) {
+        let more = payload - length + behind;
+        if !frame.reframe(usize::from(meta.l3), length, in_front) || !cx.umem.grow_back(frame, more) {
             return Err(DropReason::NoBuffer);
         }
         let (bytes, known) = burst.packet_mut(cx.umem, slot);
-        let total = bytes.len();
-        let next_header = if meta.is_v6() { protocol::IPV6 } else { protocol::IPV4 };
+        let next_header = match (meta.flags.has(Flags::DUMMY), meta.is_v6()) {
+            (true, _) => protocol::NO_NEXT_HEADER,
+            (false, true) => protocol::IPV6,
+            (false, false) => protocol::IPV4,
+        };
         let inner = bytes.get_mut(in_front..).ok_or(DropReason::NoBuffer)?;
+        // What was in the buffer before goes nowhere, sealed or not.
+        inner.get_mut(length..payload).unwrap_or(&mut []).fill(0);
         esp::write_trailer(inner, payload, next_header).ok_or(DropReason::NoBuffer)?;
         // RFC 6040 4.1, normal mode: ECN is copied. DSCP is copied or set (RFC 4301 5.1.2.1).
         let class = tunnel.dscp.map_or(meta.tos, |dscp| dscp << 2 | meta.tos & 3);
         tunnel.outer.write(bytes, class, df, identification);
-        let sequence = self.get(slot);
         if let Some(mut header) = esp::Esp::at_mut(bytes, tunnel.outer.header_len()) {
             header.set_spi(esp::Spi(sa.spi));
             header.set_sequence(sequence as u32);
@@ -182,6 +218,29 @@ impl EspSeal {
         known.egress = interface;
         known.neighbour = neighbour.to_bits();
         Ok(())
+    }
+
+    /// Fills in checksums over what is sealed now, and divides what is too large for the line or the path.
+    #[cold]
+    fn complete(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
+        for slot in std::mem::take(&mut self.unsummed) & burst.live() {
+            if let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) {
+                tunnel.outer.fill_checksum(burst.bytes_mut(cx.umem, slot));
+            }
+        }
+        for slot in std::mem::take(&mut self.oversize) & burst.live() {
+            let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) else { continue };
+            let mtu = tunnel.outer_mtu();
+            let divided = if tunnel.outer.is_v6() {
+                let identification = self.get(slot) as u32;
+                fragment::split_v6(cx, burst, slot, mtu, Entry::Tx, identification)
+            } else {
+                fragment::split(cx, burst, slot, mtu, Entry::Tx)
+            };
+            if divided.is_none() {
+                burst.drop(slot, DropReason::FragmentationFailed);
+            }
+        }
     }
 
     /// Encrypts all packets of `slots` together.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::wire::ethernet::MacAddr;
+use crate::{packet::DropReason, wire::ethernet::MacAddr};
 
 /// How sure a neighbour's claim of an address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,15 @@ pub enum Event {
         mac: MacAddr,
         /// On what occasion.
         claim: NeighbourClaim,
+    },
+    /// NAT makes no more sessions, for this reason. Told once a second at most.
+    NatExhausted {
+        /// In this gateway.
+        gateway: u16,
+        /// Why.
+        reason: DropReason,
+        /// For a host, or by a pool, with this address.
+        address: u32,
     },
     /// A host claims an address that is ours.
     Conflict {

@@ -1,12 +1,16 @@
-//! Divides IPv4 packets (RFC 791 3.2).
+//! Divides packets: IPv4 (RFC 791 3.2), and of IPv6 what the gateway itself sends (RFC 8200 4.5).
 
 use arrayvec::ArrayVec;
 
-use super::{Cx, Entry, Resumed, next_hop::NO_TUNNEL};
+use super::{Cx, Entry, Resumed};
 use crate::{
     packet::{Burst, Flags, Frame, Meta, Slot},
     stats::WorkerColumn,
-    wire::ipv4::{self, Ipv4, Options, option},
+    wire::{
+        ip::protocol,
+        ipv4::{self, Ipv4, Options, option},
+        ipv6::{self, FragmentRepr, Ipv6},
+    },
 };
 
 /// Fragments of one packet beyond the first, at most: 64 KiB never comes in one buffer, and an MTU is at least 576.
@@ -28,10 +32,11 @@ fn copied_options(options: &[u8]) -> ArrayVec<u8, 40> {
     copied
 }
 
-/// Shortens the packet in `slot` to its first fragment of at most `mtu` bytes, and puts the others in line.
+/// Shortens the packet in `slot` to its first fragment of at most `mtu` bytes, and puts the others in line, to go on
+/// at `entry`.
 ///
 /// `None`, and nothing changed, when there are not enough frames or places, or the MTU is too small.
-pub fn split(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, mtu: u16) -> Option<()> {
+pub fn split(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, mtu: u16, entry: Entry) -> Option<()> {
     let meta = *burst.meta(slot);
     let start = usize::from(meta.l3);
     let bytes = burst.bytes(cx.umem, slot).get(start..start + usize::from(meta.ip_len))?;
@@ -97,7 +102,85 @@ pub fn split(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, mtu: u16) -> Option
     }
     meta.ip_len = (header_len + first_len) as u16;
     meta.flags |= Flags::FRAGMENT;
-    let entry = if meta.tunnel == NO_TUNNEL { Entry::Tx } else { Entry::Seal };
+    cx.counters.worker(WorkerColumn::Originated, made.len() as u64);
+    for (frame, meta) in made {
+        let _ = cx.out.resumed.try_push(Resumed { frame, meta, entry });
+    }
+    Some(())
+}
+
+/// The same for an IPv6 packet that the gateway itself has made, with this identification: the first fragment gets a
+/// fragment header, for which there must be headroom.
+pub fn split_v6(
+    cx: &mut Cx<'_>,
+    burst: &mut Burst,
+    slot: Slot,
+    mtu: u16,
+    entry: Entry,
+    identification: u32,
+) -> Option<()> {
+    const HEADERS: usize = ipv6::HEADER_LEN + ipv6::FRAGMENT_LEN;
+    let meta = *burst.meta(slot);
+    let start = usize::from(meta.l3);
+    let packet = burst.bytes(cx.umem, slot).get(start..start + usize::from(meta.ip_len))?;
+    let (header, body) = packet.split_first_chunk::<{ ipv6::HEADER_LEN }>()?;
+    let header = *header;
+    let next_header = Ipv6::new(&header).next_header();
+    // What routers look at goes with every fragment; the gateway's own packets have none of it.
+    if matches!(next_header, protocol::HOP_BY_HOP | protocol::ROUTING | protocol::FRAGMENT) {
+        return None;
+    }
+    let each = usize::from(mtu).checked_sub(HEADERS)? & !7;
+    let rest = body.get(each..).filter(|_| each > 0)?;
+    let count = rest.len().div_ceil(each);
+    let places = cx.out.resumed.remaining_capacity();
+    // The link-layer header in front of it goes; the frame begins with the packet.
+    let has_room = burst.frame(slot)?.headroom() + start >= ipv6::FRAGMENT_LEN;
+    if count > MAX_FRAGMENTS || count > places || count > cx.pool.available() || !has_room {
+        return None;
+    }
+    let extension = |at: usize, more: bool| {
+        let mut bytes = [0; ipv6::FRAGMENT_LEN];
+        let offset = at as u16;
+        FragmentRepr { next_header, offset, more_fragments: more, identification }.emit(&mut bytes);
+        bytes
+    };
+    let fixed = |len: usize| {
+        let mut bytes = header;
+        let mut view = Ipv6::new(&mut bytes);
+        view.set_next_header(protocol::FRAGMENT);
+        view.set_payload_len((ipv6::FRAGMENT_LEN + len) as u16);
+        bytes
+    };
+    let mut made: ArrayVec<(Frame, Meta), MAX_FRAGMENTS> = ArrayVec::new();
+    for (i, part) in rest.chunks(each).enumerate() {
+        let mut frame = cx.pool.alloc()?;
+        // A chunk holds every packet that came in one, so also a part of it.
+        let _ = cx.umem.grow_back(&mut frame, HEADERS + part.len());
+        let bytes = cx.umem.bytes_mut(&mut frame).iter_mut();
+        let parts = [&fixed(part.len())[..], &extension(each + i * each, i + 1 < count), part];
+        bytes.zip(parts.into_iter().flatten()).for_each(|(to, from)| *to = *from);
+        let flags = meta.flags | Flags::FRAGMENT | Flags::LATER_FRAGMENT;
+        let fresh = Meta {
+            l3: 0,
+            l4: HEADERS as u16,
+            ip_len: (HEADERS + part.len()) as u16,
+            wire_len: 0,
+            flags: flags.without(Flags::HAS_PORTS),
+            ..meta
+        };
+        let _ = made.try_push((frame, fresh));
+    }
+    let frame = burst.frame_mut(slot)?;
+    frame.trim_front(start);
+    frame.truncate(ipv6::HEADER_LEN + each);
+    let _ = frame.grow_front(ipv6::FRAGMENT_LEN);
+    let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+    let parts = [&fixed(each)[..], &extension(0, true)];
+    bytes.iter_mut().zip(parts.into_iter().flatten()).for_each(|(to, from)| *to = *from);
+    (meta.l3, meta.l4) = (0, HEADERS as u16);
+    meta.ip_len = (HEADERS + each) as u16;
+    meta.flags |= Flags::FRAGMENT;
     cx.counters.worker(WorkerColumn::Originated, made.len() as u64);
     for (frame, meta) in made {
         let _ = cx.out.resumed.try_push(Resumed { frame, meta, entry });

@@ -6,6 +6,10 @@ use super::{Cx, Entry, Resumed};
 use crate::{
     packet::{Burst, DropReason, Flags, Frame, Meta, Slot},
     stats::WorkerColumn,
+    table::{
+        spd::{Key, NO_POLICY},
+        tables::{Gateway, PolicyAction},
+    },
     wire::{
         icmpv4, icmpv6,
         ip::protocol,
@@ -42,13 +46,18 @@ const LONGEST_V6: usize = 1280;
 
 /// Drops the packet and, where the standards allow it, tells its sender why.
 pub fn drop_with_error(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, reason: DropReason, problem: Problem) {
+    tell(cx, burst, slot, problem);
+    burst.drop(slot, reason);
+}
+
+/// Tells the packet's sender of a problem, where the standards allow it; the packet itself goes on.
+pub fn tell(cx: &mut Cx<'_>, burst: &Burst, slot: Slot, problem: Problem) {
     if let Some((frame, meta)) = build(cx, burst, slot, problem)
         && let Err(error) = cx.out.resumed.try_push(Resumed { frame, meta, entry: Entry::Forward })
     {
         cx.pool.free(error.element().frame);
         cx.counters.worker(WorkerColumn::IcmpSuppressed, 1);
     }
-    burst.drop(slot, reason);
 }
 
 /// Whether an error may be sent about this packet (RFC 1812 4.3.2.7, RFC 4443 2.4 e).
@@ -147,10 +156,43 @@ fn own_address(cx: &Cx<'_>, meta: &Meta, like: IpAddr) -> Option<IpAddr> {
         IpAddr::V4(_) => gateway.icmp_source.0.map(IpAddr::V4),
         IpAddr::V6(_) => gateway.icmp_source.1.map(IpAddr::V6),
     };
-    if meta.flags.has(Flags::FROM_TUNNEL) || meta.passes > 0 {
+    if meta.flags.has(Flags::FROM_TUNNEL) {
+        return within_policies(gateway, meta, like, chosen()).or_else(chosen);
+    }
+    if meta.passes > 0 {
         return chosen();
     }
     cx.tables.interface(meta.interface)?.address_like(like).or_else(chosen)
+}
+
+/// Own addresses that are tried as the source of an error, at most.
+const MAX_SOURCES: usize = 64;
+
+/// An address of the gateway from which a policy leads back into the tunnel that the packet came out of (RFC 4301 6):
+/// from another one, the error would go astray, or be dropped at the other end. `usual` goes first.
+fn within_policies(gateway: &Gateway, meta: &Meta, sender: IpAddr, usual: Option<IpAddr>) -> Option<IpAddr> {
+    let leads_back = |own: &IpAddr| {
+        let mut found = [NO_POLICY];
+        match (*own, sender) {
+            (IpAddr::V4(own), IpAddr::V4(sender)) => {
+                let key = error_key(own.to_bits(), sender.to_bits(), protocol::ICMPV4);
+                gateway.spd.lookup_burst_v4(&[key], &mut found);
+            }
+            (IpAddr::V6(own), IpAddr::V6(sender)) => {
+                let key = error_key(own.to_bits(), sender.to_bits(), protocol::ICMPV6);
+                gateway.spd.lookup_burst_v6(&[key], &mut found);
+            }
+            _ => {}
+        }
+        let [policy] = found;
+        gateway.actions.get(policy as usize) == Some(&PolicyAction::Protect(meta.ingress_tunnel))
+    };
+    usual.into_iter().chain(gateway.own.like(sender).take(MAX_SOURCES)).find(leads_back)
+}
+
+/// What policies are asked about an error whose type and code do not matter.
+const fn error_key<A>(source: A, destination: A, protocol: u8) -> Key<A> {
+    Key { source, destination, protocol, source_port: 0, destination_port: 0, opaque_ports: true }
 }
 
 fn repr_v4(problem: Problem) -> icmpv4::Repr {

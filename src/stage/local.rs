@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::{Cx, Stage, icmp_error, neighbour};
+use super::{Cx, Stage, icmp_error, neighbour, reassemble::is_esp};
 use crate::{
     packet::{Burst, DropReason, Flags, Meta, Slot},
     stage::icmp_error::Problem,
@@ -10,7 +10,6 @@ use crate::{
     table::tables::Tables,
     wire::{
         checksum::{Delta, Sum},
-        esp,
         ethernet::EtherType,
         icmpv4, icmpv6,
         ip::protocol,
@@ -63,14 +62,11 @@ impl Stage for Local {
             } else {
                 cx.tables.gateway(meta.gateway).is_some_and(|g| g.own.v4(meta.dst).is_some())
             };
-            let esp = meta.proto == protocol::ESP
-                || meta.proto == protocol::UDP
-                    && meta.dport == esp::UDP_PORT
-                    && meta.flags.has(Flags::HAS_PORTS);
-            let lane = match (own, esp) {
-                (false, _) => &mut cx.lanes.forward,
-                (true, true) => &mut cx.lanes.esp,
-                (true, false) => &mut cx.lanes.local,
+            let lane = match own {
+                false => &mut cx.lanes.forward,
+                true if meta.flags.has(Flags::FRAGMENT) => &mut cx.lanes.fragments,
+                true if is_esp(meta) => &mut cx.lanes.esp,
+                true => &mut cx.lanes.local,
             };
             lane.insert(slot);
         }

@@ -10,14 +10,18 @@
 
 pub mod esp_open;
 pub mod esp_seal;
+pub mod filler;
 pub mod fragment;
 pub mod icmp_error;
 pub mod local;
+pub mod mss;
 pub mod mtu;
 pub mod nat;
 pub mod neighbour;
 pub mod next_hop;
 pub mod parse;
+pub mod path_errors;
+pub mod reassemble;
 pub mod rewrite;
 pub mod route;
 pub mod spd;
@@ -29,6 +33,7 @@ mod output;
 
 pub use cx::{Cx, IcmpLimit};
 pub use event::{Event, EventQueue, NeighbourClaim};
+pub use nat::state::{End, NatState, NatTables, SessionLog, SessionNote};
 pub use output::{Entry, Output, Pending, PendingKey, Resumed};
 
 use crate::packet::{Burst, Slots};
@@ -53,6 +58,8 @@ pub struct Lanes {
     pub arp: Slots,
     /// IP packets that may be for the gateway itself.
     pub ip: Slots,
+    /// Fragments for one of our addresses.
+    pub fragments: Slots,
     /// ESP packets for one of our addresses.
     pub esp: Slots,
     /// Other packets for the gateway itself.

@@ -1,37 +1,133 @@
-//! 1:1 translation of addresses, without state (RFC 3022 2.1, RFC 7915 in spirit for quoted packets).
+//! Address translation: 1:1 without state (RFC 3022 2.1), port mappings and source pools with sessions (RFC 4787,
+//! RFC 5382, RFC 5508).
+//!
+//! A packet is looked at once ([`one`]): by an address rule, or none, it is done with at once; where a session
+//! decides, it is noted, and all such packets of the burst are looked up together ([`sessions`]). A packet of one
+//! host of the VPC for the outside address of another goes through twice: as from the VPC, and as from a peer.
 
+mod errors;
+mod fragments;
+mod rewrite;
+mod sessions;
+pub mod state;
+
+use arrayvec::ArrayVec;
+
+use self::{
+    sessions::{Lookup, Side},
+    state::NatState,
+};
 use super::{Cx, Stage};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, Slots},
-    table::gateway_nat::GatewayNat,
-    wire::{
-        checksum::{Delta, Sum},
-        icmpv4, icmpv6,
-        ip::protocol,
-        ipv4::Ipv4,
-        ipv6::Ipv6,
+    packet::{BURST, Burst, DropReason, Flags, Handed, Meta, NO_INTERFACE, NatMarks, Slot, Slots},
+    table::{
+        gateway_nat::{
+            Addresses, Flow, GatewayNat, NatAddress, Outside, SessionRules, has_sessions, service,
+        },
+        hash::HashKey,
+        session::{Datagram, Key},
     },
+    wire::{icmpv4, ip::protocol, ipv6::Ipv6},
 };
 
 /// Translates what enters a gateway, by the gateway's rules.
 #[derive(Debug, Default)]
 pub struct Nat;
 
+/// What is to become of a packet.
+enum Next {
+    /// On to policies and routes.
+    Go,
+    /// Once more, as from a peer: it is for an address that stands for a host of the VPC.
+    Again,
+    /// Its session decides.
+    Lookup(Lookup),
+    /// Another worker is to see to it.
+    Hand(u32),
+    /// It waits for the first fragment of its datagram.
+    Hold(Datagram),
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// So often may a packet go from one worker to another: to the one that puts fragments in order, from there to its
+/// session, and past each of those that might have the session.
+const MAX_HOPS: u8 = 200;
+
 impl Stage for Nat {
     const NAME: &'static str = "nat";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = super::take(&mut cx.lanes.forward, burst);
-        cx.lanes.lookup |= slots;
         fetch(cx, burst, slots);
-        for slot in slots {
-            let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-            let Some(nat) = cx.tables.gateway(meta.gateway).and_then(|g| g.nat.as_ref()) else { continue };
-            if translate(nat, bytes, meta).is_none() {
-                burst.drop(slot, DropReason::NatUntranslatable);
-            }
+        let again = pass(cx, burst, slots);
+        if !again.is_empty() {
+            // What is from a peer does not come back again.
+            let left = pass(cx, burst, again);
+            debug_assert!(left.is_empty());
+            cx.lanes.lookup |= left;
         }
     }
+}
+
+/// Takes packets through their gateway's rules. The result is those that are to go through again.
+fn pass(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
+    let mut lookups: ArrayVec<Lookup, BURST> = ArrayVec::new();
+    let mut again = Slots::NONE;
+    for slot in slots {
+        let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+        let Some(nat) = cx.tables.gateway(meta.gateway).and_then(|g| g.nat.as_ref()) else {
+            cx.lanes.lookup.insert(slot);
+            continue;
+        };
+        let next = if meta.is_v6() { one_v6(nat, bytes, meta) } else { one(cx, nat, bytes, meta, slot) };
+        match next {
+            Next::Go => cx.lanes.lookup.insert(slot),
+            // There are no more than the burst has packets.
+            Next::Lookup(lookup) => lookups.push(lookup),
+            Next::Again => turn(burst, slot, &mut again),
+            Next::Hand(worker) => hand(cx, burst, slot, worker),
+            Next::Hold(datagram) => fragments::hold(cx, burst, slot, datagram),
+            Next::Drop(reason) => burst.drop(slot, reason),
+        }
+    }
+    if !lookups.is_empty() {
+        sessions::resolve(cx, burst, &mut lookups, &mut again);
+    }
+    again
+}
+
+/// Makes a packet of the VPC one from a peer.
+fn turn(burst: &mut Burst, slot: Slot, again: &mut Slots) {
+    let meta = burst.meta_mut(slot);
+    // Policies have let it in as what it was.
+    meta.flags = meta.flags.without(Flags::FROM_LOCAL) | Flags::ADMITTED;
+    again.insert(slot);
+}
+
+/// The interface that a packet came by, where it is known.
+fn interface(meta: &Meta) -> Option<u16> {
+    (meta.interface != NO_INTERFACE).then_some(meta.interface)
+}
+
+/// Hands a packet to another worker.
+fn hand(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, worker: u32) {
+    let mut meta = *burst.meta(slot);
+    meta.hops = meta.hops.saturating_add(1);
+    let worker = worker as usize;
+    if meta.hops > MAX_HOPS || !cx.nat.links.has_room(worker) {
+        burst.drop(slot, DropReason::NatHandoverFull);
+        return;
+    }
+    if let Some(frame) = burst.take(slot)
+        && let Err(packet) = cx.nat.links.hand(worker, Handed { frame, meta })
+    {
+        // Never: there was room.
+        cx.counters.drops(interface(&meta), DropReason::NatHandoverFull, 1);
+        cx.pool.free(packet.frame);
+        return;
+    }
+    cx.counters.worker(crate::stats::WorkerColumn::HandedOver, 1);
 }
 
 /// So many rules stay in the caches near the core by themselves.
@@ -58,103 +154,217 @@ fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots) {
     }
 }
 
-/// `None` when the packet is too short for what has to change in it.
+/// What rules ask of a packet beside its addresses.
 #[inline]
-fn translate(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Option<()> {
-    let from_local = meta.flags.has(Flags::FROM_LOCAL);
+const fn flow(meta: &Meta) -> Flow {
+    let known = meta.flags.has(Flags::HAS_PORTS) || meta.nat.has(NatMarks::PORTS_KNOWN);
+    Flow {
+        protocol: meta.proto,
+        source_port: meta.sport,
+        destination_port: meta.dport,
+        has_ports: known && !matches!(meta.proto, protocol::ICMPV4 | protocol::ICMPV6),
+    }
+}
+
+/// One IPv6 packet: 1:1 rules alone.
+fn one_v6(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
     // An error from a host that has no rule may quote a packet of one that has.
-    let quotes = meta.flags.has(Flags::ICMP_ERROR);
-    let delta = if meta.is_v6() {
-        let mut header = Ipv6::at_mut(bytes, usize::from(meta.l3))?;
-        let old = (header.source().to_bits(), header.destination().to_bits());
-        let new = nat.translate(from_local, old.0, old.1);
-        if new == old && !quotes {
-            return Some(());
-        }
-        header.set_source(new.0.into());
-        header.set_destination(new.1.into());
-        Delta::between_u128(old.0, new.0).combine(Delta::between_u128(old.1, new.1))
-    } else {
-        let old = (meta.src, meta.dst);
-        let new = nat.translate(from_local, old.0, old.1);
-        if new == old && !quotes {
-            return Some(());
-        }
-        let delta = Delta::between_u32(old.0, new.0).combine(Delta::between_u32(old.1, new.1));
-        let mut header = Ipv4::at_mut(bytes, usize::from(meta.l3))?;
-        header.set_source(new.0.into());
-        header.set_destination(new.1.into());
-        let checksum = delta.apply(header.checksum());
-        header.set_checksum(checksum);
-        (meta.src, meta.dst) = new;
-        delta
-    };
-    if meta.flags.has(Flags::LATER_FRAGMENT) {
-        return Some(());
+    if meta.flags.has(Flags::ICMP_ERROR) {
+        return errors::one_v6(nat, bytes, meta);
     }
-    let end = usize::from(meta.l3 + meta.ip_len);
-    let l4 = bytes.get_mut(usize::from(meta.l4)..end)?;
-    transport_checksum(meta.proto, l4, delta)?;
-    if quotes {
-        quoted(nat, from_local, l4, meta.is_v6())?;
+    if nat.v6.is_empty() {
+        return Next::Go;
     }
-    Some(())
+    let cut = Next::Drop(DropReason::NatUntranslatable);
+    let Some(header) = Ipv6::at(bytes, usize::from(meta.l3)) else { return cut };
+    let (source, destination) = (header.source().to_bits(), header.destination().to_bits());
+    let from_local = meta.flags.has(Flags::FROM_LOCAL);
+    let new = nat.translate(from_local, source, destination, flow(meta));
+    if !new.changed() {
+        return Next::Go;
+    }
+    let done = rewrite::addresses_v6(bytes, meta, new.source, new.destination)
+        .and_then(|()| rewrite::after_addresses(bytes, meta, new.delta));
+    match done {
+        None => cut,
+        Some(()) => after(nat, from_local, &new),
+    }
 }
 
-/// Applies a change of the pseudo-header to the transport checksum. `None` when the header is cut short.
-fn transport_checksum(proto: u8, l4: &mut [u8], delta: Delta) -> Option<()> {
-    let at = match proto {
-        protocol::TCP => 16,
-        protocol::UDP | protocol::UDP_LITE => 6,
-        protocol::DCCP => 6,
-        protocol::ICMPV6 => 2,
-        // ICMPv4 and SCTP have no pseudo-header; others are not known.
-        _ => return Some(()),
-    };
-    let field = l4.get_mut(at..)?.first_chunk_mut::<2>()?;
-    let old = u16::from_be_bytes(*field);
-    let new = if proto == protocol::UDP { delta.apply_udp(old) } else { delta.apply(old) };
-    *field = new.to_be_bytes();
-    Some(())
+/// Where a packet goes whose addresses are as they should be.
+#[inline]
+fn after<A: NatAddress>(nat: &GatewayNat, from_local: bool, new: &Addresses<A>) -> Next {
+    let hairpin =
+        from_local && new.source_changed && !new.destination_changed && nat.is_outside(new.destination);
+    if hairpin { Next::Again } else { Next::Go }
 }
 
-/// Translates the packet quoted in an ICMP error (RFC 5508 4.2), and the error's checksum.
-fn quoted(nat: &GatewayNat, from_local: bool, message: &mut [u8], v6: bool) -> Option<()> {
-    let (head, body) = message.split_first_chunk_mut::<{ icmpv4::HEADER_LEN }>()?;
-    let before = Sum::of(body);
-    // A quote that is cut short within the transport header has no checksum to change.
-    if v6 {
-        let (offset, proto, later) = icmpv6::quoted(body).map(|quoted| {
-            let later = quoted.walk.fragment.is_some_and(|f| f.offset != 0);
-            (usize::from(quoted.walk.offset), quoted.walk.protocol, later)
-        })?;
-        let (mut header, _) = Ipv6::split_mut(body)?;
-        let old = (header.source().to_bits(), header.destination().to_bits());
-        let new = nat.translate_quoted(from_local, old.0, old.1);
-        header.set_source(new.0.into());
-        header.set_destination(new.1.into());
-        let delta = Delta::between_u128(old.0, new.0).combine(Delta::between_u128(old.1, new.1));
-        if !later && let Some(l4) = body.get_mut(offset..) {
-            let _ = transport_checksum(proto, l4, delta);
-        }
-    } else {
-        let offset = icmpv4::quoted(body)?.offset;
-        let (mut header, _) = Ipv4::split_mut(body)?;
-        let old = (header.source().to_bits(), header.destination().to_bits());
-        let new = nat.translate_quoted(from_local, old.0, old.1);
-        let delta = Delta::between_u32(old.0, new.0).combine(Delta::between_u32(old.1, new.1));
-        let checksum = delta.apply(header.checksum());
-        header.set_source(new.0.into());
-        header.set_destination(new.1.into());
-        header.set_checksum(checksum);
-        let (proto, later) = (header.protocol(), header.fragment_offset() != 0);
-        if !later && let Some(l4) = body.get_mut(offset..) {
-            let _ = transport_checksum(proto, l4, delta);
-        }
+/// Notes that the route to a peer's host is the one to what stands for it, where the VPC has such hosts too.
+#[inline]
+fn note_route(nat: &GatewayNat, meta: &mut Meta, seen: u32, real: u32) {
+    if nat.overlapping && real.is_vpc(nat) {
+        meta.next_hop = seen;
+        meta.nat = meta.nat.with(NatMarks::ROUTE_AS_SEEN);
     }
-    let change = Delta::between(before, Sum::of(body));
-    let [_, _, high, low, ..] = head;
-    let checksum = change.apply(u16::from_be_bytes([*high, *low]));
-    [*high, *low] = checksum.to_be_bytes();
-    Some(())
+}
+
+/// Applies what 1:1 rules say of an IPv4 packet.
+#[inline]
+fn apply(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta, new: &Addresses<u32>) -> Next {
+    if !new.changed() {
+        return Next::Go;
+    }
+    let from_local = meta.flags.has(Flags::FROM_LOCAL);
+    if from_local && new.destination_changed {
+        note_route(nat, meta, meta.dst, new.destination);
+    }
+    let done = rewrite::addresses_v4(bytes, meta, new.source, new.destination, new.delta)
+        .and_then(|()| rewrite::after_addresses(bytes, meta, new.delta));
+    match done {
+        None => Next::Drop(DropReason::NatUntranslatable),
+        Some(()) => after(nat, from_local, new),
+    }
+}
+
+/// One IPv4 packet.
+#[inline]
+fn one(cx: &mut Cx<'_>, nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Next {
+    let rules = nat.sessions.as_deref();
+    let fragment = meta.flags.has(Flags::FRAGMENT) && !meta.nat.has(NatMarks::PORTS_KNOWN);
+    if fragment
+        && (rules.is_some() || nat.needs_ports)
+        && let Some(next) = fragments::one(cx.nat, bytes, meta, cx.now)
+    {
+        return next;
+    }
+    // An error from a host that has no rule may quote a packet of one that has.
+    if meta.flags.has(Flags::ICMP_ERROR) && !meta.flags.has(Flags::LATER_FRAGMENT) {
+        return errors::one(cx, nat, bytes, meta);
+    }
+    let from_local = meta.flags.has(Flags::FROM_LOCAL);
+    let flow = flow(meta);
+    let new = nat.translate(from_local, meta.src, meta.dst, flow);
+    let Some(rules) = rules else { return apply(nat, bytes, meta, &new) };
+    // An address rule goes before one of ports.
+    let decided = if from_local { new.source_changed } else { new.destination_changed };
+    if decided {
+        return apply(nat, bytes, meta, &new);
+    }
+    let next = if from_local {
+        outwards(cx.nat, nat, rules, meta, flow, &new, slot)
+    } else {
+        inwards(cx.nat, nat, rules, meta, &new, slot)
+    };
+    next.unwrap_or_else(|| apply(nat, bytes, meta, &new))
+}
+
+/// The worker that has the sessions of port mappings with a remote end: known from a packet of either direction.
+fn mapping_owner(state: &NatState, remote: u32, remote_port: u16) -> u32 {
+    let workers = state.links.workers() as u64;
+    let Some(tables) = state.tables.as_ref().filter(|_| workers > 1) else { return 0 };
+    let hash = (u64::from(remote) << 16 | u64::from(remote_port)).keyed_hash(&tables.seed);
+    (((hash >> 32) * workers) >> 32) as u32
+}
+
+/// Ports as sessions have them: of an ICMP query its identifier alone. `None`: it can have no session.
+#[inline]
+const fn session_ports(meta: &Meta, from_host: bool) -> Option<(u16, u16)> {
+    match meta.proto {
+        protocol::ICMPV4 if icmpv4::is_query((meta.dport >> 8) as u8) => {
+            Some(if from_host { (meta.sport, 0) } else { (0, meta.sport) })
+        }
+        protocol::ICMPV4 => None,
+        proto if has_sessions(proto) => Some((meta.sport, meta.dport)),
+        _ => None,
+    }
+}
+
+/// A packet from the VPC that no address rule is for. `None`: no session either.
+#[inline]
+fn outwards(
+    state: &mut NatState,
+    nat: &GatewayNat,
+    rules: &SessionRules,
+    meta: &Meta,
+    flow: Flow,
+    new: &Addresses<u32>,
+    slot: Slot,
+) -> Option<Next> {
+    if meta.dst.is_vpc(nat) {
+        return None;
+    }
+    let remote = new.destination;
+    let mapped = rules.is_mapped(service(meta.proto, (meta.src, meta.sport)));
+    let pooled = rules.pool(meta.src, flow, remote).is_some();
+    if !mapped && !pooled {
+        return None;
+    }
+    let Some((port, remote_port)) = session_ports(meta, true) else {
+        // A protocol without ports cannot share an address: what has a pool and is none of its protocols stays inside.
+        return pooled.then_some(Next::Drop(DropReason::NatUntranslatable));
+    };
+    let own = state.links.own() as u32;
+    let owner = if mapped { mapping_owner(state, remote, remote_port) } else { own };
+    if owner != own {
+        return Some(Next::Hand(owner));
+    }
+    let tables = state.tables.as_ref()?;
+    let key = Key::new(meta.gateway, meta.proto, (meta.src, port), (remote, remote_port));
+    let hash = tables.sessions.hash(key);
+    tables.sessions.prefetch(Side::Inside, hash);
+    let hairpin = !new.destination_changed && nat.is_outside(remote);
+    Some(Next::Lookup(Lookup {
+        slot,
+        side: Side::Inside,
+        hairpin,
+        key,
+        hash,
+        likely: None,
+        new: *new,
+        may_begin: pooled,
+    }))
+}
+
+/// A packet from a peer that no address rule is for. `None`: no session either.
+#[inline]
+fn inwards(
+    state: &mut NatState,
+    nat: &GatewayNat,
+    rules: &SessionRules,
+    meta: &Meta,
+    new: &Addresses<u32>,
+    slot: Slot,
+) -> Option<Next> {
+    let outside = rules.outside(meta.dst)?;
+    let nothing = Some(Next::Drop(DropReason::NatNoSession));
+    let Some((remote_port, port)) = session_ports(meta, false) else { return nothing };
+    let own = state.links.own() as u32;
+    let owner = match outside {
+        Outside::Pool(place) => {
+            let Some(pool) = rules.pools.get(usize::from(place)) else { return nothing };
+            pool.ports.owner(port, state.links.workers() as u32)
+        }
+        Outside::Mappings => mapping_owner(state, meta.src, remote_port),
+    };
+    if owner != own {
+        return Some(Next::Hand(owner));
+    }
+    let Some(tables) = state.tables.as_ref() else { return nothing };
+    let key = Key::new(meta.gateway, meta.proto, (meta.dst, port), (meta.src, remote_port));
+    let hash = tables.sessions.hash(key);
+    tables.sessions.prefetch(Side::Outside, hash);
+    // What comes to a host of the VPC comes from the address that it knows the peer by.
+    let seen = if nat.v4.peer.is_empty() { None } else { nat.v4.peer.translate_source(meta.src) };
+    let new = seen.map_or(*new, |seen| new.with_source(seen));
+    let may_begin = outside == Outside::Mappings;
+    Some(Next::Lookup(Lookup {
+        slot,
+        side: Side::Outside,
+        hairpin: false,
+        key,
+        hash,
+        likely: None,
+        new,
+        may_begin,
+    }))
 }

@@ -2,7 +2,7 @@
 
 use super::{Cx, Stage, icmp_error};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, Slot},
+    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot},
     stage::icmp_error::Problem,
     table::{
         interface::Side,
@@ -97,7 +97,7 @@ impl WayOut {
         let this = Self { next_hop: meta.next_hop, gateway: meta.gateway, ..Self::NONE };
         let transit = tables.gateway(meta.gateway)?.transit;
         let into = |tunnel| {
-            let mtu = tables.tunnel(tunnel)?.mtu;
+            let mtu = tables.tunnel(tunnel)?.inner_mtu();
             Some(Self { tunnel, from_peers: transit, mtu, ..this })
         };
         let by = |number| {
@@ -165,6 +165,8 @@ fn stay(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Resul
             lower_ttl(bytes, meta)?;
             meta.passes += 1;
             meta.gateway = gateway;
+            // What NAT found out about its route was of the gateway before.
+            meta.nat = meta.nat.without(NatMarks::ROUTE_AS_SEEN);
             // Another gateway is a peer to this one, whichever side the packet came from at first.
             meta.flags = meta.flags.without(Flags::FROM_LOCAL);
             cx.lanes.ip.insert(slot);

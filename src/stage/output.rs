@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use arrayvec::ArrayVec;
 
+use super::reassemble::Reassembly;
 use crate::packet::{BURST, Burst, DropReason, Frame, FrameQueue, Meta, Slot};
 
 /// Where in the pipeline a packet enters that does not come from a port.
@@ -68,6 +69,8 @@ pub struct Output {
     pub resumed: ArrayVec<Resumed, BURST>,
     /// Packets that wait for a neighbour.
     pub pending: Vec<Pending>,
+    /// Fragments that wait for others of their packets.
+    pub reassembly: Reassembly,
     /// Identification of the next outer or originated IPv4 packet that may be fragmented.
     identification: u16,
 }
@@ -81,6 +84,7 @@ impl Output {
             hosts: (0..hosts).map(|_| FrameQueue::new()).collect(),
             resumed: ArrayVec::new(),
             pending: Vec::with_capacity(MAX_PENDING),
+            reassembly: Reassembly::default(),
             identification: 0,
         }
     }

@@ -37,16 +37,16 @@ impl Stage for Parse {
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let mut way = Way::none();
         let mut run = Run::default();
-        let (mut ip, mut forward) = (Slots::NONE, Slots::NONE);
+        let (mut ip, mut forward, mut esp) = (Slots::NONE, Slots::NONE, Slots::NONE);
         for slot in super::take(&mut cx.lanes.rx, burst) {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
             if let Some(gateway) = ordinary(cx.tables, &mut way, bytes, meta) {
                 run.add(cx, meta.interface, u64::from(meta.wire_len));
                 // Only what is for the gateway itself needs to be looked at by the local stage.
-                if gateway.own.v4(meta.dst).is_some() {
-                    ip.insert(slot);
-                } else {
-                    forward.insert(slot);
+                match gateway.own.v4(meta.dst) {
+                    None => forward.insert(slot),
+                    Some(_) if meta.proto == protocol::ESP => esp.insert(slot),
+                    Some(_) => ip.insert(slot),
                 }
                 continue;
             }
@@ -62,6 +62,7 @@ impl Stage for Parse {
         }
         cx.lanes.ip |= ip;
         cx.lanes.forward |= forward;
+        cx.lanes.esp |= esp;
         run.flush(cx);
     }
 }
@@ -94,7 +95,7 @@ impl Run {
 }
 
 /// A short cut for what nearly all packets are: untagged or with one 802.1Q tag, to our station, IPv4 without
-/// options, no fragment, TCP or UDP. Fills in the whole metadata and returns the gateway; `None`, with the metadata
+/// options, no fragment, TCP, UDP or ESP. Fills in the whole metadata and returns the gateway; `None`, with the metadata
 /// as it was, for any other packet, of which [`frame`] finds out what it is.
 #[inline(always)]
 fn ordinary<'a>(tables: &'a Tables, way: &mut Way<'a>, bytes: &[u8], meta: &mut Meta) -> Option<&'a Gateway> {
@@ -112,6 +113,7 @@ fn ordinary<'a>(tables: &'a Tables, way: &mut Way<'a>, bytes: &[u8], meta: &mut 
     let least = match proto {
         protocol::TCP => ipv4::HEADER_LEN + tcp::HEADER_LEN,
         protocol::UDP => ipv4::HEADER_LEN + udp::HEADER_LEN,
+        protocol::ESP => ipv4::HEADER_LEN,
         _ => return None,
     };
     let is_ordinary = way.is_for_us(head)
@@ -129,8 +131,12 @@ fn ordinary<'a>(tables: &'a Tables, way: &mut Way<'a>, bytes: &[u8], meta: &mut 
     *meta = way.template;
     meta.src = src;
     meta.dst = dst;
-    meta.sport = u16::from_be_bytes([p0, p1]);
-    meta.dport = u16::from_be_bytes([p2, p3]);
+    if proto == protocol::ESP {
+        meta.flags = meta.flags.without(Flags::HAS_PORTS);
+    } else {
+        meta.sport = u16::from_be_bytes([p0, p1]);
+        meta.dport = u16::from_be_bytes([p2, p3]);
+    }
     meta.ip_len = ip_len;
     meta.flags = meta.flags.with(Flags::DONT_FRAGMENT, fragment & 0x4000 != 0);
     meta.proto = proto;
@@ -352,6 +358,7 @@ mod tests {
             routes_v6: Lpm6::new().0,
             spd: Spd::build(&[], seed).unwrap(),
             actions: Vec::new(),
+            first_policy: 0,
             protects: false,
             nat: None,
             transit: false,
@@ -364,16 +371,19 @@ mod tests {
         demux.bind_double(200, 100, 3);
         Tables {
             generation: 0,
-            demux: vec![demux],
+            demux: [demux].into(),
             interfaces: (0..4).map(interface).collect(),
             gateways: (0..2).map(gateway).collect(),
-            next_hops: Vec::new(),
+            next_hops: [].into(),
             tunnels: Vec::new(),
             sad_v4: Sad::build(&[], seed).unwrap(),
             sad_v6: Sad::build(&[], seed).unwrap(),
             sas: Vec::new(),
             neighbours: NeighbourTable::new(16, seed).0,
-            features: Features { nat: false, policies: false, tunnels: false },
+            sealing_v4: Sad::build(&[], seed).unwrap(),
+            sealing_v6: Sad::build(&[], seed).unwrap(),
+            trouble: Default::default(),
+            features: Features::of(&[], &[]),
         }
     }
 
@@ -407,11 +417,13 @@ mod tests {
     fn the_short_cut_takes_what_is_ordinary() {
         let tables = tables();
         let mut way = Way::none();
-        for (tag, proto) in [(None, 6), (Some(100), 17), (Some(0xe12c), 6), (Some(0x6000), 17)] {
+        for (tag, proto) in
+            [(None, 6), (Some(100), 17), (Some(0xe12c), 6), (Some(0x6000), 17), (Some(100), 50)]
+        {
             let frame = ordinary_frame(tag, proto, 10, true);
             assert!(ordinary(&tables, &mut way, &frame, &mut Meta::EMPTY.clone()).is_some(), "{tag:?}");
         }
-        for (tag, proto) in [(Some(101), 6), (None, 1), (Some(100), 50)] {
+        for (tag, proto) in [(Some(101), 6), (None, 1), (Some(100), 51)] {
             let frame = ordinary_frame(tag, proto, 10, true);
             assert!(ordinary(&tables, &mut way, &frame, &mut Meta::EMPTY.clone()).is_none(), "{tag:?}");
         }

@@ -6,6 +6,7 @@ use super::{
     Cx, Event, PendingKey, Stage,
     icmp_error::{self, Problem},
     next_hop::{NO_NEIGHBOUR, SILENT_NEIGHBOUR},
+    path_errors,
 };
 use crate::{
     packet::{Burst, DropReason, Frame, FrameQueue, Meta, Slot, Slots, Umem},
@@ -38,15 +39,24 @@ impl Stage for Rewrite {
                     match unready {
                         Unready::Gone => burst.drop(first, DropReason::NoRoute),
                         Unready::Unknown => wait(cx, burst, first),
-                        // Its sender is told (RFC 1122 2.3.2.2).
-                        Unready::Silent => {
-                            let reason = DropReason::NeighbourUnreachable;
-                            icmp_error::drop_with_error(cx, burst, first, reason, Problem::HostUnreachable);
-                        }
+                        Unready::Silent => silent(cx, burst, first),
                     }
                 }
             }
         }
+    }
+}
+
+/// The neighbour does not answer: the packet's sender is told (RFC 1122 2.3.2.2).
+#[cold]
+fn silent(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) {
+    let reason = DropReason::NeighbourUnreachable;
+    if let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) {
+        // Who sent what is sealed cannot be told; those can who send into the tunnel now.
+        path_errors::unreachable_peer(cx, tunnel);
+        burst.drop(slot, reason);
+    } else {
+        icmp_error::drop_with_error(cx, burst, slot, reason, Problem::HostUnreachable);
     }
 }
 

@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use super::{Cx, Stage};
 use crate::{
-    packet::{BURST, Burst, Slot, Slots},
+    packet::{BURST, Burst, Meta, NatMarks, Slot, Slots},
     table::{
         address::Address,
         lpm::{Lpm, NO_ROUTE},
@@ -15,6 +15,13 @@ use crate::{
 /// Looks destinations up in their gateway's route table.
 #[derive(Debug, Default)]
 pub struct Route;
+
+/// The address that decides: the destination, unless NAT says that peers have addresses of the VPC and the route is
+/// the one to what stands for them.
+#[inline]
+const fn destination_v4(meta: &Meta) -> u32 {
+    if meta.nat.has(NatMarks::ROUTE_AS_SEEN) { meta.next_hop } else { meta.dst }
+}
 
 impl Stage for Route {
     const NAME: &'static str = "route";
@@ -38,7 +45,9 @@ impl Stage for Route {
                     };
                     look_up(&gateway.routes_v6, burst, same, destination);
                 }
-                Some(gateway) => look_up(&gateway.routes_v4, burst, same, |burst, slot| burst.meta(slot).dst),
+                Some(gateway) => {
+                    look_up(&gateway.routes_v4, burst, same, |burst, slot| destination_v4(burst.meta(slot)))
+                }
             }
         }
     }

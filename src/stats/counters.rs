@@ -59,6 +59,26 @@ columns! {
         EventsLost = "events_lost",
         /// Snapshots of tables taken up.
         Snapshots = "snapshots",
+        /// NAT keepalives sent (RFC 3948 2.3).
+        Keepalives = "keepalives",
+        /// Dummy packets sent (RFC 4303 2.6).
+        Dummies = "dummies",
+        /// Packets on UDP port 4500 that are not ESP: IKE behind its marker (RFC 3948 2.2), for the host.
+        NonEsp = "non_esp",
+        /// TCP connections whose MSS was lowered, each way.
+        MssClamped = "mss_clamped",
+        /// NAT sessions now. A gauge.
+        NatSessions = "nat_sessions",
+        /// NAT sessions made.
+        NatMade = "nat_made",
+        /// NAT sessions that ended.
+        NatEnded = "nat_ended",
+        /// Packets handed to the worker that has their NAT session.
+        HandedOver = "handed_over",
+        /// Packets that other workers handed to this one.
+        TakenOver = "taken_over",
+        /// Beginnings and ends of NAT sessions that the log took no more of.
+        NatLogLost = "nat_log_lost",
     }
 }
 
@@ -173,6 +193,23 @@ columns! {
         Behind16384 = "behind_16384",
         /// Accepted packets that lay 32768 or more behind the newest.
         Behind32768 = "behind_32768",
+        /// Packets whose inner and outer ECN fields form a combination that no sender makes (RFC 6040 4.2).
+        EcnAlarms = "ecn_alarms",
+    }
+}
+
+columns! {
+    /// What is counted of a NAT pool.
+    PoolColumn {
+        /// Sessions now. A gauge.
+        Sessions = "sessions",
+        /// Sessions made.
+        Made = "made",
+        /// Packets dropped because no port was free.
+        Exhausted = "exhausted",
+        /// Of 1000 ports that were tried of late for new sessions, how many were taken: exhaustion comes when this
+        /// nears 1000. A gauge.
+        Occupied = "occupied",
     }
 }
 
@@ -194,6 +231,8 @@ pub mod group {
     pub const POLICY: &str = "policy";
     /// [`SaColumn`](super::SaColumn)s.
     pub const SA: &str = "sa";
+    /// [`PoolColumn`](super::PoolColumn)s.
+    pub const POOL: &str = "pool";
 }
 
 /// The row of drops of packets that belong to no interface and came by no port.
@@ -220,6 +259,8 @@ pub struct Rows {
     pub policies: Vec<String>,
     /// Names of security associations.
     pub sas: Vec<String>,
+    /// Names of NAT pools.
+    pub pools: Vec<String>,
 }
 
 impl Rows {
@@ -240,6 +281,7 @@ impl Rows {
             (group::TUNNEL, self.tunnels, traffic.clone()),
             (group::POLICY, self.policies, traffic),
             (group::SA, self.sas, columns(&mut SaColumn::ALL.iter().map(|c| c.name()))),
+            (group::POOL, self.pools, columns(&mut PoolColumn::ALL.iter().map(|c| c.name()))),
         ];
         Layout::new(name, workers, tick_hz, groups)
     }
@@ -266,6 +308,7 @@ pub struct WorkerCounters {
     tunnel: Place,
     policy: Place,
     sa: Place,
+    pool: Place,
     /// Cells of an older block and of this one that count the same.
     carried: Vec<(usize, usize)>,
 }
@@ -330,6 +373,7 @@ impl WorkerCounters {
             tunnel: place(group::TUNNEL),
             policy: place(group::POLICY),
             sa: place(group::SA),
+            pool: place(group::POOL),
             carried: Vec::new(),
             segment: Arc::clone(segment),
         }
@@ -484,6 +528,24 @@ impl WorkerCounters {
     #[inline]
     pub fn sa(&self, sa: u32, column: SaColumn, n: u64) {
         self.add(self.sa, sa as usize, column as usize, n);
+    }
+
+    /// Counts of a NAT pool.
+    #[inline]
+    pub fn pool(&self, pool: u16, column: PoolColumn, n: u64) {
+        self.add(self.pool, usize::from(pool), column as usize, n);
+    }
+
+    /// Sets a gauge of a NAT pool.
+    #[inline]
+    pub fn pool_gauge(&self, pool: u16, column: PoolColumn, n: u64) {
+        self.set(self.pool, usize::from(pool), column as usize, n);
+    }
+
+    /// What was counted of a NAT pool.
+    #[must_use]
+    pub fn read_pool(&self, pool: u16, column: PoolColumn) -> u64 {
+        self.get(self.pool, usize::from(pool), column as usize)
     }
 
     /// Counts a packet that lay so far behind the newest, and raises the association's greatest lateness.

@@ -12,6 +12,8 @@ pub mod counters;
 pub mod layout;
 pub mod segment;
 
-pub use counters::{PortColumn, SaColumn, StageColumn, TrafficColumn, WorkerColumn, WorkerCounters};
+pub use counters::{
+    PoolColumn, PortColumn, SaColumn, StageColumn, TrafficColumn, WorkerColumn, WorkerCounters,
+};
 pub use layout::{Group, Layout};
 pub use segment::{Reader, Segment, SegmentError};

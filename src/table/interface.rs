@@ -201,6 +201,13 @@ impl OwnAddresses {
         self.v6.get(at).map(|e| e.1)
     }
 
+    /// All addresses of the same IP version as this one.
+    pub fn like(&self, address: IpAddr) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.v4.iter().map(|e| IpAddr::V4(e.0.into()));
+        let v6 = self.v6.iter().map(|e| IpAddr::V6(e.0.into()));
+        v4.chain(v6).filter(move |own| own.is_ipv4() == address.is_ipv4())
+    }
+
     /// The interface that has this address.
     #[must_use]
     pub fn get(&self, address: IpAddr) -> Option<u16> {

@@ -1,6 +1,9 @@
 //! The snapshot of all tables that a worker looks things up in.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use super::{
     gateway_nat::GatewayNat,
@@ -88,13 +91,13 @@ pub struct Tables {
     /// Counts snapshots.
     pub generation: u64,
     /// VLAN demultiplexers, by port.
-    pub demux: Vec<Demux>,
+    pub demux: Arc<[Demux]>,
     /// Interfaces, by number.
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Arc<[Interface]>,
     /// Gateways, by number.
-    pub gateways: Vec<Gateway>,
+    pub gateways: Arc<[Gateway]>,
     /// Next hops, by number.
-    pub next_hops: Vec<NextHop>,
+    pub next_hops: Arc<[NextHop]>,
     /// Tunnels, by number.
     pub tunnels: Vec<Tunnel>,
     /// Inbound security associations by SPI and destination; values index `sas`.
@@ -103,6 +106,12 @@ pub struct Tables {
     pub sad_v6: Sad<u128>,
     /// Inbound security associations.
     pub sas: Vec<Arc<SaIn>>,
+    /// Tunnels by the SPI and destination of what they seal, for errors that quote it.
+    pub sealing_v4: Sad<u32>,
+    /// The same for IPv6.
+    pub sealing_v6: Sad<u128>,
+    /// When a tunnel's peer was last found out of reach (ns; 0: never). Read once a burst.
+    pub trouble: Arc<AtomicU64>,
     /// Link-layer addresses.
     pub neighbours: Arc<NeighbourTable>,
     /// What any gateway has at all.
@@ -118,6 +127,8 @@ pub struct Features {
     pub policies: bool,
     /// There are tunnels: what comes out of one is checked, with policies or without.
     pub tunnels: bool,
+    /// Some tunnel clamps the MSS of TCP connections.
+    pub clamps: bool,
 }
 
 impl Features {
@@ -128,6 +139,7 @@ impl Features {
             nat: gateways.iter().any(|gateway| gateway.nat.is_some()),
             policies: gateways.iter().any(|gateway| !gateway.spd.is_empty()),
             tunnels: !tunnels.is_empty(),
+            clamps: tunnels.iter().any(|tunnel| tunnel.mss.is_some()),
         }
     }
 }

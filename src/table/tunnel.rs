@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
+use super::path::{LEAST_V6, Path};
 use crate::{
     crypto::{aead::Key, replay::Window, sequence::Sequence},
     wire::{
@@ -26,6 +27,15 @@ pub enum Df {
     Set,
     /// Clear.
     Clear,
+}
+
+/// The largest TCP segment that connections through a tunnel may agree on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mss {
+    /// What fits the tunnel as it is at the time.
+    Auto,
+    /// So many bytes.
+    Fixed(u16),
 }
 
 /// Largest outer header: IPv6 and UDP.
@@ -115,9 +125,59 @@ impl Outer {
         self.udp
     }
 
+    /// This end's address.
+    #[must_use]
+    pub fn source(&self) -> Option<IpAddr> {
+        if self.v6 {
+            return Some(IpAddr::V6(Ipv6::at(&self.bytes, 0)?.source()));
+        }
+        Some(IpAddr::V4(Ipv4::at(&self.bytes, 0)?.source()))
+    }
+
+    /// The other end's address.
+    #[must_use]
+    pub fn destination(&self) -> Option<IpAddr> {
+        if self.v6 {
+            return Some(IpAddr::V6(Ipv6::at(&self.bytes, 0)?.destination()));
+        }
+        Some(IpAddr::V4(Ipv4::at(&self.bytes, 0)?.destination()))
+    }
+
+    /// The largest inner packet whose outer packet has at most `outer` bytes.
+    #[inline]
+    #[must_use]
+    pub const fn largest_inner(&self, outer: u16) -> u16 {
+        match (outer as usize).checked_sub(self.header_len()) {
+            Some(room) => match esp::payload_within(room) {
+                Some(len) => len as u16,
+                None => 0,
+            },
+            None => 0,
+        }
+    }
+
+    /// Whether the UDP checksum must be filled in once the packet is sealed: over IPv6 it may not be zero (RFC 8200
+    /// 8.1), and hosts that have not been told to take such packets drop them.
+    #[inline]
+    #[must_use]
+    pub const fn needs_checksum(&self) -> bool {
+        self.v6 && self.udp
+    }
+
+    /// Fills in the UDP checksum of a whole outer packet over IPv6.
+    pub fn fill_checksum(&self, packet: &mut [u8]) {
+        let Some(header) = Ipv6::at(packet, 0) else { return };
+        let len = packet.len().saturating_sub(ipv6::HEADER_LEN);
+        let pseudo = Sum::pseudo_v6(header.source(), header.destination(), protocol::UDP, len as u32);
+        let sum = pseudo.combine(Sum::of(packet.get(ipv6::HEADER_LEN..).unwrap_or(&[])));
+        if let Some(mut header) = udp::Udp::at_mut(packet, ipv6::HEADER_LEN) {
+            header.set_checksum(sum.udp_checksum());
+        }
+    }
+
     /// Writes the header to the front of `packet`, which is the whole outer packet.
     ///
-    /// The UDP checksum is zero over IPv4 (RFC 3948 2.1) and, with an AEAD inside, over IPv6 too (RFC 6935).
+    /// The UDP checksum is zero (RFC 3948 2.1); over IPv6 [`Outer::fill_checksum`] comes later.
     /// `identification` is used when `df` is clear; an atomic packet needs none (RFC 6864).
     #[inline]
     pub fn write(&self, packet: &mut [u8], class: u8, df: bool, identification: u16) {
@@ -230,14 +290,53 @@ pub struct Tunnel {
     pub sa: Option<Arc<SaOut>>,
     /// The next hop towards the peer, by number; it leads over an interface.
     pub next_hop: Option<u32>,
-    /// Largest inner packet, in bytes.
+    /// Largest inner packet, in bytes, as far as configuration and line say; see [`Tunnel::inner_mtu`].
     pub mtu: u16,
+    /// MTU of the interface that outer packets leave by.
+    pub line_mtu: u16,
+    /// What was learned of the way to the peer.
+    pub path: Arc<Path>,
     /// What the outer DF bit becomes.
     pub df: Df,
     /// The outer DSCP; `None` copies the inner one.
     pub dscp: Option<u8>,
     /// Whether a route leads into it: then packets come out of it that no policy covers.
     pub routed: bool,
+    /// The largest TCP segment that connections through it may agree on.
+    pub mss: Option<Mss>,
+    /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.
+    pub tfc: u16,
+}
+
+impl Tunnel {
+    /// The largest outer packet that line and path take.
+    #[inline]
+    #[must_use]
+    pub fn outer_mtu(&self) -> u16 {
+        self.path.mtu().map_or(self.line_mtu, |learned| learned.min(self.line_mtu))
+    }
+
+    /// The largest inner packet that fits when it is sealed, by all that is known.
+    #[inline]
+    #[must_use]
+    pub fn inner_mtu(&self) -> u16 {
+        self.path.mtu().map_or(self.mtu, |learned| self.outer.largest_inner(learned).min(self.mtu))
+    }
+
+    /// What a packet of `len` bytes is padded to before it is sealed.
+    #[inline]
+    #[must_use]
+    pub fn padded(&self, len: usize) -> usize {
+        if self.tfc == 0 { len } else { len.max(self.tfc.min(self.inner_mtu()).into()) }
+    }
+
+    /// The largest inner packet of an IP version that is let in. An IPv6 packet of 1280 bytes always is, since its
+    /// sender need not make smaller ones (RFC 8200 5): where it does not fit, the outer packet is divided.
+    #[inline]
+    #[must_use]
+    pub fn admitted(&self, v6: bool) -> u16 {
+        if v6 { self.inner_mtu().max(LEAST_V6) } else { self.inner_mtu() }
+    }
 }
 
 #[cfg(test)]

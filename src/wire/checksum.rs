@@ -192,6 +192,18 @@ impl Delta {
         Self::between(Sum::of_u128(old), Sum::of_u128(new))
     }
 
+    /// The change that was kept as these bits.
+    #[inline]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// The change as 16 bits, to keep it.
+    #[inline]
+    pub const fn to_bits(self) -> u16 {
+        self.0
+    }
+
     /// Both changes.
     #[inline]
     #[must_use]

@@ -29,6 +29,27 @@ pub fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
+/// `[system]` of a gateway on a bench.
+pub fn system(buffers: usize) -> String {
+    format!("[system]\nname = \"bench\"\nbuffers = {buffers}\nhuge_pages = \"never\"\n")
+}
+
+/// A configuration with what all gateways on a bench have in common in front, as far as it does not say so itself:
+/// `[system]`, and a port in memory for every port that an interface names.
+fn whole(text: &str) -> String {
+    let mut head = if text.contains("[system]") { String::new() } else { system(1024) };
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("port = \"").and_then(|rest| rest.strip_suffix('"')) {
+            let section = format!("[port.{name}]\n");
+            if !head.contains(&section) && !text.contains(&section) {
+                head += &format!("{section}driver = \"memory\"\nring = 64\n");
+            }
+        }
+    }
+    // The system first: its section must not end up among the keys of another.
+    if text.contains("[system]") { format!("{text}\n{head}") } else { format!("{head}{text}") }
+}
+
 /// A gateway on a bench. When it goes, every packet must be accounted for.
 pub struct Lab {
     pub single: Single<MemPort>,
@@ -57,17 +78,19 @@ impl Host {
 }
 
 /// What drops are part of every test: packets that did their work.
-const WORK: [DropReason; 2] = [DropReason::ArpConsumed, DropReason::NeighbourDiscoveryConsumed];
+const WORK: [DropReason; 3] =
+    [DropReason::ArpConsumed, DropReason::NeighbourDiscoveryConsumed, DropReason::FragmentReassembled];
 
 impl Lab {
-    /// A gateway. Keys come from variables of any name, see [`key`].
+    /// A gateway; its text need not say what all have in common, see [`whole`]. Keys come from variables of any name,
+    /// see [`key`].
     pub fn new(text: &str) -> Self {
         Self::with(text, &|name: &str| Some(hex(&key(name))))
     }
 
     pub fn with(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Self {
         let environment = |name: &str| environment(name);
-        let config = match config::parse(Path::new("/bench/bench.toml"), text, &environment) {
+        let config = match config::parse(Path::new("/bench/bench.toml"), &whole(text), &environment) {
             Ok((config, _)) => config,
             Err(errors) => panic!("{}", errors.to_json()),
         };
@@ -76,6 +99,19 @@ impl Lab {
         let single =
             Single::new(&config, &macs, &mut Ephemeral::default(), Seed::new(1, 2), |_| ports).unwrap();
         Self { single, config, ends, now: 1_000_000_000, seen: vec![0; DropReason::COUNT] }
+    }
+
+    /// Takes up another configuration, as a reload does.
+    pub fn reload(&mut self, text: &str) {
+        let config =
+            match config::parse(Path::new("/bench/bench.toml"), text, &|name: &str| Some(hex(&key(name)))) {
+                Ok((config, _)) => config,
+                Err(errors) => panic!("{}", errors.to_json()),
+            };
+        let macs: Vec<_> = config.ports.iter().map(|port| derived_mac(&config, port)).collect();
+        self.single.reload(&config, &macs, &mut Ephemeral::default(), self.now).unwrap();
+        self.config = config;
+        self.run();
     }
 
     fn port(&self, name: &str) -> usize {
@@ -93,6 +129,15 @@ impl Lab {
         };
         let gateway = derived_mac(&self.config, &self.config.ports[port]).0;
         Host { port, tags, mac: [2, 0, 0, 0, 0xee, last], gateway }
+    }
+
+    /// A host on a port, that is known by these addresses; each stands with the gateway's own on the link.
+    pub fn neighbour(&mut self, port: &str, vlans: &[u16], last: u8, addresses: &[(&str, &str)]) -> Host {
+        let host = self.host(port, vlans, last);
+        for (address, own) in addresses {
+            self.meet(&host, address, own);
+        }
+        host
     }
 
     /// Makes a host known: it asks for the gateway's address on its link, `own`, and is answered.

@@ -172,6 +172,35 @@ fn direct_connect() -> Case {
     scene.case
 }
 
+/// Both parties are 10.0.0.0/16: what is told apart by translated addresses, ports and conditions.
+fn nat_overlap() -> Case {
+    let mut scene = Scene::new("nat-overlap", "gateway.toml", "two-parties");
+    scene.at("line", 301, 1).arp("192.0.2.1", "192.0.2.2");
+    let mut vpc = scene.at("vpc", 20, 2);
+    vpc.arp("100.64.0.2", "100.64.0.1");
+    // A server with an address of its own, a host of the pool, and mail, each to the host that has its own address.
+    vpc.send_all(&conversation("10.0.0.10", "198.18.0.10"));
+    vpc.send_all(&conversation("10.0.0.9", "198.18.0.9"));
+    vpc.send(&tcp("10.0.0.25", "198.18.0.25", (40_000, 25), b"EHLO"));
+    vpc.send(&tcp("10.0.0.25", "198.18.0.25", (40_000, 26), b"not mail"));
+    vpc.send(&icmp("10.0.0.9", "198.18.0.9", 0, 0, [0, 9, 0, 9], b"an answer to nothing"));
+    // In fragments, the last one first.
+    let whole = udp("10.0.0.9", "198.18.0.77", (5_353, 53), &[0x66; 40]);
+    let (first, last) = whole.payload.split_at(24);
+    vpc.send(&Ip { offset: 24, payload: last.to_vec(), ..whole.clone() });
+    vpc.send(&Ip { more: true, payload: first.to_vec(), ..whole.clone() });
+    // A host of the VPC calls the web service by its outside address.
+    vpc.send(&tcp("10.0.0.9", "203.0.113.80", (41_000, 443), b"hairpin"));
+    troubles(&mut vpc, "10.0.0.9", "198.18.0.9");
+    let mut line = scene.at("line", 301, 1);
+    line.send_all(&conversation("10.0.0.9", "203.0.113.10"));
+    line.send(&tcp("10.0.0.9", "203.0.113.80", (40_000, 443), b"GET / HTTP/1.1\r\n\r\n"));
+    line.send(&tcp("10.0.0.9", "203.0.113.80", (40_000, 80), b"nobody is here"));
+    line.send(&udp("10.0.0.9", "203.0.113.17", (53, 5_353), b"an answer to nothing"));
+    scene.at("vpc", 20, 2).send(&tcp("10.0.0.80", "198.18.0.9", (8_443, 40_000), b"HTTP/1.1 200 OK\r\n\r\n"));
+    scene.case
+}
+
 fn bench_forward() -> Case {
     let mut scene = Scene::new("bench-forward", "gateway.toml", "sixteen-routes");
     scene.at("out", 20, 2).arp("198.18.1.2", "198.18.1.1");
@@ -209,5 +238,5 @@ pub fn cases() -> Vec<Case> {
         super::check(&idc, true);
     }
     let cloud = cloud(&idc);
-    vec![idc, cloud, direct_connect(), bench_forward(), bench_gateway()]
+    vec![idc, cloud, direct_connect(), nat_overlap(), bench_forward(), bench_gateway()]
 }

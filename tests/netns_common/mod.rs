@@ -126,7 +126,8 @@ impl Site {
         gateway.wait_until_up(&|| true).unwrap();
     }
 
-    fn run_dir(&self, name: &str) -> PathBuf {
+    /// Where a gateway has its files.
+    pub fn run_dir(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
     }
 

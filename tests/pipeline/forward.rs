@@ -6,17 +6,6 @@ use super::{
 };
 
 pub const CONFIG: &str = r#"
-[system]
-name = "bench"
-buffers = 1024
-huge_pages = "never"
-[port.lan]
-driver = "memory"
-ring = 64
-[port.wan]
-driver = "memory"
-ring = 64
-
 [gateway.g]
 prefixes = ["10.1.0.0/16"]
 transit = false
@@ -107,17 +96,17 @@ side = "peer"
 addresses = ["10.66.0.1/24"]
 "#;
 
+/// A host and a router, with the gateway's addresses on their links.
+pub const HOST: [(&str, &str); 2] = [("10.1.0.9", "10.1.0.1"), ("2001:db8:1::9", "2001:db8:1::1")];
+pub const ROUTER: [(&str, &str); 2] = [("192.0.2.2", "192.0.2.1"), ("2001:db8:ff::2", "2001:db8:ff::1")];
+
 /// The gateway, a host on its own side, and two routers on the other.
 pub fn lab() -> (Lab, Host, [Host; 2]) {
     let mut lab = Lab::new(CONFIG);
-    let host = lab.host("lan", &[10], 9);
-    let routers = [lab.host("wan", &[100], 2), lab.host("wan", &[100], 3)];
-    lab.meet(&host, "10.1.0.9", "10.1.0.1");
-    lab.meet(&host, "2001:db8:1::9", "2001:db8:1::1");
-    lab.meet(&routers[0], "192.0.2.2", "192.0.2.1");
-    lab.meet(&routers[1], "192.0.2.3", "192.0.2.1");
-    lab.meet(&routers[0], "2001:db8:ff::2", "2001:db8:ff::1");
-    (lab, host, routers)
+    let host = lab.neighbour("lan", &[10], 9, &HOST);
+    let first = lab.neighbour("wan", &[100], 2, &ROUTER);
+    let second = lab.neighbour("wan", &[100], 3, &[("192.0.2.3", "192.0.2.1")]);
+    (lab, host, [first, second])
 }
 
 #[test]

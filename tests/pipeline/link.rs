@@ -4,21 +4,11 @@ use std::time::Duration;
 
 use super::{
     common::{frame::*, *},
-    icmp_error,
+    forward, icmp_error,
 };
 use causeway::packet::DropReason;
 
 const CONFIG: &str = r#"
-[system]
-name = "bench"
-buffers = 1024
-huge_pages = "never"
-[port.lan]
-driver = "memory"
-ring = 64
-[port.wan]
-driver = "memory"
-ring = 64
 [gateway.g]
 prefixes = ["10.1.0.0/16"]
 [interface.lan]
@@ -207,9 +197,7 @@ fn a_host_with_our_address_is_told_so_at_most_every_ten_seconds() {
 #[test]
 fn packets_wait_for_their_neighbour_and_leave_in_order() {
     let mut lab = Lab::new(CONFIG);
-    let peer = lab.host("wan", &[100], 2);
-    lab.meet(&peer, "192.0.2.2", "192.0.2.1");
-    lab.meet(&peer, "2001:db8:ff::2", "2001:db8:ff::1");
+    let peer = lab.neighbour("wan", &[100], 2, &forward::ROUTER);
     let host = lab.host("lan", &[10], 9);
     let packets: Vec<_> = (0..17).map(|n| udp("10.9.0.1", "10.1.0.9", (n, 2), b"hello")).collect();
     packets.iter().for_each(|packet| lab.from(&peer, &packet.bytes()));
@@ -238,9 +226,7 @@ fn packets_wait_for_their_neighbour_and_leave_in_order() {
 #[test]
 fn who_does_not_answer_is_asked_three_times_and_then_unreachable() {
     let mut lab = Lab::new(CONFIG);
-    let peer = lab.host("wan", &[100], 2);
-    lab.meet(&peer, "192.0.2.2", "192.0.2.1");
-    lab.meet(&peer, "2001:db8:ff::2", "2001:db8:ff::1");
+    let peer = lab.neighbour("wan", &[100], 2, &forward::ROUTER);
     let host = lab.host("lan", &[10], 9);
     for (packet, kind, code, own) in [
         (udp("10.9.0.1", "10.1.0.9", (1, 2), b"hello"), 3, 1, "192.0.2.1"),
@@ -285,7 +271,8 @@ fn a_router_that_goes_silent_is_asked_then_given_up_and_found_again_elsewhere() 
                 .into_iter()
                 .partition(|frame| frame.ether_type == ARP || Ip::read(&frame.payload).proto == ICMPV6);
             asked.extend(arp.iter().map(|frame| frame.dst == router.mac));
-            // The host, which is asked as well since it is in use, answers.
+            // The host, which is asked as well since it is in use, answers; it has been told what became of its packets.
+            lab.raw(host.port);
             lab.meet(&host, them, us);
             if rest.is_empty() {
                 lost += 1;
@@ -295,7 +282,9 @@ fn a_router_that_goes_silent_is_asked_then_given_up_and_found_again_elsewhere() 
         assert!(asked[3..].iter().all(|itself| !itself), "its address is not used any more");
         assert!((20..60).contains(&lost), "{lost} packets went nowhere");
         assert!(lab.drops(DropReason::NeighbourUnreachable) > 0);
-        // Another takes over the router's address: the route leads there.
+        // Another takes over the router's address, when nothing waits for it any more: the route leads there.
+        lab.pass(Duration::from_secs(10));
+        lab.raw(router.port);
         let other = Host { mac: [2, 0, 0, 0, 0xee, 0x77], ..router.clone() };
         lab.meet(&other, router_at, host_at);
         lab.raw(router.port);
@@ -339,9 +328,7 @@ fn neighbour_solicitations_are_answered_and_duplicate_detection_too() {
 #[test]
 fn what_nobody_serves_is_refused() {
     let mut lab = Lab::new(CONFIG);
-    let host = lab.host("lan", &[10], 9);
-    lab.meet(&host, "10.1.0.9", "10.1.0.1");
-    lab.meet(&host, "2001:db8:1::9", "2001:db8:1::1");
+    let host = lab.neighbour("lan", &[10], 9, &forward::HOST);
     let (us, them) = ("10.1.0.1", "10.1.0.9");
     let (us6, them6) = ("2001:db8:1::1", "2001:db8:1::9");
     for (packet, kind, code, own) in [

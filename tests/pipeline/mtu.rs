@@ -4,20 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{
     common::{frame::*, *},
-    icmp_error,
+    forward, icmp_error,
 };
 
 const CONFIG: &str = r#"
-[system]
-name = "bench"
-buffers = 1024
-huge_pages = "never"
-[port.lan]
-driver = "memory"
-ring = 64
-[port.wan]
-driver = "memory"
-ring = 64
 [gateway.g]
 prefixes = ["10.1.0.0/16"]
 [interface.lan]
@@ -43,11 +33,8 @@ via = "2001:db8:ff::2"
 
 fn lab(text: &str) -> (Lab, Host, Host) {
     let mut lab = Lab::new(text);
-    let (host, router) = (lab.host("lan", &[10], 9), lab.host("wan", &[100], 2));
-    lab.meet(&host, "10.1.0.9", "10.1.0.1");
-    lab.meet(&host, "2001:db8:1::9", "2001:db8:1::1");
-    lab.meet(&router, "192.0.2.2", "192.0.2.1");
-    lab.meet(&router, "2001:db8:ff::2", "2001:db8:ff::1");
+    let host = lab.neighbour("lan", &[10], 9, &forward::HOST);
+    let router = lab.neighbour("wan", &[100], 2, &forward::ROUTER);
     (lab, host, router)
 }
 

@@ -87,9 +87,27 @@ fn way(reason: DropReason, host: &Host) -> Way {
         }
         R::NoSa => Frame(host.frame(&ip("10.1.0.9", "10.1.0.1", ESP, &[1; 48]).bytes())),
         R::EspLength => Frame(host.frame(&ip("10.1.0.9", "10.1.0.1", ESP, &[1; 12]).bytes())),
-        R::EspFragment => {
-            let part = Ip { more: true, ..ip("10.1.0.9", "10.1.0.1", ESP, &[1; 48]) };
+        R::IcmpQuoteMismatch => {
+            Test("../sizes_pipeline/path::errors_that_quote_what_was_not_sent_are_not_believed")
+        }
+        R::FragmentMalformed => {
+            let part = Ip { more: true, ..ip("10.1.0.9", "10.1.0.1", ESP, &[1; 47]) };
             Frame(host.frame(&part.bytes()))
+        }
+        R::FragmentReassembled => {
+            Test("../sizes_pipeline/reassembly::the_pieces_of_a_whole_are_counted_as_such")
+        }
+        R::FragmentTimeout => {
+            Test("../sizes_pipeline/reassembly::a_packet_waits_for_its_pieces_as_long_as_the_standards_say")
+        }
+        R::FragmentOverlap => {
+            Test("../sizes_pipeline/reassembly::pieces_that_overlap_are_refused_with_all_of_their_packet")
+        }
+        R::FragmentTooLarge => {
+            Test("../sizes_pipeline/reassembly::a_packet_of_more_than_a_buffer_is_refused")
+        }
+        R::FragmentTableFull => {
+            Test("../sizes_pipeline/reassembly::of_too_many_unfinished_packets_the_oldest_gives_way")
         }
         R::NatKeepalive => {
             let keepalive = udp("10.1.0.9", "10.1.0.1", (4500, 4500), &[0xff]);
@@ -114,6 +132,18 @@ fn way(reason: DropReason, host: &Host) -> Way {
         R::EspOuterMismatch => Test("tunnel::esp_of_another_place_or_shape_is_refused"),
         R::EcnContradiction => Test("tunnel::congestion_and_priority_show_outside_and_come_back_in"),
         R::NatUntranslatable => Test("nat::a_quote_that_is_cut_too_short_is_not_passed_on"),
+        R::NatNoSession => Test("nat_sessions::only_who_was_talked_to_may_answer"),
+        R::NatTableFull | R::NatSourceLimit => {
+            Test("nat_sessions::one_host_and_one_gateway_have_their_limits")
+        }
+        R::NatPortsExhausted => {
+            Test("nat_sessions::a_port_serves_many_remote_ends_and_when_none_is_free_it_is_said")
+        }
+        R::NatConflict => Test("nat_sessions::peers_reach_a_mapped_service"),
+        R::NatFragmentsFull | R::NatFragmentTimeout => {
+            Test("nat_sessions::fragments_wait_for_the_first_one_not_long_and_not_many")
+        }
+        R::NatHandoverFull => Never("a gateway in one thread has no other worker; see the tests of several"),
         R::TunnelDown => Test("a_tunnel_without_a_way_is_down"),
         R::TxFull | R::Shutdown => Test("what_a_full_wire_does_not_take_waits_and_is_counted"),
         R::NoBuffer => {
@@ -122,7 +152,7 @@ fn way(reason: DropReason, host: &Host) -> Way {
         R::SequenceExhausted => Never("2^32 packets; the unit tests of sequence numbers end one"),
         R::NeighbourEventsFull => Never("control takes up events after every round, and no round makes 4096"),
         R::NeighbourTableFull => Never("what finds no place in the table waits, and is unreachable"),
-        R::LocalConsumed => Never("no probes are sent yet"),
+        R::LocalConsumed => Test("../sizes_pipeline/path::a_smaller_path_is_learned_and_senders_are_told"),
         R::HostQueueFull => Never("a gateway in one thread has no host"),
         R::PortDown => Never("a wire in memory is never down"),
         R::InjectedFault => Never("no faults are injected here; see the tests of io::fault"),
@@ -156,7 +186,7 @@ fn every_reason_has_a_way_to_happen() {
 
 #[test]
 fn a_tiny_pool_cannot_divide() {
-    let mut lab = Lab::new(&forward::CONFIG.replace("buffers = 1024", "buffers = 256"));
+    let mut lab = Lab::new(&[&system(256), forward::CONFIG].concat());
     let host = lab.host("lan", &[10], 9);
     lab.meet(&host, "10.1.0.9", "10.1.0.1");
     // 255 packets wait for neighbours that do not answer and hold the buffers.
@@ -176,13 +206,6 @@ fn a_tiny_pool_cannot_divide() {
 fn a_tunnel_without_a_way_is_down() {
     let mut lab = Lab::new(
         r#"
-[system]
-name = "bench"
-buffers = 1024
-huge_pages = "never"
-[port.lan]
-driver = "memory"
-ring = 64
 [gateway.g]
 prefixes = ["10.1.0.0/16"]
 [interface.lan]

@@ -15,13 +15,6 @@ fn config(sa: &Value) -> String {
     let encapsulation = if sa["encap"].is_null() { "esp" } else { "udp" };
     format!(
         r#"
-[system]
-name = "bench"
-buffers = 1024
-huge_pages = "never"
-[port.lan]
-driver = "memory"
-ring = 64
 [port.wan]
 driver = "memory"
 ring = 64
@@ -103,11 +96,9 @@ fn play(set: &Value) {
     let mut lab = Lab::with(&config(sa), &|variable| {
         Some(if variable == "VECTORS" { secret.clone() } else { hex(&key(variable)) })
     });
-    let (host, peer) = (lab.host("lan", &[], 2), lab.host("wan", &[], 0xa));
-    lab.meet(&host, "10.2.0.2", "10.2.0.1");
-    lab.meet(&host, "2001:db8:2::2", "2001:db8:2::1");
-    lab.meet(&peer, "192.0.2.1", "192.0.2.2");
-    lab.meet(&peer, "2001:db8::1", "2001:db8::2");
+    let inside = [("10.2.0.2", "10.2.0.1"), ("2001:db8:2::2", "2001:db8:2::1")];
+    let host = lab.neighbour("lan", &[], 2, &inside);
+    let peer = lab.neighbour("wan", &[], 0xa, &[("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")]);
     let highest = sa["initial_highest_seq"].as_u64().unwrap();
     if highest > 0 {
         lab.single.built.tables.sas[0].window.mark(highest).unwrap();

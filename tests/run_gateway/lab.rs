@@ -73,8 +73,17 @@ impl Host {
     /// A cable to another host.
     #[track_caller]
     pub fn connect(&self, device: &str, other: &Host, other_device: &str) {
+        self.connect_queues(device, other, other_device, 1);
+    }
+
+    /// A cable to another host, between devices of several queues.
+    #[track_caller]
+    pub fn connect_queues(&self, device: &str, other: &Host, other_device: &str, queues: u32) {
         let peer = other.0.id();
-        self.run(&format!("ip link add {device} type veth peer name {other_device} netns {peer}"));
+        let queues = format!("numrxqueues {queues} numtxqueues {queues}");
+        self.run(&format!(
+            "ip link add {device} {queues} type veth peer name {other_device} {queues} netns {peer}"
+        ));
         self.run(&format!("ip link set {device} up"));
         other.run(&format!("ip link set {other_device} up"));
     }

@@ -5,7 +5,7 @@ use std::fs;
 use crate::lab::{Host, Lab, Running, is_root};
 
 /// What the kernel of a host has counted.
-fn count(host: &Host, protocol: &str, name: &str) -> u64 {
+pub fn count(host: &Host, protocol: &str, name: &str) -> u64 {
     let text = host.run("cat /proc/net/snmp");
     let mut lines = text.lines().filter(|line| line.starts_with(protocol));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());

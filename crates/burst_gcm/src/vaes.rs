@@ -7,8 +7,8 @@
 //! the same lane. The text follows from lane 1 on, so that a frame of 64 bytes, whose text is 48 bytes, fills one
 //! vector of four lanes exactly. Only the length block stands apart, because it needs no encryption.
 //!
-//! Every block is multiplied by its own power of H and all are reduced together: once in a packet of up to 17
-//! blocks, once in 16 blocks otherwise.
+//! Every block is multiplied by its own power of H and all are reduced together: once in a packet of up to
+//! eight vectors, once in a group otherwise.
 //!
 //! # The field
 //!
@@ -305,7 +305,7 @@ fn sum_of_products<S: Simd, const N: usize>(
         let second = (blocks[m], cpu.blocks(&key.powers, at + m * S::LANES));
         sum = sum.add_pair(cpu, first, second);
     }
-    if N % 2 == 0 {
+    if N.is_multiple_of(2) {
         sum.add(cpu, blocks[N - 1], cpu.blocks(&key.powers, at + (N - 1) * S::LANES))
     } else {
         sum
@@ -515,27 +515,42 @@ fn long<S: Simd, const OPEN: bool>(cpu: S, job: &mut Job<'_>, vectors: usize) {
     }
 }
 
-/// Seals or opens all jobs, whose keys are of this backend. `P` is the vector's number of lanes, `N` the vectors of
-/// packets that go `P` at once.
+/// Packets ahead of its use that a key is asked for: two packs of four, or one to two microseconds of long packets.
+const AHEAD: usize = 8;
+
+/// Seals or opens all jobs, whose keys are of this backend. `P` is the vector's number of lanes: that many packets
+/// next to each other go together if they are short, have keys of one size and fit in `N` vectors, or `M`.
 #[inline(always)]
-pub(crate) fn burst<S: Simd, const P: usize, const N: usize, const OPEN: bool>(cpu: S, jobs: &mut [Job<'_>]) {
-    let small = 16 * (S::LANES * N - 1);
-    let (packs, rest) = jobs.as_chunks_mut::<P>();
-    for pack in packs {
+pub(crate) fn burst<S: Simd, const P: usize, const N: usize, const M: usize, const OPEN: bool>(
+    cpu: S,
+    jobs: &mut [Job<'_>],
+) {
+    let mut from = 0;
+    while let Some(here) = jobs.get_mut(from..) {
+        for job in here.iter().skip(AHEAD).take(P) {
+            job.key.lines().into_iter().for_each(|line| cpu.narrow().prefetch(line));
+        }
+        let Some(pack) = here.first_chunk_mut::<P>() else { break };
+        from += P;
         let rounds = pack[0].key.rounds;
         let mut alike = true;
+        let mut longest = 0;
         for job in pack.iter() {
-            alike &= job.key.rounds == rounds && job.text.len().wrapping_sub(TAG_LEN) <= small;
+            alike &= job.key.rounds == rounds;
+            // A text without room for its tag is longer than any other.
+            longest = longest.max(job.text.len().wrapping_sub(TAG_LEN));
         }
-        if alike {
+        if alike && longest <= 16 * (S::LANES * N - 1) {
             short::<S, P, N, N, OPEN>(cpu, pack.each_mut());
+        } else if P > 1 && M > N && alike && longest <= 16 * (S::LANES * M - 1) {
+            short::<S, P, M, M, OPEN>(cpu, pack.each_mut());
         } else {
             for job in pack {
                 single::<S, OPEN>(cpu, job);
             }
         }
     }
-    for job in rest {
+    for job in jobs.iter_mut().skip(from) {
         single::<S, OPEN>(cpu, job);
     }
 }

@@ -39,6 +39,13 @@ impl AesNi {
         unsafe { _mm_loadu_si128(block.as_ptr().cast()) }
     }
 
+    /// Asks for the cache line of `block`.
+    #[inline(always)]
+    pub(crate) fn prefetch(self, block: &Block) {
+        // SAFETY: a prefetch reads nothing that a program can see, and SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().cast()) };
+    }
+
     /// The bytes of a block.
     #[inline(always)]
     pub(crate) fn bytes(self, v: __m128i) -> Block {
@@ -230,7 +237,7 @@ impl Simd for AesNi {
 pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: AesNi, jobs: &mut [Job<'_>]) {
-        vaes::burst::<AesNi, 1, 2, OPEN>(cpu, jobs);
+        vaes::burst::<AesNi, 1, 2, 2, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| AesNi::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

@@ -241,7 +241,7 @@ impl Simd for Vaes256 {
 pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
     #[target_feature(enable = "avx2,vaes,vpclmulqdq,aes,pclmulqdq,ssse3,sse4.1")]
     fn enabled<const OPEN: bool>(cpu: Vaes256, jobs: &mut [Job<'_>]) {
-        vaes::burst::<Vaes256, 2, 2, OPEN>(cpu, jobs);
+        vaes::burst::<Vaes256, 2, 2, 2, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| Vaes256::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

@@ -280,7 +280,7 @@ pub(crate) fn run<const OPEN: bool>(jobs: &mut [Job<'_>]) {
         enable = "avx512f,avx512bw,avx512vl,avx512dq,bmi2,vaes,vpclmulqdq,aes,pclmulqdq,ssse3,sse4.1"
     )]
     fn enabled<const OPEN: bool>(cpu: Vaes512, jobs: &mut [Job<'_>]) {
-        vaes::burst::<Vaes512, 4, 1, OPEN>(cpu, jobs);
+        vaes::burst::<Vaes512, 4, 1, 2, OPEN>(cpu, jobs);
     }
     let Some(cpu) = jobs.first().and_then(|job| Vaes512::proved_by(job.key)) else { return };
     // SAFETY: `cpu` proves the instructions.

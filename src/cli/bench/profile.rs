@@ -122,6 +122,9 @@ pub struct Profile {
     /// Whether each host is translated, by a 1:1 rule of its own.
     #[serde(default)]
     pub nat: bool,
+    /// Whether the hosts share a source pool: each flow has a session, made before anything is measured.
+    #[serde(default)]
+    pub pool: bool,
     /// Policies.
     #[serde(default)]
     pub policies: usize,
@@ -192,6 +195,10 @@ impl Profile {
             (self.version == 4 || self.direction == Direction::Forward, "version 6: only direction forward"),
             (self.version == 4 || !self.nat && self.policies == 0, "version 6: no nat and no policies"),
             (self.version == 4 || self.routes <= 1 << 16, "version 6: at most 65536 routes"),
+            (
+                !self.pool || !self.nat && self.version == 4 && self.direction == Direction::Forward,
+                "pool: without nat, in direction forward, IPv4",
+            ),
             (tunnels == (self.direction != Direction::Forward), "tunnels: for directions seal and open"),
             ((1..=MOST).contains(&self.flows), "flows: 1 to 4194304"),
             ((1..=1 << 20).contains(&self.hosts), "hosts: 1 to 1048576"),
@@ -236,6 +243,10 @@ profiles! {
     "v6-forward",
     "nat-1to1",
     "nat-1to1-64k",
+    "nat-pool-1k",
+    "nat-pool-64k",
+    "nat-pool-1m",
+    "nat-pool-4m",
     "seal-1",
     "seal-1024",
     "seal-10k",

@@ -40,6 +40,9 @@ pub struct Row {
     pub stages: Vec<StageCost>,
     /// How long bursts take.
     pub latency: Vec<Latency>,
+    /// Time a packet that makes a NAT session, in ns: one run over all flows, before the others.
+    #[serde(default)]
+    pub setup: Option<f64>,
 }
 
 /// Where and of what a result was measured.
@@ -214,6 +217,9 @@ impl Row {
             self.gbps,
             beside.join(", ")
         );
+        if let Some(ns) = self.setup {
+            let _ = write!(text, "\n    new sessions: {ns:.1} ns, {:.2} M/s", 1e3 / ns);
+        }
         if details {
             let stages: Vec<String> =
                 self.stages.iter().map(|stage| format!("{} {:.1}", stage.stage, stage.ns)).collect();
@@ -314,6 +320,7 @@ mod tests {
             peer_name: Some("VPP".into()),
             stages: vec![StageCost { stage: "parse".into(), ns: 3.0, clocks: 7.0 }],
             latency: vec![Latency { burst: 1, p50: 1, p90: 2, p99: 3, p99_9: 4, p99_99: 5 }],
+            setup: None,
         };
         let report = Report { setting: Setting::here(2_300_000_000, 0, 1, 1), rows: vec![row] };
         let folder = tempfile::tempdir().unwrap();

@@ -187,6 +187,38 @@ impl Rig {
         self.ready.len()
     }
 
+    /// Sends a packet of each flow, in order, in bursts of `burst`. The result is the ticks of all of them: what it
+    /// takes to make a session, where each flow has one.
+    ///
+    /// # Errors
+    /// [`RigError::Wrong`].
+    pub fn establish(&mut self, burst: usize) -> Result<u64, RigError> {
+        let umem = Arc::clone(self.gateway.worker.pool_mut().umem());
+        let (mut flow, mut ticks) = (0, 0);
+        while flow < self.topology.flows.len() {
+            while flow < self.topology.flows.len()
+                && let Some(mut frame) = self.home.pop_front()
+            {
+                self.traffic.of(&self.topology.flows, flow, |bytes| {
+                    let _ = umem.fill(&mut frame, bytes);
+                });
+                self.ready.push_back(frame);
+                flow += 1;
+            }
+            while self.ready() > 0 {
+                ticks += self.burst(burst)?;
+            }
+        }
+        self.restart();
+        Ok(ticks)
+    }
+
+    /// Flows.
+    #[must_use]
+    pub const fn flows(&self) -> usize {
+        self.topology.flows.len()
+    }
+
     /// Fills all frames with the next packets. The result says what they are.
     ///
     /// # Errors
@@ -362,6 +394,7 @@ mod tests {
             "forward-16",
             "v6-forward",
             "nat-1to1",
+            "nat-pool-1k",
             "seal-1024",
             "open-1024",
             "spd-100",

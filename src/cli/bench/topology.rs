@@ -38,6 +38,8 @@ pub const ROUTERS: [MacAddr; 2] = [MacAddr([2, 0, 0, 0, 1, 1]), MacAddr([2, 0, 0
 /// The hosts' addresses: 10.64.0.0/10, and what they appear as: 100.64.0.0/10 (RFC 6598).
 const HOSTS: u32 = 0x0A40_0000;
 const TRANSLATED: u32 = 0x6440_0000;
+/// The addresses of a source pool: the first 16 from here (RFC 5737).
+pub const POOL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
 const HOSTS_V6: u128 = 0x2001_0db8_0064_0000 << 64;
 /// Prefixes outside, where there are few: of 198.18.0.0/15 (RFC 2544), or of an /8 that holds 65536.
 const FEW: u32 = 0xC612_0000;
@@ -123,6 +125,9 @@ impl Topology {
     pub fn gateway(&self, buffers: usize) -> Result<Config, miette::Report> {
         let profile = &self.profile;
         let mut text = system("gateway", buffers);
+        if profile.pool {
+            let _ = writeln!(text, "nat_sessions = {}", profile.flows.max(1024));
+        }
         let _ = write!(
             text,
             "[gateway.vpc]\nprefixes = [{}]\n",
@@ -138,6 +143,9 @@ impl Topology {
                     "[[gateway.vpc.nat]]\nkind = \"local\"\noriginal = \"{original}\"\ntranslated = \"{translated}\"\n"
                 );
             }
+        }
+        if profile.pool {
+            let _ = write!(text, "[[gateway.vpc.nat]]\nkind = \"pool\"\ntranslated = \"{POOL}/28\"\n");
         }
         self.policies(&mut text);
         let mut route = |to: &str, hop: &str| {

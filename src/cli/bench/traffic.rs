@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::{
     profile::{Direction, Size},
     random::Random,
-    topology::{Flow, LAN, MACS, ROUTERS, Topology, VLANS, WAN},
+    topology::{Flow, LAN, MACS, POOL, ROUTERS, Topology, VLANS, WAN},
 };
 use crate::wire::{
     checksum::Sum,
@@ -45,6 +45,8 @@ pub struct Traffic {
     v6: bool,
     /// Packets go from the hosts outwards.
     outwards: bool,
+    /// Sources come out as one of the pool's.
+    pool: bool,
     count: usize,
     random: Random,
 }
@@ -78,6 +80,7 @@ impl Traffic {
             order,
             v6,
             outwards: topology.profile.direction != Direction::Open,
+            pool: topology.profile.pool,
             count: 0,
             random: Random::new(4),
         }
@@ -91,6 +94,11 @@ impl Traffic {
     /// Makes the next packet, gives it to `take`, and says what it was. The frame is for the port towards the hosts.
     pub fn next(&mut self, flows: &[Flow], take: impl FnOnce(&[u8])) -> Sent {
         let flow = self.random.below(flows.len());
+        self.of(flows, flow, take)
+    }
+
+    /// Makes a packet of this flow.
+    pub fn of(&mut self, flows: &[Flow], flow: usize, take: impl FnOnce(&[u8])) -> Sent {
         let kind = self.order.get(self.count % self.order.len().max(1)).copied().unwrap_or(0);
         self.count += 1;
         let (Some(template), Some(addresses)) = (self.templates.get_mut(kind), flows.get(flow)) else {
@@ -148,6 +156,14 @@ impl Traffic {
         };
         let datagram = udp::parse(l4).map_err(|error| error.to_string())?;
         let ports = (datagram.header.source_port(), datagram.header.destination_port());
+        let (mut addresses, mut ports) = (addresses, ports);
+        if self.pool {
+            let known = (POOL.to_bits()..POOL.to_bits() + 16).contains(&(addresses.0 as u32));
+            if !known || ports.0 < 1024 || ports.0 & 1 != source_port & 1 {
+                return Err(format!("flow {flow:?} came out from {addresses:x?}, {ports:?}: not the pool's"));
+            }
+            (addresses.0, ports.0) = (source, source_port);
+        }
         if addresses != (source, destination) || ports != (source_port, destination_port) {
             return Err(format!("flow {flow:?} came out with addresses {addresses:x?} and ports {ports:?}"));
         }

@@ -338,7 +338,7 @@ fn start(
     let (config, _) = config::parse(&run_dir.join("gateway.toml"), &text, &environment)
         .map_err(|errors| DemoError::Failed(format!("the built-in configuration is wrong: {errors:?}")))?;
     let wires = wires.into_iter().map(|(port, end)| (port.to_string(), vec![end])).collect();
-    let gateway = Gateway::start(config, StartOptions { new_state: true, wires })?;
+    let gateway = Gateway::start(config, StartOptions { new_state: true, wires, ..StartOptions::default() })?;
     let reader =
         Reader::open(&segment_path(run_dir)).map_err(|error| DemoError::Failed(error.to_string()))?;
     Ok((gateway, reader))

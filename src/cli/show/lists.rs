@@ -67,6 +67,9 @@ pub fn associations(between: Between<'_>, facts: &mut Facts) -> Shown {
     let rows: Vec<SaRow> = facts.want(Topic::Sa);
     let mut table = Table::new(vec![
         Text("SA"),
+        Text("STATE"),
+        Number("AGE s"),
+        Text("LEFT"),
         Number("PACKETS"),
         Number("BYTES"),
         Number("SEQUENCE"),
@@ -77,6 +80,7 @@ pub fn associations(between: Between<'_>, facts: &mut Facts) -> Shown {
         Number("REPLAYED"),
         Number("INTEGRITY"),
     ]);
+    let mut behind = String::new();
     let mut list = Vec::new();
     for name in between.now.rows(group::SA) {
         let count = |column: &str| between.now.get(group::SA, name, column);
@@ -85,6 +89,11 @@ pub fn associations(between: Between<'_>, facts: &mut Facts) -> Shown {
         let inbound = |column: &str| if opens { count(column).to_string() } else { "-".into() };
         table.row(vec![
             name.into(),
+            or_dash(known.map(|row| &row.state)),
+            or_dash(known.map(|row| row.age)),
+            or_dash(
+                known.and_then(|row| left(row, count("packets").max(row.used.or(row.newest).unwrap_or(0)))),
+            ),
             count("packets").to_string(),
             count("bytes").to_string(),
             or_dash(known.and_then(|row| row.used.or(row.newest))),
@@ -95,6 +104,9 @@ pub fn associations(between: Between<'_>, facts: &mut Facts) -> Shown {
             inbound("replayed"),
             inbound("integrity"),
         ]);
+        if opens && count("lateness") > 0 {
+            behind += &histogram(name, &|bucket| count(&format!("behind_{bucket}")));
+        }
         let mut value = known.map_or_else(|| json!({ "name": name }), |row| json!(row));
         for column in between.now.columns(group::SA) {
             value[column] = count(column).into();
@@ -107,7 +119,33 @@ pub fn associations(between: Between<'_>, facts: &mut Facts) -> Shown {
     let text = if table.is_empty() {
         "no security associations: the configuration has no tunnel\n".into()
     } else {
-        table.to_string()
+        format!("{table}{behind}")
     };
     Shown { json: list.into(), text }
+}
+
+/// What an association has left of whichever of its bounds is nearest.
+fn left(row: &SaRow, packets: u64) -> Option<String> {
+    let bounds = [
+        (row.lifetime, row.age, " s"),
+        (row.lifetime_bytes, row.used_bytes, " B"),
+        (row.lifetime_packets, packets, " packets"),
+    ];
+    let bounds = bounds.iter().filter_map(|&(bound, used, unit)| Some((bound?, used, unit)));
+    let nearest =
+        bounds.max_by_key(|&(bound, used, _)| u128::from(used) * 1_000_000 / u128::from(bound.max(1)));
+    nearest.map(|(bound, used, unit)| format!("{}{unit}", bound.saturating_sub(used)))
+}
+
+/// How far behind the newest number packets came: one line for each association that had late ones.
+fn histogram(name: &str, count: &dyn Fn(u64) -> u64) -> String {
+    let buckets = (0..16).map(|bit| 1u64 << bit).filter(|&from| count(from) > 0);
+    let parts: Vec<String> = buckets
+        .map(|from| match from {
+            1 => format!("1: {}", count(from)),
+            32_768 => format!("32768 and more: {}", count(from)),
+            _ => format!("{from} to {}: {}", 2 * from - 1, count(from)),
+        })
+        .collect();
+    format!("{name}, packets behind the newest by {}\n", parts.join(", "))
 }

@@ -102,8 +102,16 @@ pub fn interfaces(between: Between<'_>, facts: &mut Facts) -> Shown {
 
 pub fn tunnels(between: Between<'_>, facts: &mut Facts) -> Shown {
     let known: Vec<TunnelRow> = facts.want(Topic::Tunnels);
-    let first =
-        vec![Text("TUNNEL"), Text("GATEWAY"), Text("LOCAL"), Text("REMOTE"), Text("VIA"), Text("STATE")];
+    let first = vec![
+        Text("TUNNEL"),
+        Text("GATEWAY"),
+        Text("LOCAL"),
+        Text("REMOTE"),
+        Text("VIA"),
+        Text("STATE"),
+        Number("MTU"),
+        Number("PATH MTU"),
+    ];
     let mut table = Table::new(first.into_iter().chain(traffic_headings(between)).collect());
     let mut list = Vec::new();
     for name in between.now.rows(group::TUNNEL) {
@@ -115,13 +123,32 @@ pub fn tunnels(between: Between<'_>, facts: &mut Facts) -> Shown {
             word(|row| row.local.to_string()),
             word(|row| row.remote.to_string()),
             or_dash(facts.and_then(|row| row.via)),
-            facts.map_or("-".into(), |row| row.state.clone().unwrap_or_else(|| "no route".into())),
+            facts.map_or("-".into(), |row| match &row.state {
+                Some(_) if row.unreachable => "unreachable".into(),
+                Some(state) => state.clone(),
+                None => "no route".into(),
+            }),
+            word(|row| row.mtu.to_string()),
+            or_dash(facts.and_then(|row| row.path_mtu)),
         ];
         cells.extend(traffic_cells(between, group::TUNNEL, name));
         table.row(cells);
         list.push(object(between, group::TUNNEL, name, facts.map(|row| json!(row))));
     }
     let text = if table.is_empty() { "the configuration has no tunnel\n".into() } else { table.to_string() };
+    Shown { json: list.into(), text }
+}
+
+pub fn policies(between: Between<'_>) -> Shown {
+    let mut table = Table::new([Text("POLICY")].into_iter().chain(traffic_headings(between)).collect());
+    let mut list = Vec::new();
+    for name in between.now.rows(group::POLICY) {
+        let mut cells = vec![name.to_string()];
+        cells.extend(traffic_cells(between, group::POLICY, name));
+        table.row(cells);
+        list.push(object(between, group::POLICY, name, None));
+    }
+    let text = if table.is_empty() { "the configuration has no policy\n".into() } else { table.to_string() };
     Shown { json: list.into(), text }
 }
 

@@ -44,7 +44,7 @@ impl Builder<'_> {
                 .collect();
             // Mapped addresses that look on-link from here are answered for (RFC 1027, in its modern use).
             let gateway = &self.config.gateways[interface.gateway.value.0];
-            let proxied = gateway.nat.iter().map(|nat| nat.translated.value.0);
+            let proxied = gateway.nat.iter().flat_map(crate::config::Nat::translated_prefixes);
             let on_link =
                 |prefix: &Prefix| interface.addresses.iter().any(|a| a.value.network().covers(*prefix));
             interfaces[usize::from(number)] = Interface {

@@ -1,33 +1,30 @@
 //! From a checked configuration to the tables that workers read.
 
+mod associations;
 mod gateways;
 mod interfaces;
 mod nat;
 mod tunnels;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use thiserror::Error;
 
-use super::{Cipher, Config, Encapsulation, GatewayId, Prefix};
+use super::{Cipher, Config, GatewayId, Prefix};
 use crate::{
-    crypto::{
-        aead::{Backend, Key},
-        replay::Window,
-        sequence::Sequence,
-    },
+    crypto::{aead::Backend, replay::Window, sequence::Sequence},
     stats::counters::Rows,
     table::{
         hash::Seed,
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
-        sad::Sad,
+        path::Path,
         tables::{Features, NextHop, Tables},
-        tunnel::{Df, Outer, SaIn, SaOut, Tunnel, address_bits},
+        tunnel::{Df, Outer, Tunnel},
     },
     wire::{
         ethernet::MacAddr,
@@ -59,22 +56,33 @@ pub enum BuildError {
     },
 }
 
+pub use associations::{Association, Half, Rekeyed, Replaced, rekey};
+
 /// What names an outbound association's sequence numbers or an inbound one's window across reloads: a digest of
 /// the key and what it is used for, never the key.
 pub type Fingerprint = crate::crypto::sequence::Fingerprint;
 
 /// Where sequence numbers come from.
 pub trait Sequences {
-    /// Says which keys will be asked for, so that their state can be made ready at once.
+    /// Says which keys seal and which open, so that their state can be made ready at once.
     ///
     /// # Errors
     /// The state cannot be read or written.
     fn prepare(
         &mut self,
-        _keys: &[(Fingerprint, bool)],
+        _outbound: &[(Fingerprint, bool)],
+        _inbound: &[Fingerprint],
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(())
     }
+
+    /// The newest number that an earlier run accepted by this inbound association; 0 for none.
+    fn received(&self, _fingerprint: Fingerprint) -> u64 {
+        0
+    }
+
+    /// From now on this window's newest number is to be remembered for the next run.
+    fn watch(&mut self, _fingerprint: Fingerprint, _window: &Arc<Window>) {}
 
     /// The numbers of the key with this fingerprint.
     ///
@@ -107,24 +115,21 @@ struct Numbering(Vec<String>);
 
 impl Numbering {
     /// Gives each name its number: the one it had, a free one, or a new one. The names that are gone stay free.
-    fn assign<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<u16> {
+    fn assign<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<usize> {
         let names: Vec<&str> = names.collect();
-        let mut numbers: Vec<Option<usize>> =
-            names.iter().map(|name| self.0.iter().position(|known| known == name)).collect();
-        let mut free: Vec<usize> = (0..self.0.len()).rev().filter(|n| !numbers.contains(&Some(*n))).collect();
-        for &number in &free {
-            self.0[number].clear();
-        }
-        for (name, number) in names.iter().zip(&mut numbers) {
-            let number = number.get_or_insert_with(|| {
-                free.pop().unwrap_or_else(|| {
-                    self.0.push(String::new());
-                    self.0.len() - 1
-                })
-            });
+        let known: HashMap<String, usize> =
+            self.0.drain(..).zip(0..).filter(|(name, _)| !name.is_empty()).collect();
+        let numbers: Vec<Option<usize>> = names.iter().map(|name| known.get(*name).copied()).collect();
+        let taken: HashSet<usize> = numbers.iter().flatten().copied().collect();
+        let mut free = (0..).filter(|number| !taken.contains(number));
+        let numbers: Vec<usize> =
+            numbers.into_iter().map(|number| number.or_else(|| free.next()).unwrap_or_default()).collect();
+        let length = numbers.iter().chain(known.values()).max().map_or(0, |greatest| greatest + 1);
+        self.0.resize(length, String::new());
+        for (name, number) in names.iter().zip(&numbers) {
             self.0[*number] = (*name).to_string();
         }
-        numbers.into_iter().flatten().map(|n| n as u16).collect()
+        numbers
     }
 }
 
@@ -133,9 +138,13 @@ pub struct Kept {
     /// The neighbour table's only writer.
     pub neighbours: NeighbourWriter,
     windows: HashMap<Fingerprint, (Arc<Window>, u32)>,
+    /// What was learned of the ways to peers, by tunnel and its ends.
+    paths: HashMap<(u16, IpAddr, IpAddr), Arc<Path>>,
+    trouble: Arc<AtomicU64>,
     interfaces: Numbering,
     gateways: Numbering,
     tunnels: Numbering,
+    associations: Numbering,
     pinned: Vec<NeighbourId>,
     seed: Seed,
     generation: u64,
@@ -151,9 +160,12 @@ impl Kept {
         Self {
             neighbours,
             windows: HashMap::new(),
+            paths: HashMap::new(),
+            trouble: Arc::default(),
             interfaces: Numbering::default(),
             gateways: Numbering::default(),
             tunnels: Numbering::default(),
+            associations: Numbering::default(),
             pinned: Vec::new(),
             seed,
             generation: 0,
@@ -179,8 +191,10 @@ pub struct Built {
     pub tunnels: Vec<u16>,
     /// Number of each gateway, in the order of the configuration.
     pub gateways: Vec<u16>,
-    /// Sequences in use, to be topped up.
-    pub sequences: Vec<Arc<Sequence>>,
+    /// Security associations, tunnel after tunnel.
+    pub associations: Vec<Association>,
+    /// Windows in place of others.
+    pub replaced: Replaced,
     /// Interfaces with a host TAP, in the order of their host numbers.
     pub hosts: Vec<u16>,
     /// Next hops pinned by the snapshot before; to be let go once no worker uses it.
@@ -217,16 +231,23 @@ pub fn build(
     sequences: &mut dyn Sequences,
     now: u64,
 ) -> Result<Built, BuildError> {
-    let backend = backend(config.system.cipher.value)?;
+    let numbers = |numbers: Vec<usize>| -> Vec<u16> { numbers.into_iter().map(|n| n as u16).collect() };
+    let interfaces = numbers(kept.interfaces.assign(config.interfaces.iter().map(|i| i.name.value.as_str())));
+    let gateways = numbers(kept.gateways.assign(config.gateways.iter().map(|g| g.name.value.as_str())));
+    let tunnels = numbers(kept.tunnels.assign(config.tunnels.iter().map(|t| t.name.value.as_str())));
+    let associations = associations::associations(config, kept, sequences, &tunnels, &gateways)?;
+    let sealing = associations.sealing();
     let mut builder = Builder {
         config,
         seed: kept.seed,
-        interfaces: kept.interfaces.assign(config.interfaces.iter().map(|i| i.name.value.as_str())),
-        gateways: kept.gateways.assign(config.gateways.iter().map(|g| g.name.value.as_str())),
-        tunnels: kept.tunnels.assign(config.tunnels.iter().map(|t| t.name.value.as_str())),
+        interfaces,
+        gateways,
+        tunnels,
         neighbours: &mut kept.neighbours,
         next_hops: Vec::new(),
         pinned: Vec::new(),
+        pools: Vec::new(),
+        generation: kept.generation.wrapping_add(1) as u32,
         now,
     };
     let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
@@ -246,131 +267,61 @@ pub fn build(
         gateways.push(gateway);
         routes.push(writers);
     }
-    let outbound: Vec<_> = config
-        .tunnels
-        .iter()
-        .map(|tunnel| {
-            let (spi, key) = (tunnel.outbound.spi.value.0, &tunnel.outbound.key.value);
-            (Fingerprint::of(spi, key.aes(), key.salt()), *tunnel.esn)
-        })
-        .collect();
-    sequences.prepare(&outbound).map_err(|source| BuildError::Sequence { tunnel: "all".into(), source })?;
-    let mut sas_out = Vec::new();
-    let mut sas_in = Vec::new();
-    let mut sa_names = Vec::new();
-    let mut windows = HashMap::new();
     let mut tunnels = Vec::new();
+    let mut paths = HashMap::new();
     for number in 0..kept.tunnels.0.len() {
-        let Some(place) = by_number(&builder.tunnels, number) else {
+        let place = by_number(&builder.tunnels, number);
+        let found = place.and_then(|place| Some((place, sealing.get(&place)?)));
+        let Some((place, sa)) = found else {
             tunnels.push(vacant_tunnel());
             continue;
         };
         let tunnel = &config.tunnels[place];
-        let name = tunnel.name.value.as_str();
-        let expand = |key: &super::Key| {
-            Key::new(backend, key.aes(), key.salt()).map_err(table_error(format!("key of tunnel {name}")))
-        };
-        let out = &tunnel.outbound;
-        let fingerprint = Fingerprint::of(out.spi.value.0, out.key.value.aes(), out.key.value.salt());
-        let sequence = sequences
-            .sequence(fingerprint, *tunnel.esn)
-            .map_err(|source| BuildError::Sequence { tunnel: name.to_string(), source })?;
-        let sa = Arc::new(SaOut {
-            index: sa_names.len() as u32,
-            spi: out.spi.value.0,
-            key: expand(&out.key.value)?,
-            esn: *tunnel.esn,
-            sequence: Arc::clone(&sequence),
-            ended: AtomicBool::new(false),
-        });
-        sa_names.push(format!("{name}/out/{:#x}", sa.spi));
-        sas_out.push(sequence);
-        for inbound in &tunnel.inbound {
-            let (spi, key) = (inbound.spi.value.0, &inbound.key.value);
-            let fingerprint = Fingerprint::of(spi, key.aes(), key.salt());
-            let size = tunnel.replay_window.0;
-            let known = kept.windows.get(&fingerprint).filter(|(_, known)| *known == size);
-            let window = known.map_or_else(
-                || {
-                    Arc::new(match size {
-                        0 => Window::disabled(),
-                        size => Window::new(size, !kept.shared),
-                    })
-                },
-                |(window, _)| Arc::clone(window),
-            );
-            windows.insert(fingerprint, (Arc::clone(&window), size));
-            sas_in.push((
-                tunnel.local.value,
-                Arc::new(SaIn {
-                    index: sa_names.len() as u32,
-                    spi,
-                    key: expand(key)?,
-                    esn: *tunnel.esn,
-                    window,
-                    tunnel: number as u16,
-                    gateway: builder.gateways[tunnel.gateway.value.0],
-                    underlay: builder.gateways[tunnel.underlay.value.0],
-                    ended: AtomicBool::new(false),
-                    remote: address_bits(tunnel.remote.value),
-                    udp: *tunnel.encapsulation == Encapsulation::Udp,
-                }),
-            ));
-            sa_names.push(format!("{name}/in/{spi:#x}"));
-        }
-        tunnels.push(builder.tunnel(place, sa, &gateways)?);
+        let ends = (number as u16, tunnel.local.value, tunnel.remote.value);
+        let path = kept.paths.get(&ends).cloned().unwrap_or_default();
+        paths.insert(ends, Arc::clone(&path));
+        tunnels.push(builder.tunnel(place, Arc::clone(sa), path, &gateways)?);
     }
-    let sas = |v4: bool| {
-        let chosen = sas_in.iter().enumerate().filter(move |(_, (local, _))| local.is_ipv4() == v4);
-        chosen.map(|(i, (local, sa))| (*local, sa.spi, i as u32))
-    };
-    let v4: Vec<_> = sas(true)
-        .filter_map(|(local, spi, i)| match local {
-            IpAddr::V4(a) => Some(((spi, a.to_bits()), i)),
-            IpAddr::V6(_) => None,
-        })
-        .collect();
-    let v6: Vec<_> = sas(false)
-        .filter_map(|(local, spi, i)| match local {
-            IpAddr::V6(a) => Some(((spi, a.to_bits()), i)),
-            IpAddr::V4(_) => None,
-        })
-        .collect();
-    let sad_v4 = Sad::build(&v4, kept.seed).map_err(table_error("security associations".into()))?;
-    let sad_v6 = Sad::build(&v6, kept.seed).map_err(table_error("security associations".into()))?;
+    let (sealing_v4, sealing_v6) = tunnels::sealing(&tunnels, kept.seed);
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
         features: Features::of(&gateways, &tunnels),
-        demux: builder.demux(),
-        interfaces,
-        gateways,
-        next_hops: std::mem::take(&mut builder.next_hops),
+        demux: builder.demux().into(),
+        interfaces: interfaces.into(),
+        gateways: gateways.into(),
+        next_hops: std::mem::take(&mut builder.next_hops).into(),
+        sad_v4: associations.v4,
+        sad_v6: associations.v6,
+        sas: associations.opening,
+        sealing_v4,
+        sealing_v6,
         tunnels,
-        sad_v4,
-        sad_v6,
-        sas: sas_in.into_iter().map(|(_, sa)| sa).collect(),
+        trouble: Arc::clone(&kept.trouble),
         neighbours: Arc::clone(builder.neighbours.table()),
     };
-    let built = Built {
+    let mut built = Built {
         rows: Rows {
             stages: crate::runtime::pipeline::STAGE_NAMES.iter().map(|s| (*s).to_string()).collect(),
             ports: config.ports.iter().map(|p| p.name.value.as_str().to_string()).collect(),
             interfaces: kept.interfaces.0.clone(),
             tunnels: kept.tunnels.0.clone(),
             policies,
-            sas: sa_names,
+            sas: kept.associations.0.clone(),
+            pools: builder.pools,
         },
         tables: Arc::new(tables),
         routes,
         interfaces: builder.interfaces,
         tunnels: builder.tunnels,
         gateways: builder.gateways,
-        sequences: sas_out,
+        associations: associations.all,
+        replaced: Vec::new(),
         hosts,
         unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
     };
-    kept.windows = windows;
+    built.replaced = associations::keep(associations.windows, kept);
+    kept.paths = paths;
     Ok(built)
 }
 
@@ -388,9 +339,13 @@ fn vacant_tunnel() -> Tunnel {
         sa: None,
         next_hop: None,
         mtu: 0,
+        line_mtu: 0,
+        path: Arc::default(),
         df: Df::Copy,
         dscp: None,
         routed: false,
+        mss: None,
+        tfc: 0,
     }
 }
 
@@ -403,6 +358,9 @@ struct Builder<'a> {
     neighbours: &'a mut NeighbourWriter,
     next_hops: Vec<NextHop>,
     pinned: Vec<NeighbourId>,
+    /// Names of NAT pools, by row.
+    pools: Vec<String>,
+    generation: u32,
     now: u64,
 }
 

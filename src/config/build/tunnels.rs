@@ -1,13 +1,16 @@
 //! Tunnels: outer headers, and the way to their far end.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use super::{BuildError, Builder};
 use crate::{
-    config::{DontFragment, Dscp, Encapsulation, NextHop as Where},
+    config::{self, DontFragment, Dscp, Encapsulation, NextHop as Where},
     table::{
+        hash::Seed,
+        path::Path,
+        sad::Sad,
         tables::{Gateway, NextHop},
-        tunnel::{Df, Outer, SaOut, Tunnel},
+        tunnel::{Df, Mss, Outer, SaOut, Tunnel},
     },
 };
 
@@ -16,6 +19,7 @@ impl Builder<'_> {
         &mut self,
         place: usize,
         sa: Arc<SaOut>,
+        path: Arc<Path>,
         gateways: &[Gateway],
     ) -> Result<Tunnel, BuildError> {
         let tunnel = &self.config.tunnels[place];
@@ -34,13 +38,21 @@ impl Builder<'_> {
             what: format!("tunnel {}", tunnel.name.value.as_str()),
             source: "its two ends are of different IP versions".into(),
         })?;
+        // The line that outer packets leave by need not be the one that has `local`.
+        let leaves_by = match next_hop.and_then(|hop| self.next_hops.get(hop as usize)) {
+            Some(&NextHop::Via { interface, .. }) => self.interface_mtu(interface),
+            _ => None,
+        };
+        let line_mtu = leaves_by.unwrap_or(u16::MAX);
         Ok(Tunnel {
             gateway: self.gateways[tunnel.gateway.value.0],
             underlay,
             outer,
             sa: Some(sa),
             next_hop,
-            mtu: tunnel.mtu.value.get() as u16,
+            mtu: (tunnel.mtu.value.get() as u16).min(outer.largest_inner(line_mtu)),
+            line_mtu,
+            path,
             df: match *tunnel.df {
                 DontFragment::Copy => Df::Copy,
                 DontFragment::Set => Df::Set,
@@ -51,7 +63,17 @@ impl Builder<'_> {
                 Dscp::Set(value) => Some(value),
             },
             routed,
+            mss: tunnel.mss.as_ref().map(|mss| match mss.value {
+                config::Mss::Auto => Mss::Auto,
+                config::Mss::Fixed(most) => Mss::Fixed(most),
+            }),
+            tfc: tunnel.tfc.as_ref().map_or(0, |tfc| tfc.value.get() as u16),
         })
+    }
+
+    fn interface_mtu(&self, number: u16) -> Option<u16> {
+        let place = self.interfaces.iter().position(|known| *known == number)?;
+        self.config.interfaces.get(place).map(|interface| interface.mtu.value.get() as u16)
     }
 
     /// The next hop of outer packets to `remote`; `None` when no route leads there over an interface.
@@ -79,4 +101,24 @@ impl Builder<'_> {
         }
         Ok(None)
     }
+}
+
+/// Tunnels by SPI and destination of what they seal. Of two with both the same, errors are about the first.
+pub(super) fn sealing(tunnels: &[Tunnel], seed: Seed) -> (Sad<u32>, Sad<u128>) {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    let (mut known_v4, mut known_v6) = (HashSet::new(), HashSet::new());
+    for (number, tunnel) in tunnels.iter().enumerate() {
+        let Some(sa) = &tunnel.sa else { continue };
+        match tunnel.outer.destination() {
+            Some(IpAddr::V4(a)) if known_v4.insert((sa.spi, a)) => {
+                v4.push(((sa.spi, a.to_bits()), number as u32));
+            }
+            Some(IpAddr::V6(a)) if known_v6.insert((sa.spi, a)) => {
+                v6.push(((sa.spi, a.to_bits()), number as u32));
+            }
+            _ => {}
+        }
+    }
+    let unique = "each key was taken once";
+    (Sad::build(&v4, seed).expect(unique), Sad::build(&v6, seed).expect(unique))
 }

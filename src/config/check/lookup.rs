@@ -31,6 +31,15 @@ impl<T> PrefixMap<T> {
         }
     }
 
+    /// The value of the prefix, a default one where there is none yet.
+    pub fn entry(&mut self, prefix: Prefix) -> &mut T
+    where
+        T: Default,
+    {
+        self.lengths[usize::from(prefix.is_ipv4())][usize::from(prefix.length())] = true;
+        self.entries.entry(prefix).or_default()
+    }
+
     /// The longest prefix that covers the whole of `wanted`.
     pub fn longest(&self, wanted: Prefix) -> Option<(Prefix, &T)> {
         self.covering(wanted).next()

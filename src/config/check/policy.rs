@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
+use super::lookup::PrefixMap;
 use super::{duplicate, seen};
 use crate::config::decode::{Context, Slot};
 use crate::config::diagnostics::Problem;
 use crate::config::document::Draft;
 use crate::config::model::{Action, GatewayId, PolicyDraft};
-use crate::config::selector::Protocol;
+use crate::config::prefix::Prefix;
+use crate::config::selector::{PortRanges, Protocol};
+use crate::config::span::At;
 
 pub(crate) fn check(draft: &Draft, cx: &mut Context<'_>) {
     for (index, gateway) in draft.gateways.iter().enumerate() {
@@ -29,7 +32,99 @@ pub(crate) fn check(draft: &Draft, cx: &mut Context<'_>) {
             families(policy, cx);
             upper_layer(policy, cx);
         }
+        shadowed(&gateway.policies, cx);
     }
+}
+
+/// A policy of which an earlier one matches every packet never decides anything: one of the two is a mistake.
+fn shadowed(policies: &[PolicyDraft], cx: &mut Context<'_>) {
+    // Those that can be read, in the order in which they are asked: lower priorities first, then as in the file.
+    let mut order: Vec<&PolicyDraft> = policies.iter().filter(|policy| is_whole(policy)).collect();
+    order.sort_by_key(|policy| policy.priority.get().map(|priority| priority.get()));
+    // Earlier policies by one of their destinations, or sources; whoever covers a policy covers its first prefix.
+    let (mut by_destination, mut by_source): (PrefixMap<Vec<usize>>, PrefixMap<Vec<usize>>) =
+        Default::default();
+    let mut of_all = Vec::new();
+    for (place, policy) in order.iter().enumerate() {
+        let (source, destination) = (prefixes(&policy.source), prefixes(&policy.destination));
+        let near = |map: &PrefixMap<Vec<usize>>, list: &[At<Prefix>]| -> Vec<usize> {
+            let first = list.first().map(|prefix| prefix.value);
+            first.map_or_else(Vec::new, |p| map.covering(p).flat_map(|(_, places)| places.clone()).collect())
+        };
+        let mut candidates = near(&by_destination, destination);
+        candidates.extend(near(&by_source, source));
+        candidates.extend(&of_all);
+        let earlier = candidates.into_iter().filter(|&at| at < place).filter_map(|at| order.get(at));
+        if let Some(first) = earlier.into_iter().find(|earlier| covers(earlier, policy)) {
+            let name = first.name.get().map_or("", |name| name.as_str());
+            cx.report(
+                Problem::new(
+                    "shadowed-policy",
+                    policy.at,
+                    "this policy never decides: an earlier one takes all its packets",
+                )
+                .help(format!(
+                    "put it before \"{name}\" with a lower priority, make that one narrower, or take one out"
+                ))
+                .also(first.at, "this one comes first"),
+            );
+        }
+        match (destination, source) {
+            ([], []) => of_all.push(place),
+            ([], list) => list.iter().for_each(|prefix| by_source.entry(prefix.value).push(place)),
+            (list, _) => list.iter().for_each(|prefix| by_destination.entry(prefix.value).push(place)),
+        }
+    }
+}
+
+/// Whether all that a policy selects by could be read.
+fn is_whole(policy: &PolicyDraft) -> bool {
+    fn good<T>(slot: &Slot<T>) -> bool {
+        !matches!(slot, Slot::Broken)
+    }
+    good(&policy.source)
+        && good(&policy.destination)
+        && good(&policy.protocol)
+        && good(&policy.source_port)
+        && good(&policy.destination_port)
+        && good(&policy.icmp)
+        && policy.priority.get().is_some()
+}
+
+/// The prefixes of a selector; none for every address.
+fn prefixes(slot: &Slot<Vec<At<Prefix>>>) -> &[At<Prefix>] {
+    slot.get().map_or(&[], |list| list.value.as_slice())
+}
+
+/// Whether every packet of `inner` is one of `outer`.
+fn covers(outer: &PolicyDraft, inner: &PolicyDraft) -> bool {
+    let addresses = |outer: &[At<Prefix>], inner: &[At<Prefix>]| {
+        outer.is_empty()
+            || !inner.is_empty() && inner.iter().all(|p| outer.iter().any(|q| q.value.covers(p.value)))
+    };
+    let ports = |outer: &Slot<PortRanges>, inner: &Slot<PortRanges>| match (outer.get(), inner.get()) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(outer), Some(inner)) => {
+            inner.0.iter().all(|p| outer.0.iter().any(|q| q.first <= p.first && p.last <= q.last))
+        }
+    };
+    let icmp = match (outer.icmp.get(), inner.icmp.get()) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(outer), Some(inner)) => {
+            outer.kind == inner.kind && outer.code.is_none_or(|code| inner.code == Some(code))
+        }
+    };
+    addresses(prefixes(&outer.source), prefixes(&inner.source))
+        && addresses(prefixes(&outer.destination), prefixes(&inner.destination))
+        && outer
+            .protocol
+            .get()
+            .is_none_or(|outer| inner.protocol.get().is_some_and(|inner| inner.value == outer.value))
+        && ports(&outer.source_port, &inner.source_port)
+        && ports(&outer.destination_port, &inner.destination_port)
+        && icmp
 }
 
 /// `protect` names a tunnel of its own gateway, and nothing else does.

@@ -1,18 +1,24 @@
 //! Tunnels: their ends, what carries them and what uses them.
 
+use std::time::Duration;
+
 use super::route::{Leads, Table};
 use super::{Network, Networks};
 use crate::config::decode::Context;
 use crate::config::derive::largest_inner;
 use crate::config::diagnostics::Problem;
 use crate::config::document::Draft;
-use crate::config::model::{TunnelDraft, TunnelId};
+use crate::config::model::{Encapsulation, TunnelDraft, TunnelId};
 use crate::config::prefix::{Prefix, not_a_host};
 use crate::config::suggest::listing;
+
+/// Keepalives closer than this would be traffic of their own.
+const LEAST_KEEPALIVE: Duration = Duration::from_secs(1);
 
 pub(crate) fn check(draft: &Draft, networks: &Networks, tables: &[Table], cx: &mut Context<'_>) {
     for (index, tunnel) in draft.tunnels.iter().enumerate() {
         let good = ends(tunnel, cx);
+        extras(tunnel, cx);
         let Some(underlay) = tunnel.underlay.get() else { continue };
         if let Some(network) = networks.0.get(underlay.value.0) {
             local(draft, tunnel, network, cx);
@@ -22,6 +28,33 @@ pub(crate) fn check(draft: &Draft, networks: &Networks, tables: &[Table], cx: &m
         }
     }
     used(draft, cx);
+}
+
+/// Keepalives need UDP, and padding must fit.
+fn extras(tunnel: &TunnelDraft, cx: &mut Context<'_>) {
+    if let Some(keepalive) = tunnel.keepalive.given() {
+        let in_udp = tunnel.encapsulation.get().is_none_or(|e| e.value == Encapsulation::Udp);
+        if !in_udp {
+            cx.report(
+                Problem::new("keepalive-without-udp", keepalive.span, "only ESP in UDP needs keepalives")
+                    .help("set encapsulation = \"udp\", or take keepalive out"),
+            );
+        }
+        if keepalive.value.0 < LEAST_KEEPALIVE {
+            cx.report(
+                Problem::new("out-of-range", keepalive.span, "a keepalive goes at most once a second")
+                    .help("write 1s or more; NATs forget after 30 s at the earliest, so \"20s\" is usual"),
+            );
+        }
+    }
+    if let (Some(tfc), Some(mtu)) = (tunnel.tfc.given(), tunnel.mtu.get())
+        && tfc.get() > mtu.get()
+    {
+        let message =
+            format!("packets of {} bytes do not fit the tunnel, which takes {}", tfc.get(), mtu.get());
+        let problem = Problem::new("tfc-exceeds-mtu", tfc.span, message);
+        cx.report(problem.help(format!("write at most {}", mtu.get())));
+    }
 }
 
 /// Both ends are hosts of one family, and two.

@@ -56,6 +56,17 @@ pub enum StateError {
         /// The file.
         path: PathBuf,
     },
+    /// Another machine used it last.
+    #[error(
+        "the sequence state file {path} is of another machine. If that machine may still run, or was cloned or \
+         restored from a backup, its keys may have been used beyond what the file says: give every tunnel a new key, \
+         on both ends, remove the file and start once with `causeway run --new-state`. If its disk was moved here and \
+         nothing else has its keys, start once with `causeway run --moved-state`"
+    )]
+    OtherMachine {
+        /// The file.
+        path: PathBuf,
+    },
     /// It is shorter than it says.
     #[error(
         "the sequence state file {path} is cut short: {len} bytes of {expected}. Give every tunnel a new key, on both \

@@ -28,6 +28,14 @@ impl Fingerprint {
     }
 }
 
+impl Fingerprint {
+    /// Names whose window the received numbers are of: key, salt and SPI. Never what [`Self::nonces`] gives for any
+    /// key, as it is a digest for another purpose.
+    pub(super) fn received(&self) -> [u8; 16] {
+        digest("causeway received numbers of association", &[&self.association])
+    }
+}
+
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Fingerprint({:032x})", u128::from_be_bytes(self.association))

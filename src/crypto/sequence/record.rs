@@ -1,14 +1,17 @@
 //! What the chunks of a state file say.
 //!
 //! ```text
-//! chunk 0      magic | format | inode | device | time of birth | check of these | number of records | 0
-//! chunk 1 …    key's digest (2) | number, check | number, check | 0 | 0
+//! chunk 0      magic | format | inode | device | time of birth | check of these | number of records | machine
+//! chunk 1 …    key's digest (2) | number, check | number, check | kind | first seen
 //! ```
 //!
-//! Chunk 0 never changes but for the number of records, which is one word with its own complement in it. A record
-//! has two slots, written in turn, the one with the lower number first. Its key may use what is below the higher
-//! number of the two. Stopped between any two stores, or with only some of them on disk, a record has one whole
-//! slot left, of before; numbers of the other slot were never released.
+//! Chunk 0 never changes but for the number of records, which is one word with its own complement in it, as are the
+//! machine, where it is known, and when a key was first seen, in seconds since 1970. A record has two slots, written
+//! in turn, the one with the lower number first. Stopped between any two stores, or with only some of them on disk, a
+//! record has one whole slot left, of before.
+//!
+//! An outbound key (kind 0) may use what is below the higher number of the two; numbers of a slot that is not whole
+//! were never released. An inbound association (kind 1) has accepted, as far as is known, no number above the higher.
 
 use std::{
     fs::Metadata,
@@ -26,6 +29,9 @@ use super::{
 const MAGIC: u64 = u64::from_le_bytes(*b"CWAYSEQS");
 /// The format written here.
 pub(super) const FORMAT: u64 = 1;
+
+/// Marks a record of an inbound association.
+const INBOUND: u64 = u64::from_le_bytes(*b"RECEIVED");
 
 /// The greatest step from one number of a record to the next.
 ///
@@ -56,6 +62,28 @@ pub(super) struct Identity {
     device: u64,
     /// Nanoseconds, 0 when the file system does not know.
     born: u64,
+}
+
+/// Names this machine: a digest of what its firmware, or else its system, says it is. `None` where neither does.
+///
+/// A clone of a virtual machine has its files' inodes and times of birth, but nearly always another UUID.
+pub(super) fn machine() -> Option<u32> {
+    let told = ["/sys/class/dmi/id/product_uuid", "/etc/machine-id"].into_iter().find_map(|path| {
+        std::fs::read_to_string(path).ok().map(|text| text.trim().to_string()).filter(|text| !text.is_empty())
+    })?;
+    Some(u32::from_le_bytes(digest("causeway machine", &[told.as_bytes()])))
+}
+
+/// What machine a first chunk says; `None` where it says nothing.
+pub(super) fn read_machine(chunk: &Chunk) -> Option<u32> {
+    let [.., word] = chunk.each_ref().map(load);
+    read_doubled(word)
+}
+
+/// Sets the machine, in one store.
+pub(super) fn set_machine(chunk: &Chunk, machine: u32) {
+    let [.., word] = chunk;
+    store(word, count_word(machine));
 }
 
 impl Identity {
@@ -89,9 +117,13 @@ pub(super) enum Bad {
 }
 
 /// The first chunk of a new file, as bytes.
-pub(super) fn new_header(identity: &Identity) -> [u8; CHUNK] {
+pub(super) fn new_header(identity: &Identity, machine: Option<u32>) -> [u8; CHUNK] {
     let said = [MAGIC, FORMAT, identity.inode, identity.device, identity.born];
-    let words = said.into_iter().chain([check("causeway sequence state", &said), count_word(0), 0]);
+    let words = said.into_iter().chain([
+        check("causeway sequence state", &said),
+        count_word(0),
+        machine.map_or(0, count_word),
+    ]);
     let mut bytes = [0; CHUNK];
     for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
         *to = word.to_le_bytes();
@@ -146,12 +178,30 @@ impl Slot {
     }
 }
 
+/// What a record is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An outbound key: its numbers are reserved.
+    Outbound,
+    /// An inbound association: its numbers were received.
+    Inbound,
+}
+
+/// A word of 32 bits and their complement; `None` when it is something else, as zero is.
+fn read_doubled(word: u64) -> Option<u32> {
+    (word == count_word(word as u32)).then_some(word as u32)
+}
+
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Said {
+    /// What it is about.
+    pub(super) kind: Kind,
+    /// When the key was first seen, in seconds since 1970; unknown in records of an older program.
+    pub(super) since: Option<u32>,
     /// Digest of the key and salt.
     pub(super) nonces: [u8; 16],
-    /// The first number that was never reserved.
+    /// Outbound: the first number that was never reserved. Inbound: one more than the newest that was received.
     pub(super) reserved: u64,
     /// The slot to write next: not the one that says `reserved`.
     pub(super) slot: Slot,
@@ -161,27 +211,37 @@ pub(super) struct Said {
 
 /// Reads a record; `None` when it has no whole slot.
 pub(super) fn read(chunk: &Chunk) -> Option<Said> {
-    let [name, more, first, first_check, second, second_check, _, _] = chunk.each_ref().map(load);
+    let [name, more, first, first_check, second, second_check, kind, since] = chunk.each_ref().map(load);
+    let kind = if kind == INBOUND { Kind::Inbound } else { Kind::Outbound };
+    // What a slot that is not whole may have said more.
+    let lost = if kind == Kind::Outbound { GREATEST_STEP } else { 0 };
     let nonces = join(name, more);
     let whole = |number, checked| (checked == slot_check(&nonces, number)).then_some(number);
     let (reserved, slot, repair) = match (whole(first, first_check), whole(second, second_check)) {
         (Some(first), Some(second)) if first >= second => (first, Slot::Second, false),
         (Some(_), Some(second)) => (second, Slot::First, false),
-        (Some(first), None) => (first.saturating_add(GREATEST_STEP), Slot::First, true),
-        (None, Some(second)) => (second.saturating_add(GREATEST_STEP), Slot::Second, true),
+        (Some(first), None) => (first.saturating_add(lost), Slot::First, true),
+        (None, Some(second)) => (second.saturating_add(lost), Slot::Second, true),
         (None, None) => return None,
     };
-    Some(Said { nonces, reserved, slot, repair })
+    Some(Said { kind, since: read_doubled(since), nonces, reserved, slot, repair })
 }
 
-/// Writes a record that has reserved nothing, in a chunk that does not count yet.
-pub(super) fn write_new(chunk: &Chunk, nonces: [u8; 16]) {
+/// Writes a record that has reserved or received nothing, in a chunk that does not count yet.
+pub(super) fn write_new(chunk: &Chunk, nonces: [u8; 16], kind: Kind, since: u32) {
     let (name, more) = split(nonces);
-    for (word, value) in chunk.iter().zip([name, more, 0, 0, 0, 0, 0, 0]) {
+    let kind = if kind == Kind::Inbound { INBOUND } else { 0 };
+    for (word, value) in chunk.iter().zip([name, more, 0, 0, 0, 0, kind, count_word(since)]) {
         store(word, value);
     }
     write(chunk, &nonces, Slot::First, 1);
     write(chunk, &nonces, Slot::Second, 1);
+}
+
+/// Writes when a key was first seen, where a record does not say.
+pub(super) fn set_since(chunk: &Chunk, since: u32) {
+    let [.., word] = chunk;
+    store(word, count_word(since));
 }
 
 /// Writes a slot of a record.

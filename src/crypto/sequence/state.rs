@@ -1,7 +1,7 @@
 //! The file that remembers which sequence numbers each key may have used.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -19,8 +20,9 @@ use rustix::fs::{FlockOperation, flock};
 use super::{
     Fingerprint, Sequence, StateError, end,
     mapped::{CHUNK, Mapped, zeros},
-    record::{self, Bad, FORMAT, GREATEST_STEP, Identity, Slot},
+    record::{self, Bad, FORMAT, GREATEST_STEP, Identity, Kind, Slot},
 };
+use crate::crypto::replay::Window;
 
 /// How many numbers are reserved at once with ESN: a second at 16 million packets a second.
 ///
@@ -32,7 +34,18 @@ const BLOCK_ESN: u64 = GREATEST_STEP;
 /// How many without: of 2^32 in all, a key outlives some 700 restarts.
 const BLOCK: u64 = 1 << 22;
 
-/// The sequence numbers of all outbound keys, on disk.
+/// Inbound associations whose newest number is written in one call: each costs two short hashes.
+const NOTED_AT_ONCE: usize = 512;
+
+/// The sequence numbers of all outbound keys, and the newest ones received of all inbound associations, on disk.
+///
+/// # What was received
+///
+/// Numbers are reserved before they are used, so a kill cannot make a key repeat one. What is received cannot be
+/// known before: it is written after, every few milliseconds, and given to the disk every second. After a kill the
+/// windows go on from what was written last, after a power cut from what the disk has, after an orderly end from the
+/// last packet. Nothing up to there is accepted, so only what came in those last moments could be replayed, once. The
+/// other way, refusing more than was surely received, would shut out a slow peer for a long time after every restart.
 ///
 /// The process that has it open is the only one (`flock`). Records stay when a tunnel is gone: its key may come
 /// back. What no file can notice is a disk that is rolled back or cloned as a whole: then keys must be replaced.
@@ -44,12 +57,21 @@ pub struct StateFile {
     known: HashMap<[u8; 16], usize>,
     /// How many numbers are reserved at once, where not the usual.
     block: Option<u64>,
+    /// The record whose window is looked at next.
+    turn: usize,
+    /// Records written since the disk last had them: the first and the last.
+    unflushed: Option<(usize, usize)>,
 }
 
 /// A record, as the disk has it.
 #[derive(Debug)]
 struct Key {
+    /// Names it.
     nonces: [u8; 16],
+    /// Seconds since 1970 when it was first seen.
+    since: u32,
+    /// Inbound, once it is watched.
+    window: Option<Arc<Window>>,
     reserved: u64,
     slot: Slot,
     /// Once it was asked for.
@@ -85,7 +107,18 @@ impl StateFile {
     /// # Errors
     /// It is missing, or must not be used: each of [`StateError`] says why and what to do.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StateError> {
-        let path = path.as_ref();
+        Self::open_on(path.as_ref(), record::machine(), false)
+    }
+
+    /// Opens the file of another machine, whose disk was moved into this one: from now on it is this one's.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for [`StateError::OtherMachine`].
+    pub fn open_moved(path: impl AsRef<Path>) -> Result<Self, StateError> {
+        Self::open_on(path.as_ref(), record::machine(), true)
+    }
+
+    pub(super) fn open_on(path: &Path, machine: Option<u32>, moved: bool) -> Result<Self, StateError> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
@@ -105,7 +138,19 @@ impl StateFile {
             io::ErrorKind::WouldBlock => StateError::Locked { path: path.into() },
             _ => failed(path, "lock", source),
         })?;
-        Self::load(path, file)
+        let state = Self::load(path, file)?;
+        let (Some(machine), Some(header)) = (machine, state.file.chunks().first()) else { return Ok(state) };
+        match record::read_machine(header) {
+            Some(known) if known != machine && !moved => {
+                return Err(StateError::OtherMachine { path: path.into() });
+            }
+            Some(known) if known == machine => {}
+            _ => {
+                record::set_machine(header, machine);
+                state.file.flush(0..=0).map_err(|e| failed(path, "write", e))?;
+            }
+        }
+        Ok(state)
     }
 
     fn load(path: &Path, file: File) -> Result<Self, StateError> {
@@ -119,8 +164,15 @@ impl StateFile {
             return Err(truncated(1));
         }
         let file = Mapped::new(file).map_err(|e| failed(path, "map", e))?;
-        let mut state =
-            Self { path: path.into(), file, keys: Vec::new(), known: HashMap::new(), block: None };
+        let mut state = Self {
+            path: path.into(),
+            file,
+            keys: Vec::new(),
+            known: HashMap::new(),
+            block: None,
+            turn: 0,
+            unflushed: None,
+        };
         let Some((header, records)) = state.file.chunks().split_first() else { return Err(truncated(1)) };
         let count =
             record::read_header(header, &Identity::of(&metadata)).map_err(|bad| state.bad(bad))? as usize;
@@ -135,11 +187,17 @@ impl StateFile {
                 repaired = true;
             }
             said.repair = false;
+            let since = said.since.unwrap_or_else(|| {
+                // An older program did not write it: its lifetime begins now.
+                record::set_since(chunk, now());
+                repaired = true;
+                now()
+            });
             if state.known.insert(said.nonces, index).is_some() {
                 return Err(state.corrupted(format!("record {index} is there twice")));
             }
             let record::Said { nonces, reserved, slot, .. } = said;
-            state.keys.push(Key { nonces, reserved, slot, sequence: None });
+            state.keys.push(Key { nonces, since, window: None, reserved, slot, sequence: None });
         }
         if repaired {
             state.file.flush(1..=count).map_err(|e| failed(path, "write", e))?;
@@ -161,7 +219,7 @@ impl StateFile {
     /// # Errors
     /// The reservation cannot be written.
     pub fn sequence(&mut self, fingerprint: Fingerprint, esn: bool) -> Result<Arc<Sequence>, StateError> {
-        self.prepare(&[(fingerprint, esn)])?;
+        self.prepare(&[(fingerprint, esn)], &[])?;
         let index = self.known.get(&fingerprint.nonces());
         match index.and_then(|index| self.keys.get(*index)?.sequence.as_ref()) {
             Some(sequence) => Ok(Arc::clone(sequence)),
@@ -170,15 +228,18 @@ impl StateFile {
     }
 
     /// Does for many keys at once what [`Self::sequence`] does for one, which then need not wait for the disk: it
-    /// takes milliseconds a time.
+    /// takes milliseconds a time. Also makes the records of inbound associations.
     ///
     /// # Errors
     /// The reservations cannot be written.
-    pub fn prepare(&mut self, keys: &[(Fingerprint, bool)]) -> Result<(), StateError> {
-        let mut new = HashSet::new();
-        new.extend(
-            keys.iter().map(|(key, _)| key.nonces()).filter(|nonces| !self.known.contains_key(nonces)),
-        );
+    pub fn prepare(
+        &mut self,
+        keys: &[(Fingerprint, bool)],
+        inbound: &[Fingerprint],
+    ) -> Result<(), StateError> {
+        let outbound = keys.iter().map(|(key, _)| (key.nonces(), Kind::Outbound));
+        let all = outbound.chain(inbound.iter().map(|key| (key.received(), Kind::Inbound)));
+        let new: HashMap<[u8; 16], Kind> = all.filter(|(name, _)| !self.known.contains_key(name)).collect();
         if !new.is_empty() {
             self.add(new.into_iter().collect())?;
         }
@@ -228,8 +289,73 @@ impl StateFile {
         Ok(())
     }
 
+    /// The newest number that is known to have been accepted by an inbound association; 0 for none.
+    #[must_use]
+    pub fn received(&self, fingerprint: Fingerprint) -> u64 {
+        let index = self.known.get(&fingerprint.received());
+        index.and_then(|index| self.keys.get(*index)).map_or(0, |key| {
+            // One that was retired and comes back may have received more than was written.
+            let newest = key.window.as_ref().map_or(0, |window| window.newest());
+            newest.max(key.reserved.saturating_sub(1))
+        })
+    }
+
+    /// Remembers this window's newest number from now on. Only once [`Self::prepare`] has made its record.
+    pub fn watch(&mut self, fingerprint: Fingerprint, window: &Arc<Window>) {
+        let index = self.known.get(&fingerprint.received());
+        if let Some(key) = index.and_then(|index| self.keys.get_mut(*index)) {
+            key.window = Some(Arc::clone(window));
+        }
+    }
+
+    /// Seconds since 1970 when a key was first seen, by this run or an earlier one.
+    #[must_use]
+    pub fn since(&self, fingerprint: Fingerprint, inbound: bool) -> Option<u32> {
+        let name = if inbound { fingerprint.received() } else { fingerprint.nonces() };
+        self.keys.get(*self.known.get(&name)?).map(|key| key.since)
+    }
+
+    /// Writes the newest numbers of some of the watched windows, where they have changed: what a kill does not lose.
+    /// To be called every few milliseconds.
+    pub fn note_received(&mut self) {
+        let count = self.keys.len();
+        let chunks = self.file.chunks();
+        for _ in 0..count.min(NOTED_AT_ONCE) {
+            self.turn = (self.turn + 1) % count;
+            let (Some(key), Some(chunk)) = (self.keys.get_mut(self.turn), chunks.get(self.turn + 1)) else {
+                continue;
+            };
+            let Some(window) = &key.window else { continue };
+            let after = window.newest().saturating_add(1);
+            if after > key.reserved {
+                record::write(chunk, &key.nonces, key.slot, after);
+                (key.reserved, key.slot) = (after, key.slot.other());
+                let (first, last) = self.unflushed.unwrap_or((self.turn, self.turn));
+                self.unflushed = Some((first.min(self.turn), last.max(self.turn)));
+            }
+        }
+    }
+
+    /// Gives what [`Self::note_received`] wrote to the disk: what a power cut does not lose. To be called every
+    /// second, and with `all` at the end, when nothing more is received.
+    ///
+    /// # Errors
+    /// The disk has not taken it. What was written before counts; call again.
+    pub fn flush_received(&mut self, all: bool) -> Result<(), StateError> {
+        if all {
+            for _ in 0..self.keys.len().div_ceil(NOTED_AT_ONCE) {
+                self.note_received();
+            }
+        }
+        if let Some((first, last)) = self.unflushed {
+            self.file.flush(first + 1..=last + 1).map_err(|e| failed(&self.path, "write", e))?;
+            self.unflushed = None;
+        }
+        Ok(())
+    }
+
     /// Adds records, which count only once they are on disk.
-    fn add(&mut self, new: Vec<[u8; 16]>) -> Result<(), StateError> {
+    fn add(&mut self, new: Vec<([u8; 16], Kind)>) -> Result<(), StateError> {
         let first = self.keys.len();
         let after = first + new.len();
         while self.file.chunks().len() <= after {
@@ -238,14 +364,16 @@ impl StateFile {
         let [header, records @ ..] = self.file.chunks() else {
             return Err(self.corrupted("no header".into()));
         };
-        for (chunk, nonces) in records.iter().skip(first).zip(&new) {
-            record::write_new(chunk, *nonces);
+        let since = now();
+        for (chunk, (nonces, kind)) in records.iter().skip(first).zip(&new) {
+            record::write_new(chunk, *nonces, *kind, since);
         }
         self.file.flush(first + 1..=after).map_err(|e| failed(&self.path, "write", e))?;
         record::set_count(header, after as u32);
         self.file.flush(0..=0).map_err(|e| failed(&self.path, "write", e))?;
-        for (index, nonces) in (first..).zip(new) {
-            self.keys.push(Key { nonces, reserved: 1, slot: Slot::First, sequence: None });
+        for (index, (nonces, _)) in (first..).zip(new) {
+            let slot = Slot::First;
+            self.keys.push(Key { nonces, since, window: None, reserved: 1, slot, sequence: None });
             self.known.insert(nonces, index);
         }
         Ok(())
@@ -267,6 +395,12 @@ impl StateFile {
     }
 }
 
+/// Seconds since 1970.
+fn now() -> u32 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs() as u32)
+}
+
 /// The limit that a sequence should have now; `None` when the one it has will do.
 fn wanted(sequence: &Sequence, block: Option<u64>) -> Option<u64> {
     let end_now = sequence.end.load(Ordering::Relaxed);
@@ -280,7 +414,7 @@ fn wanted(sequence: &Sequence, block: Option<u64>) -> Option<u64> {
 fn make(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     lock(&file)?;
-    let header = record::new_header(&Identity::of(&file.metadata()?));
+    let header = record::new_header(&Identity::of(&file.metadata()?), record::machine());
     let mut whole = header.to_vec();
     whole.extend(zeros(header.len() as u64));
     io::Write::write_all(&mut &file, &whole)?;

@@ -11,6 +11,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{mapped::CHUNK, record::GREATEST_STEP, *};
+use crate::crypto::replay::Window;
 
 fn key(n: u8) -> Fingerprint {
     Fingerprint::of(1000, &[n; 16], [n; 4])
@@ -188,7 +189,7 @@ fn many_keys_are_prepared_at_once() {
     let early = file.sequence(key(7), true).unwrap();
     assert_eq!(early.take(10), Some(1..11));
     let keys: Vec<_> = (0..200).chain([3]).map(|n| (key(n), true)).collect();
-    file.prepare(&keys).unwrap();
+    file.prepare(&keys, &[]).unwrap();
     assert!(Arc::ptr_eq(&early, &file.sequence(key(7), true).unwrap()));
     let written = fs::read(&path).unwrap();
     for n in (0..200).filter(|n| *n != 7) {
@@ -199,7 +200,7 @@ fn many_keys_are_prepared_at_once() {
     }
     drop((file, early));
     let mut file = StateFile::open(&path).unwrap();
-    file.prepare(&keys).unwrap();
+    file.prepare(&keys, &[]).unwrap();
     for n in 0..200 {
         assert!(file.sequence(key(n), true).unwrap().next() >= 101, "key {n}");
     }
@@ -302,7 +303,7 @@ fn damage_each_byte(times: u32) {
             match StateFile::open(&path) {
                 Ok(mut file) => {
                     went_on += 1;
-                    file.prepare(&[1, 2, 3].map(|n| (key(n), true))).unwrap();
+                    file.prepare(&[1, 2, 3].map(|n| (key(n), true)), &[]).unwrap();
                     for (n, used) in (1..).zip(used) {
                         let next = file.sequence(key(n), true).unwrap().next();
                         assert!(next >= used, "byte {at} ^ {flip:#x} brings {next} of {used} back");
@@ -436,4 +437,72 @@ fn errors_say_what_to_do() {
     let refused = StateFile::open("/no/such/state").unwrap_err().to_string();
     assert!(refused.contains("/no/such/state") && refused.contains("must not be used again"), "{refused}");
     assert!(refused.contains("causeway run --new-state"), "{refused}");
+}
+
+#[test]
+fn what_was_received_is_remembered_and_not_accepted_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let mut file = StateFile::create(&path).unwrap();
+    file.prepare(&[], &[key(1), key(2)]).unwrap();
+    assert_eq!((file.received(key(1)), file.received(key(3))), (0, 0));
+    let newest = (5 << 32) + 77;
+    let window = Arc::new(Window::new(64, true));
+    file.watch(key(1), &window);
+    window.mark(newest - 3).unwrap();
+    window.mark(newest).unwrap();
+    file.note_received();
+    // The process is killed here: nothing was flushed, and no orderly end.
+    drop(file);
+    let mut file = StateFile::open(&path).unwrap();
+    assert_eq!((file.received(key(1)), file.received(key(2))), (newest, 0));
+    let resumed = Window::resume(1024, true, file.received(key(1)));
+    assert_eq!(resumed.esn_guess(newest as u32 + 1), newest + 1);
+    for number in newest.saturating_sub(2000)..=newest {
+        assert!(resumed.check(number).is_err() && resumed.mark(number).is_err(), "{number}");
+    }
+    resumed.mark(newest + 1).unwrap();
+    // The same key sealing has numbers of its own.
+    assert_eq!(file.sequence(key(1), true).unwrap().next(), 1);
+    assert!(file.since(key(1), true).is_some() && file.since(key(9), true).is_none());
+}
+
+#[test]
+fn a_slot_that_was_being_written_leaves_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let mut file = StateFile::create(&path).unwrap();
+    file.prepare(&[], &[key(1)]).unwrap();
+    let window = Arc::new(Window::new(64, true));
+    file.watch(key(1), &window);
+    for newest in [1000, 2000] {
+        window.mark(newest).unwrap();
+        file.flush_received(true).unwrap();
+    }
+    drop(file);
+    let bytes = fs::read(&path).unwrap();
+    // Either slot's check, in the first record.
+    for at in [CHUNK + 24, CHUNK + 40] {
+        let mut torn = bytes.clone();
+        torn[at] ^= 1;
+        fs::write(&path, &torn).unwrap();
+        let received = StateFile::open(&path).unwrap().received(key(1));
+        assert!(received == 1000 || received == 2000, "{received}");
+        fs::write(&path, &bytes).unwrap();
+    }
+}
+
+#[test]
+fn the_file_of_another_machine_is_refused_unless_it_was_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    drop(StateFile::create(&path).unwrap());
+    let open = |machine, moved| StateFile::open_on(&path, machine, moved);
+    drop(open(Some(1), true).unwrap());
+    assert!(matches!(open(Some(2), false).unwrap_err(), StateError::OtherMachine { .. }));
+    // Where the machine does not say what it is, nothing can be told.
+    drop(open(None, false).unwrap());
+    drop(open(Some(2), true).unwrap());
+    assert!(matches!(open(Some(1), false).unwrap_err(), StateError::OtherMachine { .. }));
+    drop(open(Some(2), false).unwrap());
 }

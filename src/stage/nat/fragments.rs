@@ -1,0 +1,53 @@
+//! Fragments of datagrams, of which only the first has ports (RFC 4787 11, RFC 5382 REQ-10).
+//!
+//! All fragments of a datagram go through one worker, which their common fields name; it learns the ports from the
+//! first one and gives them to the others, which wait for it where they come first.
+
+use super::{NatState, Next};
+use crate::{
+    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot},
+    stage::Cx,
+    table::session::{Datagram, FragmentPorts},
+    wire::ipv4::Ipv4,
+};
+
+/// What [`Meta::hops`] of a fragment is from here on, wherever it came in: so all go the same way.
+pub const HOPS: u8 = 1;
+
+/// One fragment whose ports are to be known. `None`: they are, it goes on.
+pub fn one(state: &mut NatState, bytes: &[u8], meta: &mut Meta, now: u64) -> Option<Next> {
+    let Some(header) = Ipv4::at(bytes, usize::from(meta.l3)) else {
+        return Some(Next::Drop(DropReason::NatUntranslatable));
+    };
+    let (own, workers) = (state.links.own() as u32, state.links.workers() as u32);
+    let tables = state.tables.as_mut()?;
+    let datagram = Datagram::new(meta.gateway, meta.src, meta.dst, header.identification(), meta.proto);
+    let owner = datagram.owner(&tables.seed, workers);
+    if owner != own {
+        return Some(Next::Hand(owner));
+    }
+    meta.hops = HOPS;
+    if !meta.flags.has(Flags::LATER_FRAGMENT) {
+        tables.fragments.learn(datagram, FragmentPorts { source: meta.sport, destination: meta.dport }, now);
+        meta.nat = meta.nat.with(NatMarks::PORTS_KNOWN);
+        return None;
+    }
+    let Some(ports) = tables.fragments.ports(datagram, now) else { return Some(Next::Hold(datagram)) };
+    (meta.sport, meta.dport) = (ports.source, ports.destination);
+    meta.nat = meta.nat.with(NatMarks::PORTS_KNOWN);
+    None
+}
+
+/// Keeps a fragment until its first one comes.
+pub fn hold(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, datagram: Datagram) {
+    let meta = *burst.meta(slot);
+    let Some(tables) = cx.nat.tables.as_mut() else {
+        burst.drop(slot, DropReason::NatFragmentsFull);
+        return;
+    };
+    let Some(frame) = burst.take(slot) else { return };
+    if let Err(frame) = tables.hold(datagram, frame, meta, cx.now) {
+        cx.counters.drops(super::interface(&meta), DropReason::NatFragmentsFull, 1);
+        cx.pool.free(frame);
+    }
+}

@@ -1,0 +1,344 @@
+//! NAT between the kernels' own stacks, in namespaces of the tests' own: TCP, UDP and ICMP through every kind of rule.
+//! Needs root.
+
+mod netns_common;
+
+use std::{path::PathBuf, process::Stdio};
+
+use causeway::cli::demo::network::{Process, ip};
+use netns_common::{Site, causeway, is_root, until};
+use serde_json::Value;
+
+const CONFIG: &str = r#"
+[system]
+name = "nat"
+cores = [1]
+nat_log = "sessions.log"
+
+[port.line]
+driver = "xdp"
+device = "line0"
+[port.vpc]
+driver = "xdp"
+device = "vpc0"
+
+[gateway.vpc]
+prefixes = ["10.2.0.0/16"]
+[interface.line]
+port = "line"
+vlan = 301
+gateway = "vpc"
+side = "peer"
+addresses = ["192.0.2.2/30"]
+mtu = 1300
+[interface.vpc]
+port = "vpc"
+vlan = 20
+gateway = "vpc"
+side = "local"
+addresses = ["10.2.0.1/24"]
+
+[[gateway.vpc.nat]]
+kind = "local"
+original = "10.2.0.11"
+translated = "203.0.113.11"
+[[gateway.vpc.nat]]
+name = "web"
+kind = "port"
+protocol = "tcp"
+original = "10.2.0.12"
+original_port = 8080
+translated = "203.0.113.80"
+translated_port = 80
+[[gateway.vpc.nat]]
+name = "echo"
+kind = "port"
+protocol = "udp"
+original = "10.2.0.12"
+original_port = 7000
+translated = "203.0.113.80"
+translated_port = 7
+[[gateway.vpc.nat]]
+name = "out"
+kind = "pool"
+translated = "203.0.113.16-203.0.113.19"
+
+[[gateway.vpc.route]]
+to = "10.1.0.0/16"
+via = "192.0.2.1"
+"#;
+
+/// Answers everybody with what it heard and from whom; or asks and prints the answer.
+const TALK: &str = r#"
+import socket, sys, threading
+what, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if what == "serve":
+    stream = socket.socket()
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    stream.bind((address, port))
+    stream.listen(64)
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind((address, port))
+    def udp():
+        while True:
+            data, who = datagrams.recvfrom(65536)
+            datagrams.sendto(b"%s:%d %d %d" % (who[0].encode(), who[1], len(data), sum(data)), who)
+    def one(connection, who):
+        with connection:
+            data = connection.makefile("rb").readline()
+            connection.sendall(b"%s:%d %d\n" % (who[0].encode(), who[1], len(data)))
+    threading.Thread(target=udp, daemon=True).start()
+    while True:
+        threading.Thread(target=one, args=stream.accept(), daemon=True).start()
+source = (sys.argv[4], int(sys.argv[6]) if len(sys.argv) > 6 else 0)
+size = int(sys.argv[5])
+if what == "refused":
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(source)
+    s.connect((address, port))
+    s.settimeout(10)
+    s.send(b"?")
+    try:
+        print(s.recv(1))
+    except ConnectionRefusedError:
+        print("refused")
+elif what == "tcp":
+    s = socket.create_connection((address, port), 30, source)
+    s.sendall(b"x" * size + b"\n")
+    print(s.makefile().readline())
+else:
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    # Without this bit datagrams are cut into fragments rather than refused.
+    s.setsockopt(socket.IPPROTO_IP, 10, 0)
+    s.bind(source)
+    s.settimeout(10)
+    for _ in range(3):
+        s.sendto(b"y" * size, (address, port))
+        try:
+            print(s.recv(65536).decode())
+            break
+        except TimeoutError:
+            pass
+"#;
+
+struct Nat {
+    servers: Vec<Process>,
+    site: Site,
+    script: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// `vpc` (10.2.0.x) ── gateway ── `peer`, a router ── `far` (10.1.0.10).
+fn nat(text: &str, vpc: (&[&str], &str)) -> Nat {
+    let mut site = Site::empty();
+    for namespace in ["vpc", "gateway", "peer", "far"] {
+        site.network.add(namespace).unwrap();
+    }
+    site.network.link(("vpc", "eth0"), ("gateway", "vpc0")).unwrap();
+    site.network.link(("peer", "eth0"), ("gateway", "line0")).unwrap();
+    site.network.link(("peer", "eth1"), ("far", "eth0")).unwrap();
+    site.host("vpc", 20, vpc.0, &[vpc.1]);
+    site.host("peer", 301, &["192.0.2.1/30"], &["192.0.2.2"]);
+    let (peer, far) = (site.network.full("peer"), site.network.full("far"));
+    for line in [
+        format!("-n {peer} addr add 10.1.9.1/30 dev eth1"),
+        format!("-n {far} addr add 10.1.9.2/30 dev eth0"),
+        format!("-n {far} addr add 10.1.0.10/32 dev lo"),
+        format!("-n {far} route add default via 10.1.9.1"),
+        format!("-n {peer} route add 10.1.0.0/24 via 10.1.9.2"),
+    ] {
+        ip(&line).unwrap();
+    }
+    site.network.inside("peer", || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("talk.py");
+    std::fs::write(&script, TALK).unwrap();
+    let log = folder.path().join("sessions.log");
+    let text = text.replace("sessions.log", log.to_str().unwrap());
+    site.start("gateway", &text, causeway::cli::demo::gateways::cores()[0]);
+    Nat { servers: Vec::new(), site, script, _folder: folder }
+}
+
+fn usual() -> Nat {
+    nat(CONFIG, (&["10.2.0.10/24", "10.2.0.11/24", "10.2.0.12/24"], "10.2.0.1"))
+}
+
+impl Nat {
+    fn spawn(&mut self, namespace: &str, line: &str) {
+        let mut command = self.site.network.command(causeway(), namespace, true);
+        command.args(line.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.servers.push(Process::start(&mut command).unwrap());
+    }
+
+    fn serve(&mut self, namespace: &str, address: &str, port: u16) {
+        let script = self.script.display().to_string();
+        self.spawn(namespace, &format!("python3 {script} serve {address} {port}"));
+        until("the server does not answer", || {
+            self.site.run(namespace, &format!("python3 {script} tcp {address} {port} {address} 1")).0
+        });
+    }
+
+    /// What a server said: from whom it heard, and how many bytes.
+    #[track_caller]
+    fn ask(&self, namespace: &str, line: &str) -> (String, String) {
+        let text = self.site.ok(namespace, &format!("python3 {} {line}", self.script.display()));
+        let (who, what) = text.trim().split_once(' ').unwrap_or_else(|| panic!("{line}: {text:?}"));
+        let address = who.split(':').next().unwrap();
+        (address.into(), what.into())
+    }
+
+    fn show(&self, what: &str) -> Value {
+        let run_dir = self.site.run_dir("gateway");
+        let program = causeway().display();
+        let text = self
+            .site
+            .ok("gateway", &format!("{program} show nat {what} --run-dir {} --json", run_dir.display()));
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn end(mut self) {
+        self.servers.clear();
+        self.site.end();
+    }
+}
+
+fn is_of_the_pool(address: &str) -> bool {
+    ["203.0.113.16", "203.0.113.17", "203.0.113.18", "203.0.113.19"].contains(&address)
+}
+
+#[test]
+fn every_protocol_crosses_every_kind_of_rule() {
+    if !is_root() {
+        return;
+    }
+    let mut nat = usual();
+    nat.serve("far", "10.1.0.10", 7000);
+    // A host of the pool, and one with an address of its own.
+    for (host, expected) in [("10.2.0.10", None), ("10.2.0.11", Some("203.0.113.11"))] {
+        let text = nat.site.ok("vpc", &format!("ping -n -c 20 -i 0.01 -W 10 -I {host} 10.1.0.10"));
+        assert!(text.contains(" 20 received"), "{text}");
+        // The second datagram goes in fragments.
+        for (how, size) in [("tcp", 5000), ("udp", 100), ("udp", 5000)] {
+            let (who, what) = nat.ask("vpc", &format!("{how} 10.1.0.10 7000 {host} {size}"));
+            assert!(expected.map_or_else(|| is_of_the_pool(&who), |known| known == who), "{host}: {who}");
+            let heard = what.split(' ').next().unwrap().parse::<usize>().unwrap();
+            assert_eq!(heard, size + usize::from(how == "tcp"));
+        }
+    }
+    // The mapped services, from outside and from inside by their outside address.
+    nat.serve("vpc", "10.2.0.12", 8080);
+    nat.serve("vpc", "10.2.0.12", 7000);
+    let (who, _) = nat.ask("far", "tcp 203.0.113.80 80 10.1.0.10 100");
+    assert_eq!(who, "10.1.0.10");
+    for size in [100, 5000] {
+        let (who, what) = nat.ask("far", &format!("udp 203.0.113.80 7 10.1.0.10 {size}"));
+        assert_eq!((who.as_str(), what), ("10.1.0.10", format!("{size} {}", size * 121)));
+    }
+    let sessions = nat.show("sessions");
+    let of = |rule: &str| sessions.as_array().unwrap().iter().filter(|row| row["rule"] == rule).count();
+    assert!(of("out") >= 3 && of("web") == 1 && of("echo") >= 1, "{sessions:#}");
+    let web = nat.show("sessions --rule web --address 10.1.0.10");
+    assert_eq!(web[0]["inside"], "10.2.0.12:8080");
+    assert_eq!(nat.show("sessions --address 10.9.9.9").as_array().unwrap().len(), 0);
+    assert_eq!(nat.show("rules").as_array().unwrap().len(), 4);
+    let pools = nat.show("pools");
+    assert_eq!((&pools[0]["rule"], &pools[0]["addresses"]), (&Value::from("out"), &Value::from(4)));
+    // A session that an operator ends is gone.
+    let id = web[0]["id"].as_str().unwrap();
+    let run_dir = nat.site.run_dir("gateway");
+    let end = format!("{} nat end {id} --run-dir {}", causeway().display(), run_dir.display());
+    nat.site.ok("gateway", &end);
+    until("the session does not end", || nat.show("sessions --rule web").as_array().unwrap().is_empty());
+    assert!(!nat.site.run("gateway", &end).0);
+    // And the log knows of all of them.
+    let log = nat._folder.path().join("sessions.log");
+    until("the log says nothing of the end", || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let count = |event: &str, rule: &str| {
+            lines.iter().filter(|line| line["event"] == event && line["rule"] == rule).count()
+        };
+        count("begin", "out") >= 3 && count("begin", "web") == 1 && count("end", "web") == 1
+    });
+    nat.end();
+}
+
+#[test]
+fn many_streams_cross_a_pool_and_learn_the_path_mtu() {
+    if !is_root() {
+        return;
+    }
+    let mut nat = usual();
+    nat.spawn("far", "iperf3 -s -B 10.1.0.10");
+    let mut report = Value::Null;
+    for back in ["", "-R"] {
+        until("iperf3 does not run", || {
+            let line = format!("iperf3 -J -c 10.1.0.10 -B 10.2.0.10 -P 16 -t 2 {back}");
+            nat.site.run("vpc", &line).0
+        });
+        let text = nat.site.ok("vpc", &format!("iperf3 -J -c 10.1.0.10 -B 10.2.0.10 -P 16 -t 2 {back}"));
+        report = serde_json::from_str(&text).unwrap();
+        let bytes = report["end"]["sum_received"]["bytes"].as_f64().unwrap();
+        assert!(bytes > 1e6, "{bytes} bytes in two seconds");
+        let streams = report["end"]["streams"].as_array().unwrap();
+        assert_eq!(streams.len(), 16);
+        assert!(streams.iter().all(|stream| stream["receiver"]["bytes"].as_f64().unwrap() > 0.0));
+    }
+    assert!(report["error"].is_null());
+    // The gateway told the host what fits the line.
+    let text = nat.site.ok("vpc", "ip route get 10.1.0.10 from 10.2.0.10");
+    assert!(text.contains("mtu 1300"), "{text}");
+    assert!(nat.site.drops("gateway")["packet-too-big"] > 0);
+    nat.end();
+}
+
+#[test]
+fn every_hop_behind_the_translation_is_seen() {
+    if !is_root() {
+        return;
+    }
+    let nat = usual();
+    for host in ["10.2.0.10", "10.2.0.11"] {
+        for (ttl, hop) in [(1, "10.2.0.1"), (2, "192.0.2.1")] {
+            let (_, text) = nat.site.run("vpc", &format!("ping -n -c 1 -W 10 -t {ttl} -I {host} 10.1.0.10"));
+            assert!(text.contains(&format!("From {hop} icmp_seq=1 Time to live exceeded")), "{text}");
+        }
+        nat.site.ok("vpc", &format!("ping -n -c 1 -W 10 -t 3 -I {host} 10.1.0.10"));
+        // Nobody listens: the far end says so, and the host's own socket hears it.
+        let script = nat.script.display();
+        let text = nat.site.ok("vpc", &format!("python3 {script} refused 10.1.0.10 9 {host} 1"));
+        assert_eq!(text.trim(), "refused");
+    }
+    nat.end();
+}
+
+#[test]
+fn two_parties_with_the_same_addresses_talk() {
+    if !is_root() {
+        return;
+    }
+    let text = include_str!("../pipelines/nat-overlap/gateway.toml");
+    let mut nat =
+        nat(text, (&["100.64.0.2/24", "10.0.0.9/32", "10.0.0.10/32", "10.0.0.80/32"], "100.64.0.1"));
+    // The data centre's own 10.0.0.9, behind its router.
+    let (peer, far) = (nat.site.network.full("peer"), nat.site.network.full("far"));
+    for line in [
+        format!("-n {far} addr add 10.0.0.9/32 dev lo"),
+        format!("-n {peer} route add 10.0.0.0/16 via 10.1.9.2"),
+    ] {
+        ip(&line).unwrap();
+    }
+    nat.serve("far", "10.0.0.9", 7000);
+    for host in ["10.0.0.9", "10.0.0.10"] {
+        let text = nat.site.ok("vpc", &format!("ping -n -c 10 -i 0.01 -W 10 -I {host} 198.18.0.9"));
+        assert!(text.contains(" 10 received"), "{text}");
+        for how in ["tcp", "udp"] {
+            let (who, _) = nat.ask("vpc", &format!("{how} 198.18.0.9 7000 {host} 3000"));
+            assert!(who.starts_with("203.0.113."), "{who}");
+        }
+    }
+    nat.serve("vpc", "10.0.0.80", 8443);
+    let (who, _) = nat.ask("far", "tcp 203.0.113.80 443 10.0.0.9 100");
+    assert_eq!(who, "198.18.0.9");
+    nat.end();
+}

@@ -1,0 +1,61 @@
+//! Sizes around IPsec between the kernels' own stacks, in namespaces of the tests' own. Needs root.
+
+mod netns_common;
+
+use std::{net::UdpSocket, time::Duration};
+
+use netns_common::{Site, is_root};
+
+const SERVER: &str = "203.0.113.10";
+
+/// The line between the gateways takes 900 bytes.
+fn narrow(text: &str) -> String {
+    text.replace("[interface.wan]", "[interface.wan]\nmtu = 900")
+}
+
+#[test]
+fn large_datagrams_cross_a_narrow_line() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new(narrow);
+    // In pieces of the host's, each divided again before it is sealed.
+    let text = site.ok("idc-host", &format!("ping -n -M dont -s 8000 -c 20 -i 0.02 -W 10 {SERVER}"));
+    assert!(text.contains("20 packets transmitted, 20 received"), "{text}");
+    let server = site.network.inside("vpc-host", || UdpSocket::bind("10.2.0.10:4000").unwrap()).unwrap();
+    let client = site.network.inside("idc-host", || UdpSocket::bind("10.1.0.10:4001").unwrap()).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let data: Vec<u8> = (0..8000).map(|i| (i * 7 + i / 256) as u8).collect();
+    let mut buffer = [0; 9000];
+    // The first teaches the host the size that fits.
+    let mut received = None;
+    for _ in 0..100 {
+        let _ = client.send_to(&data, format!("{SERVER}:4000"));
+        if let Ok((length, _)) = server.recv_from(&mut buffer) {
+            received = Some(length);
+            break;
+        }
+    }
+    assert_eq!(received, Some(8000));
+    assert_eq!(buffer[..8000], data);
+    site.end();
+}
+
+#[test]
+fn tcp_needs_no_icmp_where_the_segment_size_is_clamped() {
+    if !is_root() {
+        return;
+    }
+    let clamped = |text: &str| narrow(text).replace("esn = true", "esn = true\nmss = \"auto\"");
+    let mut site = Site::new(clamped);
+    site.serve("vpc-host");
+    for back in [false, true] {
+        let report = site.copy("idc-host", SERVER, 5_000_000, back);
+        // Nobody was told of a smaller path, because nothing was too big.
+        assert!(report.path_mtu.is_none_or(|mtu| mtu == 1500), "{:?}", report.path_mtu);
+        for gateway in ["idc", "cloud"] {
+            assert!(!site.drops(gateway).contains_key("packet-too-big"), "{:?}", site.drops(gateway));
+        }
+    }
+    site.end();
+}
