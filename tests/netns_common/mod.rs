@@ -146,6 +146,11 @@ impl Site {
         causeway::cli::demo::view::drops(self.gateways[name].reader().unwrap())
     }
 
+    /// The sum of a counter over the rows of its group.
+    pub fn counter(&self, name: &str, group: &str, column: &str) -> u64 {
+        self.gateways[name].reader().unwrap().sum(group, column)
+    }
+
     /// Runs a program in a namespace, and returns whether it succeeded and what it printed.
     pub fn run(&self, namespace: &str, line: &str) -> (bool, String) {
         let mut command = self.network.command(causeway(), namespace, true);
@@ -219,7 +224,8 @@ pub struct Wire {
 }
 
 impl Wire {
-    fn new(namespace: &Path) -> Self {
+    /// A cable in a namespace between its devices `idc` and `cloud`.
+    pub fn new(namespace: &Path) -> Self {
         let (frames, over): (Arc<Mutex<Vec<Passed>>>, Arc<AtomicBool>) = Default::default();
         let (noted, end, namespace) = (Arc::clone(&frames), Arc::clone(&over), namespace.to_path_buf());
         let (ready, is_ready) = std::sync::mpsc::channel();
