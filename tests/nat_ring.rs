@@ -10,7 +10,7 @@ mod sync {
     };
 }
 
-#[allow(dead_code, unsafe_code, unused_must_use)]
+#[allow(dead_code)]
 #[path = "../src/packet/ring.rs"]
 mod ring;
 
