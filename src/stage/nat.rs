@@ -1,8 +1,8 @@
 //! Address translation: 1:1 without state (RFC 3022 2.1), port mappings and source pools with sessions (RFC 4787,
 //! RFC 5382, RFC 5508).
 //!
-//! A packet is looked at once ([`one`]): by an address rule, or none, it is done with at once; where a session
-//! decides, it is noted, and all such packets of the burst are looked up together ([`sessions`]). A packet of one
+//! A packet is looked at once (`one`): by an address rule, or none, it is done with at once; where a session
+//! decides, it is noted, and all such packets of the burst are looked up together (`sessions`). A packet of one
 //! host of the VPC for the outside address of another goes through twice: as from the VPC, and as from a peer.
 
 mod errors;
