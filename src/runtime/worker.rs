@@ -187,13 +187,13 @@ impl<P: PacketIo> Worker<P> {
         self.mailbox.pass();
         self.commands(now);
         self.resume(now);
-        let mut moved = 0;
+        // What waited for its neighbour goes before what comes now: of one flow it is the older.
+        let mut moved = self.pending(now);
         for port in 0..self.ports.len() {
             moved += self.port(port, now);
         }
         moved += self.host_taps(now);
         moved += self.take_over(now);
-        moved += self.pending(now);
         self.out.reassembly.expire(now, &mut self.pool, &self.counters);
         moved += self.transmit();
         moved += self.nat(now, moved == 0);
