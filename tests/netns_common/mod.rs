@@ -141,6 +141,12 @@ impl Site {
         std::fs::read_to_string(self.run_dir(name).join("log")).unwrap_or_default()
     }
 
+    /// Reads a gateway's counters anew, once its associations or other rows have changed: it has moved them to another
+    /// segment, and an earlier one stays as it was.
+    pub fn read_again(&mut self, name: &str) {
+        self.gateways.get_mut(name).unwrap().wait_until_up(&|| true).unwrap();
+    }
+
     /// Drops of a gateway so far, by reason.
     pub fn drops(&self, name: &str) -> std::collections::BTreeMap<String, u64> {
         causeway::cli::demo::view::drops(self.gateways[name].reader().unwrap())

@@ -1,4 +1,5 @@
-//! ESP with implementations that nobody here wrote: the Linux kernel in a virtual machine, and scapy.
+//! ESP with implementations that nobody here wrote: the Linux kernel in a virtual machine, strongSwan,
+//! and scapy.
 //!
 //! Nothing is installed by these tests: `scripts/test` does that. A test whose peer is missing says that it was not
 //! run; with `CI` set it fails.
@@ -9,6 +10,7 @@ mod kernel;
 #[path = "../netns_common/mod.rs"]
 mod netns_common;
 mod scapy;
+mod strongswan;
 mod vm;
 
 use std::path::Path;
