@@ -256,6 +256,13 @@ impl<P: PacketIo> Worker<P> {
         self.resume(now);
     }
 
+    /// What the first packet of the last burst left in the burst's metadata: for whoever takes one packet through and
+    /// asks what became of it.
+    #[must_use]
+    pub fn last_meta(&self) -> Option<&crate::packet::Meta> {
+        crate::packet::Slot::new(0).map(|slot| self.burst.meta(slot))
+    }
+
     /// The frames that [`Worker::carry`] takes up next.
     pub const fn received_mut(&mut self) -> &mut FrameQueue {
         &mut self.received
