@@ -167,3 +167,20 @@ fn a_summary_says_what_became_of_the_packets() {
     assert!(text.contains("1 ttl-expired"), "{text}");
     assert!(text.contains(" sent + 0 delivered + "), "{text}");
 }
+
+#[test]
+fn a_reader_that_has_gone_ends_the_program_without_a_word() {
+    for args in [&["bench", "--list"][..], &["doctor"], &["check", "pipelines/direct-connect/gateway.toml"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_causeway"))
+            .args(args)
+            .current_dir(root())
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+        assert!(!output.status.success() && output.status.code().is_none(), "{args:?}: {}", output.status);
+    }
+}

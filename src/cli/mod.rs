@@ -95,6 +95,17 @@ pub fn main() -> ExitCode {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.with_target(false).with_ansi(colours).init();
     match cli.command {
+        Command::Check(_)
+        | Command::Replay(_)
+        | Command::Bench(_)
+        | Command::Doctor(_)
+        | Command::Explain(_) => {
+            end_when_nobody_reads();
+        }
+        // The others write to sockets too, whose other end may go, and look after it themselves.
+        _ => {}
+    }
+    match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
@@ -115,6 +126,15 @@ pub fn main() -> ExitCode {
             let _ = std::io::Write::write_all(&mut std::io::stdout(), &script);
             ExitCode::SUCCESS
         }
+    }
+}
+
+/// Whoever reads the output may stop in the middle, as `head` does: then the program ends as others do, without a word.
+fn end_when_nobody_reads() {
+    use signal_hook::{consts::SIGPIPE, flag::register_conditional_default};
+    let always = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    if let Err(error) = register_conditional_default(SIGPIPE, always) {
+        tracing::debug!(%error, "SIGPIPE stays ignored");
     }
 }
 
