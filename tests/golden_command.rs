@@ -154,7 +154,7 @@ fn pcapng_is_read_like_pcap_and_the_counters_are_printed_on_demand() {
     assert_eq!(counters["frames_missing"], 0);
     // Drops that did not happen are left out, other counters are not.
     assert!(counters["drop"]["in"].get("no-route").is_none());
-    assert_eq!(counters["interface"]["in"]["in_packets"], 20);
+    assert_eq!(counters["interface"]["in"]["in_packets"], 22);
     assert_eq!(counters["worker"]["all"]["icmp_suppressed"], 0);
 }
 

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod doctor;
+pub mod explain;
 pub mod nat;
 pub mod reload;
 pub mod replay;
@@ -47,6 +48,8 @@ enum Command {
     Run(run::Run),
     /// Check a file: every error at once, each with its place and what would be right.
     Check(check::Check),
+    /// Say what would happen to a packet, stage by stage, and what decides.
+    Explain(explain::Explain),
     /// Run a file's pipeline over captures, with the captures' own time, and write what each port sends.
     Replay(replay::Replay),
     /// Show what a running gateway counts and knows.
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Nat(args) => nat::run(&args),

@@ -1,5 +1,6 @@
 //! What runs beside the workers: neighbours, ports, reload, the control socket.
 
+pub mod explain;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;

@@ -187,13 +187,13 @@ impl<P: PacketIo> Worker<P> {
         self.mailbox.pass();
         self.commands(now);
         self.resume(now);
-        let mut moved = 0;
+        // What waited for its neighbour goes before what comes now: of one flow it is the older.
+        let mut moved = self.pending(now);
         for port in 0..self.ports.len() {
             moved += self.port(port, now);
         }
         moved += self.host_taps(now);
         moved += self.take_over(now);
-        moved += self.pending(now);
         self.out.reassembly.expire(now, &mut self.pool, &self.counters);
         moved += self.transmit();
         moved += self.nat(now, moved == 0);
@@ -254,6 +254,13 @@ impl<P: PacketIo> Worker<P> {
         self.counters.port(number, PortColumn::RxBytes, bytes);
         self.pipeline(now, Entry::Rx);
         self.resume(now);
+    }
+
+    /// What the first packet of the last burst left in the burst's metadata: for whoever takes one packet through and
+    /// asks what became of it.
+    #[must_use]
+    pub fn last_meta(&self) -> Option<&crate::packet::Meta> {
+        crate::packet::Slot::new(0).map(|slot| self.burst.meta(slot))
     }
 
     /// The frames that [`Worker::carry`] takes up next.
