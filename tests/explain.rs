@@ -304,3 +304,26 @@ fn no_key_is_shown_and_no_state_is_touched() {
     wrong("from 10.1.0.5 to 203.0.113.10 tcp 1>2 on eth0", 3, "There are: lan, wan");
     wrong("from 10.1.0.5 to 203.0.113.10 tcp 1>2 in idc size 9000", 3, "1500 what port lan takes");
 }
+
+#[test]
+fn ipv6_goes_through_two_gateways_and_two_tags() {
+    let text = "[system]\nname = \"x\"\n[port.a]\ndriver = \"memory\"\n[gateway.g]\n[gateway.hub]\n\
+        [interface.in]\nport = \"a\"\nvlan = { outer = 200, inner = 100 }\ngateway = \"g\"\nside = \"local\"\n\
+        addresses = [\"2001:db8:1::1/64\"]\n\
+        [interface.out]\nport = \"a\"\nvlan = 20\ngateway = \"hub\"\nside = \"peer\"\n\
+        addresses = [\"2001:db8:2::1/64\"]\n\
+        [[gateway.g.route]]\nto = \"2001:db8:9::/48\"\ngateway = \"hub\"\n\
+        [[gateway.hub.route]]\nto = \"2001:db8:9::/56\"\nvia = \"2001:db8:2::2\"\n";
+    let (config, _) = config::parse(Path::new("/x.toml"), text, &|_: &str| None).unwrap();
+    let told = told(&config, "from 2001:db8:1::5 to 2001:db8:9::9 icmpv6 in g size 1500", text);
+    let steps: Vec<&str> = told.steps.iter().map(|step| step.text.as_str()).collect();
+    let [arrive, first, second, leave] = *steps else { panic!("{steps:?}") };
+    assert!(arrive.contains("VLANs 200 and 100"), "{arrive}");
+    assert!(first.contains("2001:db8:9::/48") && first.ends_with("into gateway hub"), "{first}");
+    assert!(second.contains("2001:db8:9::/56") && second.ends_with("on interface out"), "{second}");
+    assert!(
+        leave.starts_with("interface out, port a: icmpv6 128/0") && leave.contains("1500 bytes"),
+        "{leave}"
+    );
+    assert_eq!((end(&told), &told.sent[0].vlans), ("a".into(), &vec![20]));
+}

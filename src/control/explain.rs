@@ -870,9 +870,8 @@ impl Explanation {
             Verdict::Answered { port } => format!("answered by the gateway itself, by port {port}"),
             Verdict::Waits => "waits in the gateway for more".into(),
             Verdict::Dropped { reason, row } => {
-                let told = if self.sent.is_empty() { "" } else { " Its sender is told." };
                 let why = reason.explanation().trim();
-                format!("dropped: {} (counted by {row}). {why}{told}", reason.name())
+                format!("dropped: {} (counted by {row}). {why}", reason.name())
             }
         }
     }
