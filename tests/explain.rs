@@ -85,6 +85,12 @@ const CASES: &[Case] = &[
         "wan",
         &["source 10.2.0.10 becomes 203.0.113.10: rule", "policy to-idc", "SPI 0x2001"],
     ),
+    (
+        CLOUD,
+        "from 10.0.0.10 to 192.0.2.2 tcp 51000>443 on wan",
+        "local-unserved",
+        &["own address", "the error for its sender is dropped: no-route"],
+    ),
     (CLOUD, "from 10.2.0.11 to 10.1.0.5 tcp 51000>443 in vpc", "", &["VLAN 20"]),
     (
         DIRECT,
@@ -103,7 +109,7 @@ const CASES: &[Case] = &[
         "vpc",
         &[
             "destination 203.0.113.11 becomes 10.2.0.11",
-            "10.2.0.11 is in 10.2.0.1/24",
+            "10.2.0.11 is in 10.2.0.0/24",
             "on the link of interface vpc",
         ],
     ),
@@ -147,8 +153,8 @@ fn told(config: &Config, words: &str, text: &str) -> Explanation {
 }
 
 /// What the gateway does with the frame when its neighbours answer ARP, as real ones do: the port that it leaves by, or
-/// the reason why it is dropped.
-fn happens(config: &Config, port: usize, bytes: &[u8]) -> String {
+/// the reason why it is dropped. There are two where the error that answers it is dropped as well.
+fn happens(config: &Config, port: usize, bytes: &[u8]) -> Vec<String> {
     let macs: Vec<_> = config.ports.iter().map(|port| derived_mac(config, port)).collect();
     let (ports, ends): (Vec<_>, Vec<_>) = config.ports.iter().map(|_| wire(256)).unzip();
     let seed = Seed::new(1, 2);
@@ -178,13 +184,14 @@ fn happens(config: &Config, port: usize, bytes: &[u8]) -> String {
             }
         }
     }
-    let counted = |reason: &&DropReason| {
-        !matches!(**reason, DropReason::ArpConsumed) && single.worker.counters().read_drops(**reason) > 0
-    };
-    match (DropReason::ALL.iter().find(counted), left.first()) {
-        (Some(reason), _) => reason.name().into(),
-        (None, Some(place)) => config.ports[*place].name.value.to_string(),
-        (None, None) => "waits".into(),
+    let drops = DropReason::ALL.iter().filter(|reason| {
+        **reason != DropReason::ArpConsumed && single.worker.counters().read_drops(**reason) > 0
+    });
+    let drops: Vec<String> = drops.map(|reason| reason.name().into()).collect();
+    match (drops.is_empty(), left.first()) {
+        (false, _) => drops,
+        (true, Some(place)) => vec![config.ports[*place].name.value.to_string()],
+        (true, None) => vec!["waits".into()],
     }
 }
 
@@ -220,20 +227,26 @@ fn what_is_told_is_what_the_gateway_does() {
         let mut packets: Vec<String> =
             CASES.iter().filter(|case| case.0 == file).map(|case| case.1.into()).collect();
         // Every pair of these, by every interface: most of them are not meant to go anywhere.
-        let places =
+        const PLACES: [&str; 7] =
             ["10.0.0.10", "10.1.0.5", "10.2.0.10", "10.3.0.5", "198.18.0.5", "203.0.113.10", "192.0.2.2"];
         for (interface, from, to) in config.interfaces.iter().flat_map(|i| {
             let name = i.name.value.as_str();
-            places.iter().flat_map(move |from| places.iter().map(move |to| (name, from, to)))
+            PLACES.iter().flat_map(move |from| PLACES.iter().map(move |to| (name, from, to)))
         }) {
             packets.push(format!("from {from} to {to} tcp 51000>443 on {interface}"));
         }
         for words in packets {
             let told = told(&config, &words, &text);
             let (port, bytes) = &told.received;
-            let (said, done) = (end(&told), happens(&config, *port, bytes));
+            let answer = told.steps.iter().find(|step| step.stage == "answer");
+            let answer = answer.map(|step| step.details["reason"].as_str().unwrap().to_string());
+            let mut said: Vec<String> = [end(&told)].into_iter().chain(answer).collect();
+            ends.insert(said[0].clone());
+            let mut done = happens(&config, *port, bytes);
+            said.sort();
+            said.dedup();
+            done.sort();
             assert_eq!(said, done, "{file}: {words}");
-            ends.insert(said);
         }
     }
     // The table is worth something only if it leads to many ends.
@@ -290,4 +303,27 @@ fn no_key_is_shown_and_no_state_is_touched() {
     wrong("from 10.1.0.5 to 203.0.113.10 tcp 1>2 in dic", 3, "There are: idc");
     wrong("from 10.1.0.5 to 203.0.113.10 tcp 1>2 on eth0", 3, "There are: lan, wan");
     wrong("from 10.1.0.5 to 203.0.113.10 tcp 1>2 in idc size 9000", 3, "1500 what port lan takes");
+}
+
+#[test]
+fn ipv6_goes_through_two_gateways_and_two_tags() {
+    let text = "[system]\nname = \"x\"\n[port.a]\ndriver = \"memory\"\n[gateway.g]\n[gateway.hub]\n\
+        [interface.in]\nport = \"a\"\nvlan = { outer = 200, inner = 100 }\ngateway = \"g\"\nside = \"local\"\n\
+        addresses = [\"2001:db8:1::1/64\"]\n\
+        [interface.out]\nport = \"a\"\nvlan = 20\ngateway = \"hub\"\nside = \"peer\"\n\
+        addresses = [\"2001:db8:2::1/64\"]\n\
+        [[gateway.g.route]]\nto = \"2001:db8:9::/48\"\ngateway = \"hub\"\n\
+        [[gateway.hub.route]]\nto = \"2001:db8:9::/56\"\nvia = \"2001:db8:2::2\"\n";
+    let (config, _) = config::parse(Path::new("/x.toml"), text, &|_: &str| None).unwrap();
+    let told = told(&config, "from 2001:db8:1::5 to 2001:db8:9::9 icmpv6 in g size 1500", text);
+    let steps: Vec<&str> = told.steps.iter().map(|step| step.text.as_str()).collect();
+    let [arrive, first, second, leave] = *steps else { panic!("{steps:?}") };
+    assert!(arrive.contains("VLANs 200 and 100"), "{arrive}");
+    assert!(first.contains("2001:db8:9::/48") && first.ends_with("into gateway hub"), "{first}");
+    assert!(second.contains("2001:db8:9::/56") && second.ends_with("on interface out"), "{second}");
+    assert!(
+        leave.starts_with("interface out, port a: icmpv6 128/0") && leave.contains("1500 bytes"),
+        "{leave}"
+    );
+    assert_eq!((end(&told), &told.sent[0].vlans), ("a".into(), &vec![20]));
 }

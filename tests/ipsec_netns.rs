@@ -11,7 +11,7 @@ fn pings_pass_a_rekey_by_command_without_a_loss() {
     if !is_root() {
         return;
     }
-    let site = Site::new(str::to_string);
+    let mut site = Site::new(str::to_string);
     let keys = tempfile::tempdir().unwrap();
     let key = |spi: u32| {
         let path = keys.path().join(format!("{spi:x}.key"));

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::{Action, Config, HugePages, NatKind, Prefix, Side, Span, Vlan, build::Ephemeral},
     io::mem::{MemPort, wire},
-    packet::{DropReason, Flags, Meta, NatMarks},
+    packet::{DropReason, Flags, Meta, NatMarks, meta::NO_INTERFACE},
     stats::counters::group,
     table::{hash::Seed, neighbour::NeighbourState, tables::NextHop},
     wire::{
@@ -136,7 +136,7 @@ pub enum ExplainError {
 /// One thing that decides about the packet, or that happens to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The part of the pipeline: `arrive`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `leave`.
+    /// The part of the pipeline: `arrive`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `leave`, `answer`.
     pub stage: &'static str,
     /// In words.
     pub text: String,
@@ -346,7 +346,7 @@ fn tags(vlan: Vlan) -> Tags {
 /// The run of one packet, and what it left behind.
 struct Run {
     single: Single<MemPort>,
-    /// The packet's metadata, where nothing else came after it.
+    /// The metadata of the packet, or of the error that answers it.
     meta: Option<Meta>,
     /// Counters that moved: group, row, column.
     moved: Vec<(String, String, String, u64)>,
@@ -379,7 +379,7 @@ impl Run {
         // The wire is empty and holds more than one.
         let _ = ends[port.0].send(&frame);
         single.worker.round(NOW);
-        let meta = single.worker.last_meta().copied().filter(|meta| !meta.flags.has(Flags::ORIGINATED));
+        let meta = single.worker.last_meta().copied();
         single.settle(NOW, ROUNDS);
         for _ in 0..MOST {
             if !introduce(&mut single) {
@@ -506,6 +506,11 @@ impl Teller<'_> {
         self.line(span).map_or_else(String::new, |line| format!(" (line {line})"))
     }
 
+    /// The metadata of the packet, where nothing else came after it.
+    fn meta(&self) -> Option<Meta> {
+        self.run.meta.filter(|meta| !meta.flags.has(Flags::ORIGINATED))
+    }
+
     fn tell(mut self) -> Explanation {
         let verdict = self.verdict();
         self.arrive();
@@ -529,15 +534,36 @@ impl Teller<'_> {
         }
         self.tunnels();
         self.leave();
+        if let Some(reason) = self.drops().get(1).map(|(reason, _)| reason.name()) {
+            let text = format!("the error for its sender is dropped: {reason}");
+            self.step("answer", text, json!({ "reason": reason }));
+        }
         Explanation { steps: self.steps, verdict, sent: self.run.sent, received: self.run.received }
     }
 
-    fn verdict(&self) -> Verdict {
-        let drop = self.run.moved.iter().find(|(g, ..)| g == group::DROP);
-        if let Some((_, row, column, _)) = drop
-            && let Some(reason) = DropReason::ALL.iter().find(|reason| reason.name() == column)
+    /// Drops that were counted: reason and row. First that of the packet itself, then that of the error that answers
+    /// it, which is counted by the same interface.
+    fn drops(&self) -> Vec<(DropReason, &str)> {
+        let mut drops: Vec<(DropReason, &str)> = Vec::new();
+        for (_, row, column, n) in self.run.moved.iter().filter(|(g, ..)| g == group::DROP) {
+            if let Some(reason) = DropReason::ALL.iter().find(|reason| reason.name() == column) {
+                drops.extend((0..*n).map(|_| (*reason, row.as_str())));
+            }
+        }
+        if let Some(meta) = &self.run.meta
+            && let Some(place) = drops.iter().position(|(reason, _)| Some(*reason) == meta.reason)
         {
-            return Verdict::Dropped { reason: *reason, row: row.clone() };
+            // The last packet of the burst is the answer, where there is one.
+            let one = drops.remove(place);
+            let at = if meta.flags.has(Flags::ORIGINATED) { drops.len() } else { 0 };
+            drops.insert(at, one);
+        }
+        drops
+    }
+
+    fn verdict(&self) -> Verdict {
+        if let Some((reason, row)) = self.drops().first() {
+            return Verdict::Dropped { reason: *reason, row: (*row).into() };
         }
         let Some(sent) = self.run.sent.first() else { return Verdict::Waits };
         let port = sent.port.clone();
@@ -600,7 +626,7 @@ impl Teller<'_> {
             let (from, to) = sent.ports.unwrap_or_default();
             return Some((SocketAddr::new(sent.source, from), SocketAddr::new(sent.destination, to)));
         }
-        let meta = self.run.meta.filter(|meta| !meta.is_v6() && meta.interface != u16::MAX)?;
+        let meta = self.meta().filter(|meta| !meta.is_v6() && meta.interface != NO_INTERFACE)?;
         let ports = matches!(meta.proto, protocol::TCP | protocol::UDP);
         let (from, to) = if ports { (meta.sport, meta.dport) } else { (0, 0) };
         let address = |bits: u32| IpAddr::V4(bits.into());
@@ -685,7 +711,7 @@ impl Teller<'_> {
 
     /// The route that decides in a gateway; the result is the gateway that it leads to, if it does.
     fn route(&mut self, place: usize) -> Option<usize> {
-        let as_seen = self.run.meta.is_some_and(|meta| meta.nat.has(NatMarks::ROUTE_AS_SEEN));
+        let as_seen = self.meta().is_some_and(|meta| meta.nat.has(NatMarks::ROUTE_AS_SEEN));
         let translated = self.translated().map(|(_, to)| to.ip()).filter(|_| !as_seen);
         let destination = translated.unwrap_or(self.packet.destination);
         let gateway = &self.config.gateways[place];
@@ -844,9 +870,8 @@ impl Explanation {
             Verdict::Answered { port } => format!("answered by the gateway itself, by port {port}"),
             Verdict::Waits => "waits in the gateway for more".into(),
             Verdict::Dropped { reason, row } => {
-                let told = if self.sent.is_empty() { "" } else { " Its sender is told." };
                 let why = reason.explanation().trim();
-                format!("dropped: {} (counted by {row}). {why}{told}", reason.name())
+                format!("dropped: {} (counted by {row}). {why}", reason.name())
             }
         }
     }
