@@ -169,6 +169,11 @@ impl Lab {
         self.send(host.port, &host.frame(packet));
     }
 
+    /// Lets the gateway work for one round.
+    pub fn step(&mut self) {
+        self.single.step(self.now);
+    }
+
     /// Lets the gateway work until it rests.
     pub fn run(&mut self) {
         self.single.settle(self.now, 10_000);

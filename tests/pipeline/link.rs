@@ -294,6 +294,23 @@ fn a_router_that_goes_silent_is_asked_then_given_up_and_found_again_elsewhere() 
 }
 
 #[test]
+fn what_waited_for_its_neighbour_is_not_overtaken() {
+    let mut lab = Lab::new(CONFIG);
+    let host = lab.neighbour("lan", &[10], 9, &[("10.1.0.9", "10.1.0.1")]);
+    let router = lab.host("wan", &[100], 2);
+    let packets = [b"first", b"other"].map(|text| udp("10.1.0.9", "10.9.0.1", (1, 2), text));
+    lab.from(&host, &packets[0].bytes());
+    assert_eq!(lab.packets(&router), [[0; 0]; 0]);
+    // The round in which the router makes itself known ends; with the next comes another packet of the flow.
+    let question = arp(1, (router.mac, "192.0.2.2"), ([0; 6], "192.0.2.1"));
+    lab.put(router.port, &frame(BROADCAST, router.mac, &router.tags, ARP, &question));
+    lab.step();
+    lab.put(host.port, &host.frame(&packets[1].bytes()));
+    lab.run();
+    assert_eq!(lab.packets(&router), packets.map(|packet| packet.forwarded()));
+}
+
+#[test]
 fn neighbour_solicitations_are_answered_and_duplicate_detection_too() {
     let mut lab = Lab::new(CONFIG);
     let host = lab.host("lan", &[10], 9);
