@@ -222,6 +222,11 @@ impl fmt::Debug for Program {
 
 const PROGRAM: &str = "causeway";
 
+/// How often and how long apart a device is asked whether a program whose pin was removed is off it: a second in all,
+/// where tens of milliseconds do (a grace period of the kernel).
+const DETACH_TRIES: usize = 100;
+const DETACH_WAIT: std::time::Duration = std::time::Duration::from_millis(10);
+
 impl Program {
     /// Loads the program. It is off, knows no address, and is attached nowhere.
     ///
@@ -285,6 +290,7 @@ impl Program {
         directory: &Path,
     ) -> Result<Attached, ProgramError> {
         self.detach();
+        let mut removed = false;
         for hook in [Hook::Native, Hook::Generic] {
             let path = pin_path(directory, device, hook);
             if !path.exists() {
@@ -299,9 +305,19 @@ impl Program {
                 return Ok(Attached { hook, fallback: None });
             }
             // Of a device that is no more, or not wanted so.
-            remove(&path);
+            removed |= remove(&path);
         }
-        let attached = self.attach(device, attach)?;
+        let mut left = if removed { DETACH_TRIES } else { 0 };
+        let attached = loop {
+            match self.attach(device, attach) {
+                // The kernel takes a program whose pin was removed off its device a little later.
+                Err(ProgramError::Attach(af_xdp::Error::ProgramPresent { .. })) if left > 0 => {
+                    left -= 1;
+                    std::thread::sleep(DETACH_WAIT);
+                }
+                result => break result?,
+            }
+        };
         let path = pin_path(directory, device, attached.hook);
         if let Some(link) = &self.link {
             link.pin(&path)?;
