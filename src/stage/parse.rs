@@ -383,6 +383,7 @@ mod tests {
             sealing_v4: Sad::build(&[], seed).unwrap(),
             sealing_v6: Sad::build(&[], seed).unwrap(),
             trouble: Default::default(),
+            liveness: Default::default(),
             features: Features::of(&[], &[]),
         }
     }

@@ -8,6 +8,7 @@ use std::{
 use super::{
     gateway_nat::GatewayNat,
     interface::{Demux, Interface, OwnAddresses},
+    liveness::Liveness,
     lpm::{Lpm4, Lpm6},
     neighbour::{NeighbourId, NeighbourTable},
     sad::Sad,
@@ -112,6 +113,8 @@ pub struct Tables {
     pub sealing_v6: Sad<u128>,
     /// When a tunnel's peer was last found out of reach (ns; 0: never). Read once a burst.
     pub trouble: Arc<AtomicU64>,
+    /// Which interfaces and tunnels can be used; changes in place.
+    pub liveness: Arc<Liveness>,
     /// Link-layer addresses.
     pub neighbours: Arc<NeighbourTable>,
     /// What any gateway has at all.

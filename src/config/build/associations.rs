@@ -268,6 +268,7 @@ pub fn rekey(
         sealing_v4,
         sealing_v6,
         trouble: Arc::clone(&old.trouble),
+        liveness: Arc::clone(&old.liveness),
         tunnels,
         sad_v4: v4,
         sad_v6: v6,

@@ -20,6 +20,7 @@ use crate::{
     stats::counters::Rows,
     table::{
         hash::Seed,
+        liveness::Liveness,
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         path::Path,
@@ -141,6 +142,8 @@ pub struct Kept {
     /// What was learned of the ways to peers, by tunnel and its ends.
     paths: HashMap<(u16, IpAddr, IpAddr), Arc<Path>>,
     trouble: Arc<AtomicU64>,
+    /// Which interfaces and tunnels can be used.
+    pub liveness: Arc<Liveness>,
     interfaces: Numbering,
     gateways: Numbering,
     tunnels: Numbering,
@@ -162,6 +165,7 @@ impl Kept {
             windows: HashMap::new(),
             paths: HashMap::new(),
             trouble: Arc::default(),
+            liveness: Arc::default(),
             interfaces: Numbering::default(),
             gateways: Numbering::default(),
             tunnels: Numbering::default(),
@@ -298,6 +302,7 @@ pub fn build(
         sealing_v6,
         tunnels,
         trouble: Arc::clone(&kept.trouble),
+        liveness: Arc::clone(&kept.liveness),
         neighbours: Arc::clone(builder.neighbours.table()),
     };
     let mut built = Built {
