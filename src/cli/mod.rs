@@ -12,6 +12,7 @@ pub mod explain;
 pub mod nat;
 pub mod reload;
 pub mod replay;
+pub mod route;
 pub mod run;
 pub mod sa;
 pub mod show;
@@ -54,6 +55,8 @@ enum Command {
     Replay(replay::Replay),
     /// Show what a running gateway counts and knows.
     Show(show::Show),
+    /// Add routes to a running gateway, or remove them.
+    Route(route::Route),
     /// End NAT sessions of a running gateway.
     Nat(nat::Nat),
     /// Make a running gateway read its file again, and wait for what comes of it.
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Route(args) => route::run(&args),
         Command::Nat(args) => nat::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Sa(args) => sa::run(&args),

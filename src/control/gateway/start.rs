@@ -146,6 +146,7 @@ impl Gateway {
         let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
         let mut kept = Kept::new(writer, workers, seed);
         let built = build::build(&config, &opened.macs, &mut kept, &mut Persistent(&mut state), clock.now())?;
+        kept.commit();
         let name = config.system.name.value.as_str();
         let layout = built.rows.clone().layout(name, workers, clock.tick_hz());
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
@@ -169,6 +170,8 @@ impl Gateway {
             received_due: (0, 0),
             replaced: Vec::new(),
             unpin: Vec::new(),
+            routes_passed: true,
+            renewal_due: false,
             epoch: 0,
             health: vec![0; config.ports.len()],
             ports_due: 0,
