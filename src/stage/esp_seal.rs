@@ -118,7 +118,9 @@ impl<'a> Way<'a> {
         let tunnel = tables.tunnel(number)?;
         let sa = tunnel.sa.as_deref()?;
         let next_hop = tunnel.next_hop?;
-        let NextHop::Via { interface, neighbour, .. } = tables.next_hop(next_hop)? else { return None };
+        let NextHop::Via { interface, neighbour, .. } = *tables.outer_way(next_hop, number)? else {
+            return None;
+        };
         Some(Self {
             number,
             tunnel,
