@@ -370,3 +370,7 @@ pub fn tiers(routes: &[Candidate], hops: &NextHops) -> Tiers {
     }
     tiers
 }
+
+#[cfg(test)]
+#[path = "rib_tests.rs"]
+mod tests;

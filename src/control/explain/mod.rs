@@ -27,11 +27,13 @@ use super::{
     single::{Single, SingleError},
 };
 use crate::{
-    config::{Action, Config, HugePages, NatKind, Prefix, Side, Span, Vlan, build::Ephemeral},
+    config::{
+        Action, Config, HugePages, NatKind, NextHop as Where, Prefix, Side, Span, Vlan, build::Ephemeral,
+    },
     io::mem::{MemPort, wire},
     packet::{DropReason, Flags, Meta, NatMarks, meta::NO_INTERFACE},
     stats::counters::group,
-    table::{hash::Seed, neighbour::NeighbourState, tables::NextHop},
+    table::{choice::flow_hash, hash::Seed, neighbour::NeighbourState, next_hops::Hop, tables::NextHop},
     wire::{
         checksum::Sum,
         esp,
