@@ -5,5 +5,6 @@ mod hostile;
 mod lab;
 mod lifecycle;
 mod refused;
+mod routes;
 mod shared;
 mod show;
