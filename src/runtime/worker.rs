@@ -184,8 +184,8 @@ impl<P: PacketIo> Worker<P> {
 
     /// One round over all ports. The result is how many packets were moved.
     pub fn round(&mut self, now: u64) -> usize {
-        self.mailbox.pass();
         self.commands(now);
+        self.mailbox.pass();
         self.resume(now);
         // What waited for its neighbour goes before what comes now: of one flow it is the older.
         let mut moved = self.pending(now);
