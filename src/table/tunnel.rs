@@ -393,6 +393,8 @@ pub struct Tunnel {
     pub dscp: Option<u8>,
     /// Whether a route leads into it: then packets come out of it that no policy covers.
     pub routed: bool,
+    /// Whether ICMP errors about its traffic must quote what its policies cover.
+    pub errors_by_quote: bool,
     /// The largest TCP segment that connections through it may agree on.
     pub mss: Option<Mss>,
     /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.

@@ -355,6 +355,7 @@ fn vacant_tunnel() -> Tunnel {
         df: Df::Copy,
         dscp: None,
         routed: false,
+        errors_by_quote: true,
         mss: None,
         tfc: 0,
     }

@@ -222,7 +222,9 @@ impl StateFile {
         // Looking for one that is ready costs nothing of the others, of which there may be tens of thousands.
         if let Some(sequence) = self.ready(fingerprint) {
             sequence.set_esn(esn);
-            return Ok(sequence);
+            if wanted(&sequence, self.block).is_none() {
+                return Ok(sequence);
+            }
         }
         self.prepare(&[(fingerprint, esn)], &[])?;
         self.ready(fingerprint).ok_or_else(|| self.corrupted("a record is gone".into()))
