@@ -87,7 +87,7 @@ pub struct Gateway {
 }
 
 /// Everything a worker looks up, as one immutable whole. Routes and neighbours change in place behind it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tables {
     /// Counts snapshots.
     pub generation: u64,
