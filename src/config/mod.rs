@@ -16,6 +16,7 @@ mod check;
 mod decode;
 mod derive;
 mod diagnostics;
+pub mod diff;
 mod document;
 mod keys;
 mod model;
@@ -28,6 +29,7 @@ mod span;
 mod suggest;
 mod tunnel_values;
 mod types;
+mod written;
 
 use decode::{Context, Names, Section};
 pub use diagnostics::{Diagnostics, MOST_PROBLEMS, Problem, Severity, Source};
