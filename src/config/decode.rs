@@ -18,6 +18,8 @@ pub(crate) struct Context<'a> {
     pub environment: &'a dyn Environment,
     /// The permission bits of the configuration file itself, where it is a file.
     pub file_mode: Option<u32>,
+    /// What the box is called, unless the file says it. Otherwise the name of the file.
+    pub box_name: Option<&'a str>,
     /// The names each kind of section declares, in the order of the file.
     pub names: Names,
     /// The text has syntax errors: parts are lost, so nothing is called missing or undefined.

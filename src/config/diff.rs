@@ -82,6 +82,19 @@ fn takes_effect(section: &str, key: &str) -> bool {
 /// The differences between two configurations.
 #[must_use]
 pub fn compare(old: &Config, new: &Config) -> Difference {
+    sections(old, new, true)
+}
+
+/// What of the new configuration a gateway with the old one cannot take up while it runs. It costs little: lists that
+/// may be long are not compared.
+#[must_use]
+pub fn needing_restart(old: &Config, new: &Config) -> Difference {
+    let mut found = sections(old, new, false);
+    found.changes.retain(|change| !change.live);
+    found
+}
+
+fn sections(old: &Config, new: &Config, all: bool) -> Difference {
     let mut found =
         Comparison { old, new, section: String::new(), kind: "", live: true, changes: Vec::new() };
     found.top("system", &[(None, &old.system as &dyn Told)], &[(None, &new.system)]);
@@ -106,9 +119,13 @@ pub fn compare(old: &Config, new: &Config) -> Difference {
         }};
     }
     sections!("port", ports);
-    sections!("gateway", gateways);
+    if all {
+        sections!("gateway", gateways);
+    }
     sections!("interface", interfaces);
-    sections!("tunnel", tunnels);
+    if all {
+        sections!("tunnel", tunnels);
+    }
     Difference { changes: found.changes, left_out: 0 }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
+    apply::{ApplyFile, Configuration, Rollback},
     gateway::Gateway,
     neighbours::address_of,
     rekey::{Action, Change},
@@ -36,6 +37,12 @@ pub enum Request {
     Sa(Sa),
     /// `{"end_session": "0-17-3"}`.
     EndSession(EndSession),
+    /// `{"apply": "/etc/causeway/gateway.toml", …}`.
+    Apply(ApplyFile),
+    /// `{"rollback": 12, …}`.
+    Rollback(Rollback),
+    /// `{"config": "given"}`.
+    Configuration(Configuration),
 }
 
 /// A request to change the security associations of a tunnel.
@@ -111,6 +118,10 @@ pub enum Word {
     Version,
     /// To read the configuration file again.
     Reload,
+    /// That what was applied last is to stay.
+    Confirm,
+    /// [`History`](super::apply::History).
+    History,
 }
 
 /// A request for a page of a list.
@@ -345,7 +356,7 @@ pub fn refusal(error: &dyn std::fmt::Display) -> Value {
     json!({ "error": error.to_string() })
 }
 
-/// The answer to a request for a list, or to a word other than `reload`, which is for whoever has the file.
+/// The answer to a request for a list, or to a word that does not concern the file.
 #[must_use]
 pub fn answer(gateway: &Gateway, request: &Request) -> Value {
     match request {
@@ -355,7 +366,10 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
             "name": gateway.config().system.name.value.as_str(),
             "pid": std::process::id(),
         }}),
-        Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
+        Request::Word(Word::Reload | Word::Confirm | Word::History)
+        | Request::Apply(_)
+        | Request::Rollback(_)
+        | Request::Configuration(_) => refusal(&"this gateway runs without a file"),
         Request::Show(show) => list(gateway, show),
         Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
