@@ -116,6 +116,10 @@ impl Kind {
         format!("{}/{}", self.outer(end), if self.v6 { 64 } else { 24 })
     }
 
+    const fn line_mtu(self) -> usize {
+        if self.v6 { 1520 } else { 1500 }
+    }
+
     /// Bytes of an AES key with its salt.
     const fn key_len(self) -> usize {
         self.bits / 8 + 4
@@ -131,6 +135,15 @@ impl Bench {
         site.network.link(("host", "eth0"), ("gateway", "lan0")).unwrap();
         site.network.link(("gateway", "wan0"), ("wire", "idc")).unwrap();
         site.network.link(("wire", "cloud"), ("far", "eth0")).unwrap();
+        if kind.v6 {
+            // As large packets as with the smaller header of IPv4 go through.
+            for (namespace, device) in
+                [("gateway", "wan0"), ("wire", "idc"), ("wire", "cloud"), ("far", "eth0")]
+            {
+                let namespace = site.network.full(namespace);
+                ip(&format!("-n {namespace} link set dev {device} mtu {}", kind.line_mtu())).unwrap();
+            }
+        }
         site.host("host", 0, &["10.1.0.10/24"], &["10.1.0.1"]);
         site.host("far", 0, &[&kind.on_link(End::Far), "10.2.0.10/32"], &[]);
         site.wire = Some(Wire::new(&path_of(&site.network.full("wire"))));
@@ -159,7 +172,7 @@ impl Bench {
     fn gateway(&self) -> String {
         let Pair { back, out } = &self.pairs[0];
         let (near, far) = (self.kind.outer(End::Near), self.kind.outer(End::Far));
-        let on_link = self.kind.on_link(End::Near);
+        let (on_link, mtu) = (self.kind.on_link(End::Near), self.kind.line_mtu());
         format!(
             r#"
 [system]
@@ -172,6 +185,7 @@ device = "lan0"
 [port.wan]
 driver = "xdp"
 device = "wan0"
+mtu = {mtu}
 [gateway.g]
 prefixes = ["10.1.0.0/16"]
 [interface.lan]
@@ -594,7 +608,7 @@ fn both_count_the_same(bench: &Bench) {
     let counts = || {
         let far = bench.swanctl(End::Far, "--list-sas --raw");
         let opened: u64 = pairs.iter().map(|pair| counted(&far, "spi-in", pair.out.spi, "packets-in")).sum();
-        (opened, overflowed(&bench.site.ok("far", "cat /proc/net/snmp")))
+        (opened, overflowed(&bench.site.ok("far", "cat /proc/net/snmp /proc/net/snmp6")))
     };
     until("the far end has not opened all that it took", || {
         let (opened, full) = counts();
@@ -626,12 +640,14 @@ fn counted(text: &str, which: &str, spi: u32, column: &str) -> u64 {
     number(own.split_once(&format!(" {column}=")).unwrap().1)
 }
 
-/// UDP datagrams that found a full socket, in `/proc/net/snmp`.
+/// UDP datagrams of either IP version that found a full socket, in `/proc/net/snmp` and `/proc/net/snmp6`.
 fn overflowed(text: &str) -> u64 {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
     let (names, numbers) = (lines.next().unwrap(), lines.next().unwrap());
     let mut columns = names.split(' ').zip(numbers.split(' '));
-    columns.find(|(name, _)| *name == "RcvbufErrors").unwrap().1.parse().unwrap()
+    let v4: u64 = columns.find(|(name, _)| *name == "RcvbufErrors").unwrap().1.parse().unwrap();
+    let v6 = text.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).unwrap();
+    v4 + v6.trim().parse::<u64>().unwrap()
 }
 
 /// The gateway numbers without a gap; and scapy opens, with the keys that strongSwan logged, the first and the last
