@@ -224,7 +224,7 @@ impl Stage for SpdInbound {
             }
             let verdict = if meta.flags.has(Flags::FROM_TUNNEL) {
                 let fits = match action {
-                    Some(PolicyAction::Protect(tunnel)) => tunnel == meta.ingress_tunnel,
+                    Some(PolicyAction::Protect(by)) => by.has(meta.ingress_tunnel),
                     // A route leads into the tunnel, so what comes out is bound by no selectors.
                     Some(PolicyAction::Bypass) | None => {
                         if last.0 != Some(meta.ingress_tunnel) {
@@ -263,7 +263,7 @@ fn error(cx: &Cx<'_>, burst: &Burst, slot: Slot, action: Option<PolicyAction>) -
             (Some(PolicyAction::Protect(_)), _) => Some(DropReason::PolicyUnprotected),
             (Some(PolicyAction::Discard), _) => Some(DropReason::PolicyDiscard),
             // Nobody out there has seen in the clear what it quotes.
-            (_, Ok(Some(PolicyAction::Protect(tunnel)))) if by_quote(tunnel) => {
+            (_, Ok(Some(PolicyAction::Protect(by)))) if by.tunnels().any(by_quote) => {
                 Some(DropReason::PolicyUnprotected)
             }
             _ => None,
@@ -272,7 +272,7 @@ fn error(cx: &Cx<'_>, burst: &Burst, slot: Slot, action: Option<PolicyAction>) -
     let own = meta.ingress_tunnel;
     let routed = || cx.tables.tunnel(own).is_some_and(|tunnel| tunnel.routed);
     let fits = |action| match action {
-        Some(PolicyAction::Protect(tunnel)) => tunnel == own,
+        Some(PolicyAction::Protect(by)) => by.has(own),
         Some(PolicyAction::Bypass) | None => routed(),
         Some(PolicyAction::Discard) => false,
     };
@@ -308,9 +308,9 @@ impl Stage for SpdOutbound {
         let slots = cx.lanes.lookup & burst.live();
         look_up(cx, burst, slots, Way::Out, |cx, burst, slot, action| {
             match or_of_replies(cx, burst, slot, action) {
-                Some(PolicyAction::Protect(tunnel)) => {
+                Some(PolicyAction::Protect(by)) => {
                     let meta = burst.meta_mut(slot);
-                    meta.tunnel = tunnel;
+                    meta.tunnel = by.choose(&cx.tables.liveness);
                     meta.next_hop = NextHop::BY_POLICY;
                     cx.lanes.lookup.remove(slot);
                     cx.lanes.chosen.insert(slot);

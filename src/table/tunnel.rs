@@ -60,6 +60,8 @@ pub struct Outer {
     udp: bool,
     /// Sum over the IPv4 header as it stands: what its checksum is computed from.
     sum: Sum,
+    /// The first 24 bytes, as little-endian words.
+    words: [u64; 3],
 }
 
 impl Outer {
@@ -111,7 +113,10 @@ impl Outer {
             header.set_destination_port(esp::UDP_PORT);
             len += udp::HEADER_LEN;
         }
-        Some(Self { bytes, len: len as u8, v6, udp: udp_encapsulation, sum })
+        let word =
+            |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |w| u64::from_le_bytes(*w));
+        let words = [word(0), word(8), word(16)];
+        Some(Self { bytes, len: len as u8, v6, udp: udp_encapsulation, sum, words })
     }
 
     /// Bytes of the IP header and, where there is one, the UDP header.
@@ -200,20 +205,26 @@ impl Outer {
                 header.set_payload_len((total - ipv6::HEADER_LEN) as u16);
             }
         } else {
-            let Some((mut header, _)) = Ipv4::split_mut(packet) else { return };
-            if let Some(ready) = self.bytes.first_chunk() {
-                *header.bytes_mut() = *ready;
-            }
-            let flags = if df { 0x4000 } else { 0 };
+            let Some(header) = packet.first_chunk_mut::<{ ipv4::HEADER_LEN }>() else { return };
+            let flags: u16 = if df { 0x4000 } else { 0 };
             let identification = if df { 0 } else { identification };
-            header.set_traffic_class(class);
-            header.set_total_len(total as u16);
-            header.set_identification(identification);
-            header.set_flags_offset(flags);
-            let sum = self.sum.combine(Sum::of_u16(u16::from(class)));
-            let sum = sum.combine(Sum::of_u16(total as u16));
-            let sum = sum.combine(Sum::of_u16(identification)).combine(Sum::of_u16(flags));
-            header.set_checksum(sum.checksum());
+            // Four words of 16 bits: their sum and its carries fit 32.
+            let sum = u32::from(self.sum.get()) + u32::from(class) + total as u32;
+            let sum = Sum::of_u32(sum + u32::from(identification) + u32::from(flags));
+            // As three words, so that the header is written by three stores; the first byte is the lowest.
+            let place = |field: u16, at: usize| u64::from(field.swap_bytes()) << (8 * at);
+            let [a, b, c] = self.words;
+            let a = a
+                | u64::from(class) << 8
+                | place(total as u16, 2)
+                | place(identification, 4)
+                | place(flags, 6);
+            let b = b | place(sum.checksum(), 2);
+            let (words, last) = header.as_chunks_mut::<8>();
+            for (bytes, word) in words.iter_mut().zip([a, b]) {
+                *bytes = word.to_le_bytes();
+            }
+            last.copy_from_slice(&(c as u32).to_le_bytes());
             if self.udp
                 && let Some(target) = packet.get_mut(ipv4::HEADER_LEN..ipv4::HEADER_LEN + udp::HEADER_LEN)
             {

@@ -1,7 +1,7 @@
 //! ICMP errors about what tunnels carry (RFC 4301 6): what counts is the packet that they quote.
 
 use super::{
-    common::{frame::*, *},
+    common::frame::*,
     tunnel::{Kind, PLAIN, Pair, site},
 };
 
