@@ -16,7 +16,7 @@ const PLACES: [&str; 5] = [
     "last byte of the text",
     "first of the ICV",
     "last of the ICV",
-    "all of the ICV",
+    "middle of the ICV",
 ];
 
 fn damage(text: &mut [u8], place: usize, random: u8) {
