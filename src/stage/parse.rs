@@ -350,6 +350,7 @@ mod tests {
             header_v6: header,
             addresses: smallvec::SmallVec::new(),
             proxied: Vec::new(),
+            watch: crate::table::probe::Watch::default(),
             host: None,
         };
         let gateway = |_| Gateway {
@@ -384,7 +385,7 @@ mod tests {
             sealing_v6: Sad::build(&[], seed).unwrap(),
             trouble: Default::default(),
             liveness: Default::default(),
-            features: Features::of(&[], &[]),
+            features: Features::of(&[], &[], &[]),
         }
     }
 

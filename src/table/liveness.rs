@@ -15,8 +15,10 @@ impl Cause {
     pub const UNREACHED: Self = Self(1);
     /// An operator has taken it out of service.
     pub const DRAINED: Self = Self(1 << 1);
-    /// The port has no carrier.
+    /// The port has no carrier; of a tunnel, the line that it goes by cannot be used.
     pub const NO_CARRIER: Self = Self(1 << 2);
+    /// It works again, but traffic is not to come back yet: the hold-down runs, or an operator has to say so.
+    pub const HELD: Self = Self(1 << 3);
 }
 
 /// The words of all interfaces and tunnels.

@@ -20,6 +20,7 @@ pub mod nat;
 pub mod neighbour;
 pub mod path;
 pub mod prefetch;
+pub mod probe;
 pub mod sad;
 pub mod session;
 pub mod spd;

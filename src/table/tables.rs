@@ -11,6 +11,7 @@ use super::{
     liveness::Liveness,
     lpm::{Lpm4, Lpm6},
     neighbour::{NeighbourId, NeighbourTable},
+    probe::{Watch, Way},
     sad::Sad,
     spd::Spd,
     tunnel::{SaIn, Tunnel},
@@ -132,17 +133,21 @@ pub struct Features {
     pub tunnels: bool,
     /// Some tunnel clamps the MSS of TCP connections.
     pub clamps: bool,
+    /// Some interface or tunnel is probed.
+    pub probes: bool,
 }
 
 impl Features {
-    /// Of these gateways and tunnels.
+    /// Of these gateways, interfaces and tunnels.
     #[must_use]
-    pub fn of(gateways: &[Gateway], tunnels: &[Tunnel]) -> Self {
+    pub fn of(gateways: &[Gateway], interfaces: &[Interface], tunnels: &[Tunnel]) -> Self {
         Self {
             nat: gateways.iter().any(|gateway| gateway.nat.is_some()),
             policies: gateways.iter().any(|gateway| !gateway.spd.is_empty()),
             tunnels: !tunnels.is_empty(),
             clamps: tunnels.iter().any(|tunnel| tunnel.mss.is_some()),
+            probes: interfaces.iter().any(|interface| interface.watch.is_set())
+                || tunnels.iter().any(|tunnel| tunnel.watch.is_set()),
         }
     }
 }
@@ -167,6 +172,16 @@ impl Tables {
     #[must_use]
     pub fn tunnel(&self, number: u16) -> Option<&Tunnel> {
         self.tunnels.get(usize::from(number))
+    }
+
+    /// How health is found out on a way out.
+    #[inline]
+    #[must_use]
+    pub fn watch(&self, way: Way) -> Option<&Watch> {
+        match way {
+            Way::Interface(number) => self.interface(number).map(|interface| &interface.watch),
+            Way::Tunnel(number) => self.tunnel(number).map(|tunnel| &tunnel.watch),
+        }
     }
 
     /// The next hop of this number.

@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use super::path::{LEAST_V6, Path};
+use super::{
+    path::{LEAST_V6, Path},
+    probe::Watch,
+};
 use crate::{
     crypto::{aead::Key, replay::Window, sequence::Sequence},
     wire::{
@@ -306,6 +309,8 @@ pub struct Tunnel {
     pub mss: Option<Mss>,
     /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.
     pub tfc: u16,
+    /// How health is found out inside it.
+    pub watch: Watch,
 }
 
 impl Tunnel {

@@ -17,13 +17,14 @@ use thiserror::Error;
 use super::{Cipher, Config, GatewayId, Prefix};
 use crate::{
     crypto::{aead::Backend, replay::Window, sequence::Sequence},
-    stats::counters::Rows,
+    stats::counters::{Rows, health_row},
     table::{
-        hash::Seed,
+        hash::{HashKey, Seed},
         liveness::Liveness,
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         path::Path,
+        probe::{Ends, Watch},
         tables::{Features, NextHop, Tables},
         tunnel::{Df, Outer, Tunnel},
     },
@@ -290,7 +291,7 @@ pub fn build(
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
-        features: Features::of(&gateways, &tunnels),
+        features: Features::of(&gateways, &interfaces, &tunnels),
         demux: builder.demux().into(),
         interfaces: interfaces.into(),
         gateways: gateways.into(),
@@ -314,6 +315,7 @@ pub fn build(
             policies,
             sas: kept.associations.0.clone(),
             pools: builder.pools,
+            health: health_rows(config),
         },
         tables: Arc::new(tables),
         routes,
@@ -328,6 +330,14 @@ pub fn build(
     built.replaced = associations::keep(associations.windows, kept);
     kept.paths = paths;
     Ok(built)
+}
+
+/// What statistics call the interfaces and tunnels whose health is watched.
+fn health_rows(config: &Config) -> Vec<String> {
+    let interfaces = config.interfaces.iter().filter(|i| i.probe.is_some() || i.bfd.is_some());
+    let tunnels = config.tunnels.iter().filter(|t| t.probe.is_some() || t.bfd.is_some());
+    let interfaces = interfaces.map(|interface| health_row("interface", interface.name.value.as_str()));
+    interfaces.chain(tunnels.map(|tunnel| health_row("tunnel", tunnel.name.value.as_str()))).collect()
 }
 
 /// What statistics call the policies of a gateway, in its order.
@@ -351,8 +361,12 @@ fn vacant_tunnel() -> Tunnel {
         routed: false,
         mss: None,
         tfc: 0,
+        watch: Watch::default(),
     }
 }
+
+/// What the token in echo requests is made from, together with the seed that nobody outside knows.
+const PROBE_TOKEN: u64 = 0x7072_6f62_6573;
 
 struct Builder<'a> {
     config: &'a Config,
@@ -377,6 +391,18 @@ impl Builder<'_> {
             self.next_hops.push(hop);
             self.next_hops.len() - 1
         }) as u32
+    }
+
+    /// Between which ends a way out is probed, and has its BFD session; `link` is its next hop, by number.
+    fn watch(
+        &self,
+        probe: Option<(IpAddr, IpAddr)>,
+        bfd: Option<(IpAddr, IpAddr)>,
+        link: u32,
+    ) -> Watch {
+        let token = PROBE_TOKEN.keyed_hash(&self.seed.next());
+        let ends = |(own, other)| Ends { own, other, next_hop: link, token };
+        Watch { echo: probe.map(ends), bfd: bfd.map(ends) }
     }
 
     /// A router or peer on a link, with a place of its own in the neighbour table.

@@ -44,6 +44,9 @@ impl Builder<'_> {
             _ => None,
         };
         let line_mtu = leaves_by.unwrap_or(u16::MAX);
+        let probe = tunnel.probe.as_ref().map(|probe| (probe.source.value, probe.target.value));
+        let bfd = tunnel.bfd.as_ref().map(|bfd| (bfd.source.value, bfd.target.value));
+        let watch = self.watch(probe, bfd, 0);
         Ok(Tunnel {
             gateway: self.gateways[tunnel.gateway.value.0],
             underlay,
@@ -68,6 +71,7 @@ impl Builder<'_> {
                 config::Mss::Fixed(most) => Mss::Fixed(most),
             }),
             tfc: tunnel.tfc.as_ref().map_or(0, |tfc| tfc.value.get() as u16),
+            watch,
         })
     }
 
