@@ -8,6 +8,7 @@ pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod doctor;
+pub mod drain;
 pub mod explain;
 pub mod nat;
 pub mod reload;
@@ -56,6 +57,12 @@ enum Command {
     Show(show::Show),
     /// End NAT sessions of a running gateway.
     Nat(nat::Nat),
+    /// Take an interface or tunnel of a running gateway out of service: traffic goes another way.
+    Drain(drain::Drain),
+    /// Put an interface or tunnel that was drained back into service.
+    Undrain(drain::Undrain),
+    /// Let traffic come back to an interface or tunnel that works again.
+    Failback(drain::Failback),
     /// Make a running gateway read its file again, and wait for what comes of it.
     Reload(reload::Reload),
     /// Change the keys of a running gateway's tunnel, and lose no packet by it.
@@ -112,6 +119,9 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Nat(args) => nat::run(&args),
+        Command::Drain(args) => drain::drain(&args),
+        Command::Undrain(args) => drain::undrain(&args),
+        Command::Failback(args) => drain::failback(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Sa(args) => sa::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -179,6 +179,7 @@ fn answer(gateway: &mut Gateway, args: &Run, request: &Request) -> Value {
             Err((message, report)) => json!({ "error": message, "report": report }),
         },
         Request::Sa(change) => view::change_associations(gateway, change),
+        Request::Health(change) => view::change_health(gateway, change),
         request => view::answer(gateway, request),
     }
 }

@@ -4,6 +4,7 @@ pub mod explain;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;
+pub mod health;
 pub mod host_neighbours;
 pub mod lifetimes;
 pub mod nat;

@@ -44,7 +44,7 @@ impl Ring {
     /// Cells of the last 60 spans, this one among them, the newest first, with how many spans ago they began.
     fn recent(&self, now: u64) -> impl Iterator<Item = (u64, &Cell)> {
         let newest = now / self.span + 1;
-        let known = |ago: u64| {
+        let known = move |ago: u64| {
             let at = newest.checked_sub(ago).filter(|at| *at > 0)?;
             Some((ago, &self.cells[(at % 60) as usize])).filter(|(_, cell)| cell.at == at)
         };
