@@ -400,7 +400,9 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
             let filter = show.filter.clone().unwrap_or_default();
             gateway.nat_sessions(show.gateway.as_deref(), &filter, show.from, PAGE)
         }
-        Topic::Health => pages_of(health::view::PAGE, gateway.health().rows(gateway.now()), show.from, generation),
+        Topic::Health => {
+            pages_of(health::view::PAGE, gateway.health().rows(gateway.now()), show.from, generation)
+        }
         Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
         Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
     }

@@ -216,7 +216,8 @@ pub fn make(tables: &Tables, pool: &mut FramePool, way: Way, probe: &Probe, now:
     let mut frame = pool.alloc()?;
     let umem = pool.umem();
     let len = length(&ends, probe);
-    let written = umem.grow_back(&mut frame, len) && write(umem.bytes_mut(&mut frame), &ends, probe, now).is_some();
+    let written =
+        umem.grow_back(&mut frame, len) && write(umem.bytes_mut(&mut frame), &ends, probe, now).is_some();
     if !written {
         pool.free(frame);
         return None;
@@ -322,8 +323,7 @@ fn write(bytes: &mut [u8], ends: &Ends, probe: &Probe, now: u64) -> Option<()> {
             };
             let (header, data) = message.split_first_chunk_mut()?;
             *data.first_chunk_mut()? = packet;
-            let repr =
-                udp::Repr { source_port, destination_port: bfd::UDP_PORT, length: len as u16 };
+            let repr = udp::Repr { source_port, destination_port: bfd::UDP_PORT, length: len as u16 };
             repr.emit_with_checksum(header, data, pseudo);
             Some(())
         }

@@ -279,7 +279,8 @@ mod tests {
     fn a_packet_byte_by_byte() {
         let bytes = good().emit();
         let expected = [
-            0x21, 0xe0, 3, 24, 1, 2, 3, 4, 0x0a, 0x0b, 0x0c, 0x0d, 0, 0, 0xc3, 0x50, 0, 1, 0x86, 0xa0, 0, 0, 0, 0,
+            0x21, 0xe0, 3, 24, 1, 2, 3, 4, 0x0a, 0x0b, 0x0c, 0x0d, 0, 0, 0xc3, 0x50, 0, 1, 0x86, 0xa0, 0, 0,
+            0, 0,
         ];
         assert_eq!(bytes, expected);
         assert_eq!(parse(bytes, LEN), Ok(good()));

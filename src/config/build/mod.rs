@@ -394,12 +394,7 @@ impl Builder<'_> {
     }
 
     /// Between which ends a way out is probed, and has its BFD session; `link` is its next hop, by number.
-    fn watch(
-        &self,
-        probe: Option<(IpAddr, IpAddr)>,
-        bfd: Option<(IpAddr, IpAddr)>,
-        link: u32,
-    ) -> Watch {
+    fn watch(&self, probe: Option<(IpAddr, IpAddr)>, bfd: Option<(IpAddr, IpAddr)>, link: u32) -> Watch {
         let token = PROBE_TOKEN.keyed_hash(&self.seed.next());
         let ends = |(own, other)| Ends { own, other, next_hop: link, token };
         Watch { echo: probe.map(ends), bfd: bfd.map(ends) }

@@ -122,9 +122,13 @@ fn two_hosts(ends: &Ends, cx: &mut Context<'_>) -> bool {
     }
     if ends.source.value.is_ipv4() != ends.target.value.is_ipv4() {
         cx.report(
-            Problem::new("mixed-families", ends.target.span, "the probe's two addresses are of different families")
-                .help("give both, IPv4 or IPv6")
-                .also(ends.source.span, "the other one"),
+            Problem::new(
+                "mixed-families",
+                ends.target.span,
+                "the probe's two addresses are of different families",
+            )
+            .help("give both, IPv4 or IPv6")
+            .also(ends.source.span, "the other one"),
         );
         good = false;
     }
@@ -139,7 +143,8 @@ fn two_hosts(ends: &Ends, cx: &mut Context<'_>) -> bool {
     good
 }
 
-const FREE: &str = "take an address that nothing else has, such as one of 169.254.128.0/17, and tell the other end";
+const FREE: &str =
+    "take an address that nothing else has, such as one of 169.254.128.0/17, and tell the other end";
 
 /// Inside a tunnel: our end is nobody else's, and the other end is no address of this gateway.
 fn in_tunnel(gateway: &GatewayDraft, network: &Network, ends: &Ends, cx: &mut Context<'_>) {
@@ -229,9 +234,13 @@ fn on_line(interface: &InterfaceDraft, ends: &LineEnds, network: Option<&Network
             cx.report(problem.help("leave `source` out: it is found by `target`"));
         }
         Some(source) if source.value.is_ipv4() != target.value.is_ipv4() => cx.report(
-            Problem::new("mixed-families", target.span, "the probe's two addresses are of different families")
-                .help("leave `source` out: it is found by `target`")
-                .also(source.span, "the other one"),
+            Problem::new(
+                "mixed-families",
+                target.span,
+                "the probe's two addresses are of different families",
+            )
+            .help("leave `source` out: it is found by `target`")
+            .also(source.span, "the other one"),
         ),
         // One that could not be read was told of.
         Some(_) | None => {}

@@ -11,7 +11,10 @@ use std::{
 };
 
 use super::{
-    health::{Health, view::{HealthAction, HealthChange}},
+    health::{
+        Health,
+        view::{HealthAction, HealthChange},
+    },
     host_neighbours::HostNeighbours,
     lifetimes::Lifetimes,
     nat::NatSetup,

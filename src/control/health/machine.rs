@@ -135,7 +135,9 @@ impl Machine {
                 State::Down
             }
             (State::Init, Verdict::Good) => State::Up,
-            (State::Down, Verdict::Good) => self.after_hold_down(State::Held(now + self.policy.hold_down), now),
+            (State::Down, Verdict::Good) => {
+                self.after_hold_down(State::Held(now + self.policy.hold_down), now)
+            }
             (held @ State::Held(_), _) => self.after_hold_down(held, now),
             (state, _) => state,
         };

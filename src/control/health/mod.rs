@@ -336,7 +336,8 @@ impl Health {
             let name = health_row(path.kind.name(), &path.name);
             let Some(row) = rows.rows.iter().position(|row| *row == name) else { continue };
             let set = |column: HealthColumn, value: u64| {
-                if let Some(cell) = rows.cell(row, column as usize).and_then(|cell| segment.cells().get(cell)) {
+                if let Some(cell) = rows.cell(row, column as usize).and_then(|cell| segment.cells().get(cell))
+                {
                     cell.store(value, Relaxed);
                 }
             };
@@ -365,7 +366,11 @@ impl Health {
         let Some(place) = found else {
             let names: Vec<&str> =
                 self.paths.iter().filter(|path| path.kind == kind).map(|path| path.name.as_str()).collect();
-            let all = if names.is_empty() { "there is none".into() } else { format!("there are: {}", names.join(", ")) };
+            let all = if names.is_empty() {
+                "there is none".into()
+            } else {
+                format!("there are: {}", names.join(", "))
+            };
             return Err(format!("there is no {} {name}; {all}", kind.name()));
         };
         Ok(&mut self.paths[place])
@@ -375,7 +380,13 @@ impl Health {
     ///
     /// # Errors
     /// There is none of this name.
-    pub fn drain(&mut self, kind: Kind, name: &str, drained: bool, liveness: &Liveness) -> Result<bool, String> {
+    pub fn drain(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        drained: bool,
+        liveness: &Liveness,
+    ) -> Result<bool, String> {
         let path = self.find(kind, name)?;
         let changed = std::mem::replace(&mut path.drained, drained) != drained;
         path.tell(liveness);
@@ -545,7 +556,9 @@ impl Path {
             report_session(self.kind, &self.name, session, before);
             let command = control_packet(way, session, [0; bfd::LEN]);
             session.send(now, |packet| {
-                let Command::Probe { probe: Probe::Bfd { source_port, .. }, .. } = command else { return false };
+                let Command::Probe { probe: Probe::Bfd { source_port, .. }, .. } = command else {
+                    return false;
+                };
                 send(Command::Probe { way, probe: Probe::Bfd { packet, source_port } })
             });
         }

@@ -92,7 +92,8 @@ pub struct Series {
 impl Default for Series {
     fn default() -> Self {
         // Two digits: 4 KiB for each way. The bounds are constants that fit.
-        let delays = Histogram::new_with_bounds(1, LONGEST, 2).unwrap_or_else(|_| unreachable!("good bounds"));
+        let delays =
+            Histogram::new_with_bounds(1, LONGEST, 2).unwrap_or_else(|_| unreachable!("good bounds"));
         Self {
             delays,
             seconds: Ring::new(SECOND),

@@ -137,7 +137,12 @@ impl Session {
     ///
     /// # Errors
     /// [`Refused`]; the packet then changes nothing (RFC 5880 6.8.6).
-    pub fn receive(&mut self, packet: &[u8; LEN], len: usize, now: u64) -> Result<Option<[u8; LEN]>, Refused> {
+    pub fn receive(
+        &mut self,
+        packet: &[u8; LEN],
+        len: usize,
+        now: u64,
+    ) -> Result<Option<[u8; LEN]>, Refused> {
         let result = self.take(packet, len, now);
         match result {
             Ok(_) => self.counts.received += 1,
@@ -306,7 +311,9 @@ impl Session {
         match (self.state, self.remote_state) {
             (State::Up, _) => Verdict::Good,
             (State::AdminDown, _) | (_, State::AdminDown) => Verdict::Unknown,
-            _ if self.counts.downs == 0 && now.saturating_sub(self.made) < self.patience() => Verdict::Unknown,
+            _ if self.counts.downs == 0 && now.saturating_sub(self.made) < self.patience() => {
+                Verdict::Unknown
+            }
             _ => Verdict::Bad(Reason::Bfd),
         }
     }

@@ -31,7 +31,8 @@ impl Pair {
     fn run(&mut self, ms: u64) {
         for _ in 0..ms {
             self.now += MS;
-            let (come, rest): (Vec<_>, Vec<_>) = self.flying.drain(..).partition(|(_, at, _)| *at <= self.now);
+            let (come, rest): (Vec<_>, Vec<_>) =
+                self.flying.drain(..).partition(|(_, at, _)| *at <= self.now);
             self.flying = rest;
             for (to, _, packet) in come {
                 if !self.cut[to]
