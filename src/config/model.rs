@@ -633,6 +633,9 @@ section! {
         "action" action: Action, required, "\"protect\"";
         /// Through which tunnel, for `protect`.
         "tunnel" tunnel: TunnelId, optional "for `bypass` and `discard`", "\"dc\"";
+        /// Tunnels that take over while that one is down, the first of them that is up; at most 3. Packets may come
+        /// out of any of them at any time.
+        "standby" standby: Vec<At<TunnelId>>, optional "no other", "[\"dc-2\"]";
         /// Where the packet comes from, after NAT.
         "source" source: Vec<At<Prefix>>, optional "anywhere", "[\"10.2.0.0/16\"]";
         /// Where it goes, after NAT.
@@ -686,6 +689,11 @@ section! {
         "gateway" gateway: GatewayId, optional "no other gateway", "\"hub\"";
         /// `true` drops the packets.
         "blackhole" blackhole: bool, default "false", "true";
+        /// Of several routes to one prefix whose next hops are of the same kind: the lower goes first, a higher one
+        /// is used while all those are down. Equal ones share the flows.
+        "priority" priority: Ranged<0, 65_535>, default "100", "200";
+        /// The share of flows, beside routes to the same prefix with the same priority.
+        "weight" weight: Ranged<1, 100>, default "1", "3";
     }
     children {}
     computed {

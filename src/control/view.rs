@@ -467,12 +467,15 @@ fn routes<'a>(gateway: &'a Gateway, wanted: Option<&'a str>) -> impl Iterator<It
         (wanted.is_none_or(|wanted| wanted == name)).then_some((name, writers))
     });
     chosen.flat_map(move |(name, (v4, v6))| {
-        let v4 = v4.iter().map(|(bits, length, hop)| (IpAddr::V4(bits.into()), length, hop));
-        let v6 = v6.iter().map(|(bits, length, hop)| (IpAddr::V6(bits.into()), length, hop));
-        v4.chain(v6).map(move |(address, length, hop)| {
-            let hop = gateway.tables().next_hop(hop);
-            route(gateway, name, address, length, hop)
-        })
+        let v4 = v4.iter_from((0, 0)).map(|((bits, length), all)| (IpAddr::V4(bits.into()), length, all));
+        let v6 = v6.iter_from((0, 0)).map(|((bits, length), all)| (IpAddr::V6(bits.into()), length, all));
+        let all = v4.chain(v6);
+        all.flat_map(|(address, length, all)| all.iter().map(move |one| (address, length, one.hop))).map(
+            move |(address, length, hop)| {
+                let hop = gateway.tables().next_hop(hop);
+                route(gateway, name, address, length, hop)
+            },
+        )
     })
 }
 

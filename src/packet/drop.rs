@@ -83,6 +83,8 @@ drop_reasons! {
     TtlExpired = "ttl-expired",
     /// No route leads to the destination. The sender is told by ICMP.
     NoRoute = "no-route",
+    /// Routes or a policy lead on, but each by an interface or tunnel that is down. The sender is told by ICMP.
+    NoLivePath = "no-live-path",
     /// A blackhole route leads to the destination.
     Blackhole = "blackhole",
     /// A packet from one peer to another in a gateway with `transit = false`.

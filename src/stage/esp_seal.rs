@@ -163,7 +163,7 @@ impl EspSeal {
         let meta = *burst.meta(slot);
         let (tunnel, sa) = association(cx, &meta).ok_or(DropReason::TunnelDown)?;
         let next_hop = tunnel.next_hop.ok_or(DropReason::TunnelDown)?;
-        let Some(&NextHop::Via { interface, neighbour, .. }) = cx.tables.next_hops.get(next_hop as usize)
+        let Some(&NextHop::Via { interface, neighbour, .. }) = cx.tables.outer_way(next_hop, meta.tunnel)
         else {
             return Err(DropReason::TunnelDown);
         };

@@ -185,7 +185,8 @@ fn within_policies(gateway: &Gateway, meta: &Meta, sender: IpAddr, usual: Option
             _ => {}
         }
         let [policy] = found;
-        gateway.actions.get(policy as usize) == Some(&PolicyAction::Protect(meta.ingress_tunnel))
+        let action = gateway.actions.get(policy as usize);
+        matches!(action, Some(PolicyAction::Protect(by)) if by.has(meta.ingress_tunnel))
     };
     usual.into_iter().chain(gateway.own.like(sender).take(MAX_SOURCES)).find(leads_back)
 }

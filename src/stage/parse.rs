@@ -375,7 +375,7 @@ mod tests {
             demux: [demux].into(),
             interfaces: (0..4).map(interface).collect(),
             gateways: (0..2).map(gateway).collect(),
-            next_hops: [].into(),
+            next_hops: std::sync::Arc::default(),
             tunnels: Vec::new(),
             sad_v4: Sad::build(&[], seed).unwrap(),
             sad_v6: Sad::build(&[], seed).unwrap(),

@@ -217,7 +217,7 @@ impl Stage for SpdInbound {
             let meta = burst.meta(slot);
             let verdict = if meta.flags.has(Flags::FROM_TUNNEL) {
                 let fits = match action {
-                    Some(PolicyAction::Protect(tunnel)) => tunnel == meta.ingress_tunnel,
+                    Some(PolicyAction::Protect(by)) => by.has(meta.ingress_tunnel),
                     // A route leads into the tunnel, so what comes out is bound by no selectors.
                     Some(PolicyAction::Bypass) | None => {
                         if last.0 != Some(meta.ingress_tunnel) {
@@ -250,9 +250,9 @@ impl Stage for SpdOutbound {
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = cx.lanes.lookup & burst.live();
         look_up(cx, burst, slots, Way::Out, |cx, burst, slot, action| match action {
-            Some(PolicyAction::Protect(tunnel)) => {
+            Some(PolicyAction::Protect(by)) => {
                 let meta = burst.meta_mut(slot);
-                meta.tunnel = tunnel;
+                meta.tunnel = by.choose(&cx.tables.liveness);
                 meta.next_hop = NextHop::BY_POLICY;
                 cx.lanes.lookup.remove(slot);
                 cx.lanes.chosen.insert(slot);

@@ -50,6 +50,21 @@ impl Liveness {
         is_zero(&self.tunnels, number)
     }
 
+    /// Whether the interface of this number works, though traffic may have to wait before it comes back: for those who
+    /// have no other way.
+    #[inline]
+    #[must_use]
+    pub fn interface_works(&self, number: u16) -> bool {
+        works(&self.interfaces, number)
+    }
+
+    /// The same of the tunnel of this number.
+    #[inline]
+    #[must_use]
+    pub fn tunnel_works(&self, number: u16) -> bool {
+        works(&self.tunnels, number)
+    }
+
     /// Control: says whether `cause` speaks against the interface of this number. The result is whether that changed
     /// anything.
     pub fn set_interface(&self, number: u16, cause: Cause, holds: bool) -> bool {
@@ -78,6 +93,11 @@ impl Liveness {
 #[inline(always)]
 fn is_zero(words: &[AtomicU8], number: u16) -> bool {
     words.get(usize::from(number)).is_some_and(|word| word.load(Ordering::Relaxed) == 0)
+}
+
+#[inline(always)]
+fn works(words: &[AtomicU8], number: u16) -> bool {
+    words.get(usize::from(number)).is_some_and(|word| word.load(Ordering::Relaxed) & !Cause::HELD.0 == 0)
 }
 
 fn has(words: &[AtomicU8], number: u16, cause: Cause) -> bool {
@@ -109,7 +129,10 @@ mod tests {
         assert!(liveness.set_tunnel(7, Cause::UNREACHED, false));
         assert!(!liveness.tunnel_is_up(7), "still drained");
         assert!(liveness.tunnel_has(7, Cause::DRAINED) && !liveness.tunnel_has(7, Cause::UNREACHED));
+        assert!(!liveness.tunnel_works(7));
         assert!(liveness.set_tunnel(7, Cause::DRAINED, false));
-        assert!(liveness.tunnel_is_up(7));
+        assert!(liveness.tunnel_is_up(7) && liveness.tunnel_works(7));
+        liveness.set_tunnel(7, Cause::HELD, true);
+        assert!(!liveness.tunnel_is_up(7) && liveness.tunnel_works(7));
     }
 }

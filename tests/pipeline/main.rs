@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod choice;
 mod forward;
 mod health;
 mod link;

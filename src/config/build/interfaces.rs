@@ -1,6 +1,6 @@
 //! Interfaces, and which tags lead to them.
 
-use super::{Builder, wire_prefix};
+use super::{BuildError, Builder, wire_prefix};
 use crate::{
     config::{Config, Prefix, Side, Vlan},
     table::{
@@ -15,7 +15,11 @@ use crate::{
 };
 
 impl Builder<'_> {
-    pub(super) fn interfaces(&mut self, macs: &[MacAddr], count: usize) -> Vec<Interface> {
+    pub(super) fn interfaces(
+        &mut self,
+        macs: &[MacAddr],
+        count: usize,
+    ) -> Result<Vec<Interface>, BuildError> {
         let header = L2Header::new(MacAddr::ZERO, MacAddr::ZERO, Tags::None, EtherType::IPV4);
         let vacant = Interface {
             port: u16::MAX,
@@ -55,7 +59,7 @@ impl Builder<'_> {
             let probe = interface.probe.as_ref().map(|probe| (probe.source.value, probe.target.value));
             let bfd = interface.bfd.as_ref().map(|bfd| (bfd.source.value, bfd.target.value));
             let watched = probe.is_some() || bfd.is_some();
-            let link = if watched { self.next_hop(NextHop::Connected { interface: number }) } else { 0 };
+            let link = if watched { self.next_hop(NextHop::Connected { interface: number })? } else { 0 };
             let watch = self.watch(probe, bfd, link);
             interfaces[usize::from(number)] = Interface {
                 port: interface.port.value.0 as u16,
@@ -74,7 +78,7 @@ impl Builder<'_> {
                 watch,
             };
         }
-        interfaces
+        Ok(interfaces)
     }
 
     pub(super) fn demux(&self) -> Vec<Demux> {

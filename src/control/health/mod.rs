@@ -89,6 +89,8 @@ struct Path {
     /// The port has a carrier; of a tunnel, the line it goes by can be used.
     carrier: bool,
     drained: bool,
+    /// Of a tunnel: the line it goes by works, but traffic is not to come back to it yet.
+    line_held: bool,
     /// What workers were told last: not reached, held, drained, no carrier.
     told: Option<[bool; 4]>,
 }
@@ -313,13 +315,15 @@ impl Health {
         let (interfaces, tunnels) = self.paths.split_at_mut(self.interfaces);
         for path in tunnels {
             let Way::Tunnel(number) = path.way else { continue };
-            let hop = tables.tunnel(number).and_then(|tunnel| tables.next_hop(tunnel.next_hop?));
-            // Where there are several lines, the one that works is chosen for each packet.
+            // Where there are several lines, the one that its packets take now.
+            let hop = tables.tunnel(number).and_then(|tunnel| tables.outer_way(tunnel.next_hop?, number));
             let line = match hop {
-                Some(NextHop::Via { interface, .. }) => self.by_way.get(&Way::Interface(interface)),
+                Some(NextHop::Via { interface, .. }) => self.by_way.get(&Way::Interface(*interface)),
                 _ => None,
             };
-            let usable = line.and_then(|place| interfaces.get(*place)).is_none_or(Path::is_usable);
+            let line = line.and_then(|place| interfaces.get(*place));
+            let usable = line.is_none_or(Path::works);
+            path.line_held = line.is_some_and(|line| line.works() && !line.is_usable());
             if std::mem::replace(&mut path.carrier, usable) != usable {
                 match usable {
                     true => tracing::info!("tunnel {}: the line it goes by can be used again", path.name),
@@ -492,6 +496,7 @@ impl Path {
             signs: Signs { associations: true, ..Signs::default() },
             carrier: true,
             drained: false,
+            line_held: false,
             told: None,
         }
     }
@@ -503,7 +508,12 @@ impl Path {
 
     /// Whether traffic may go this way.
     const fn is_usable(&self) -> bool {
-        self.machine.state().is_usable() && !self.drained && self.carrier
+        self.machine.state().is_usable() && !self.line_held && !self.drained && self.carrier
+    }
+
+    /// Whether it works, though it may be held down.
+    fn works(&self) -> bool {
+        self.machine.state() != State::Down && !self.drained && self.carrier
     }
 
     /// Probes from now on like this, if at all; the first probe goes at the time given.
@@ -594,7 +604,7 @@ impl Path {
     /// Tells workers.
     fn tell(&mut self, liveness: &Liveness) {
         let state = self.machine.state();
-        let held = matches!(state, State::Held(_) | State::Waiting);
+        let held = self.line_held || matches!(state, State::Held(_) | State::Waiting);
         let causes = [state == State::Down, held, self.drained, !self.carrier];
         let told = self.told.replace(causes);
         for (number, cause) in CAUSES.into_iter().enumerate() {
