@@ -352,6 +352,7 @@ fn a_probe_from_afar_or_damaged_is_refused_on_a_line() {
     assert_eq!(refused(&pair.a), 6);
     assert_eq!(received(&pair.a), before + 1);
     // The host at the other end of another session's addresses is none of this one's.
-    pair.a.from(&line, &bytes(&udp("192.0.2.3", "192.0.2.1", (50_000, 3784), &control).ttl(255)));
-    assert_eq!(pair.a.dropped(), [("local-unserved", 1)]);
+    pair.a.from(&line, &bytes(&udp("192.0.2.66", "192.0.2.1", (50_000, 3784), &control).ttl(255)));
+    let reasons: Vec<_> = pair.a.dropped().into_iter().map(|(reason, _)| reason).collect();
+    assert!(reasons.contains(&"local-unserved") && !reasons.contains(&"local-consumed"), "{reasons:?}");
 }
