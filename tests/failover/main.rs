@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use af_xdp::Device;
 use causeway::cli::demo::{gateways::cores, network::ip};
 use load::{Load, Outage};
 use netns_common::{PATIENCE, Site, causeway, is_root, until};
@@ -121,6 +122,12 @@ impl Lab {
             ip(&format!("-n {full} link add bridge type bridge forward_delay 0 mcast_snooping 0")).unwrap();
             for line in ["link set idc master bridge", "link set cloud master bridge", "link set bridge up"] {
                 ip(&format!("-n {full} {line}")).unwrap();
+            }
+            // As a switch of hardware does: tags stay in the frames.
+            for device in ["idc", "cloud"] {
+                let off = ["tx-vlan-hw-insert", "tx-vlan-stag-hw-insert"];
+                let turn_off = || Device::by_name(device).unwrap().turn_off(&off).unwrap();
+                site.network.inside(switch, turn_off).unwrap();
             }
         }
         site.host("idc-host", 10, &["10.1.0.10/24"], &["10.1.0.1"]);

@@ -112,29 +112,33 @@ pub struct Machine {
     since: u64,
     reason: Option<Reason>,
     switches: u64,
+    /// It has once worked for [`ESTABLISHED`].
+    established: bool,
     /// How traffic comes back.
     pub policy: Policy,
 }
+
+/// A way that has never worked for so long (ns) comes up without a hold-down: when a gateway starts, devices and sessions
+/// come one after the other.
+const ESTABLISHED: u64 = 1_000_000_000;
 
 impl Machine {
     /// Of a way nothing is known of.
     #[must_use]
     pub const fn new(policy: Policy, now: u64) -> Self {
-        Self { state: State::Init, since: now, reason: None, switches: 0, policy }
+        Self { state: State::Init, since: now, reason: None, switches: 0, established: false, policy }
     }
 
     /// Takes up what is thought of the way at `now` (ns).
     pub fn update(&mut self, verdict: Verdict, now: u64) -> Option<Change> {
+        self.established |= self.state == State::Up && now.saturating_sub(self.since) >= ESTABLISHED;
         let new = match (self.state, verdict) {
-            (State::Down, Verdict::Bad(reason)) => {
-                self.reason = Some(reason);
-                State::Down
-            }
             (_, Verdict::Bad(reason)) => {
                 self.reason = Some(reason);
                 State::Down
             }
             (State::Init, Verdict::Good) => State::Up,
+            (State::Down, Verdict::Good) if !self.established => State::Up,
             (State::Down, Verdict::Good) => {
                 self.after_hold_down(State::Held(now + self.policy.hold_down), now)
             }
@@ -212,17 +216,23 @@ mod tests {
 
     const BAD: Verdict = Verdict::Bad(Reason::Probes);
     const AUTO: Policy = Policy { hold_down: 100, auto: true };
+    const START: u64 = ESTABLISHED;
+
+    /// One that has worked for long.
+    fn established(policy: Policy) -> Machine {
+        let mut machine = Machine::new(policy, 0);
+        machine.update(Verdict::Good, 0);
+        machine.update(Verdict::Good, ESTABLISHED);
+        machine
+    }
 
     #[test]
     fn it_goes_down_at_once_and_comes_back_after_the_hold_down() {
-        let mut machine = Machine::new(AUTO, 5);
-        assert!(machine.state().is_usable(), "traffic tries what is not known yet");
-        assert_eq!(machine.update(Verdict::Unknown, 10), None);
+        let mut machine = established(AUTO);
         assert_eq!(
-            machine.update(Verdict::Good, 15),
-            Some(Change { old: State::Init, new: State::Up, lasted: 10 })
+            machine.update(BAD, START),
+            Some(Change { old: State::Up, new: State::Down, lasted: START })
         );
-        assert_eq!(machine.update(BAD, 25), Some(Change { old: State::Up, new: State::Down, lasted: 10 }));
         assert_eq!(machine.reason(), Some(Reason::Probes));
         assert_eq!(machine.update(Verdict::Good, 30).unwrap().new, State::Held(130));
         assert!(!machine.state().is_usable());
@@ -232,8 +242,27 @@ mod tests {
     }
 
     #[test]
+    fn in_the_beginning_traffic_tries_and_nothing_is_held_down() {
+        for policy in [AUTO, Policy { auto: false, ..AUTO }] {
+            let mut machine = Machine::new(policy, 5);
+            assert!(machine.state().is_usable(), "traffic tries what is not known yet");
+            assert_eq!(machine.update(Verdict::Unknown, 10), None);
+            let up = Change { old: State::Init, new: State::Up, lasted: 10 };
+            assert_eq!(machine.update(Verdict::Good, 15), Some(up));
+            assert_eq!(machine.update(BAD, 25).unwrap().new, State::Down);
+            assert_eq!(machine.update(Verdict::Good, 26).unwrap().new, State::Up);
+            machine.update(Verdict::Good, 26 + ESTABLISHED);
+            assert_eq!(machine.update(BAD, 30 + ESTABLISHED).unwrap().new, State::Down);
+            assert_eq!(
+                machine.update(Verdict::Good, 31 + ESTABLISHED).unwrap().new,
+                State::Held(131 + ESTABLISHED)
+            );
+        }
+    }
+
+    #[test]
     fn a_fault_in_the_hold_down_begins_it_anew() {
-        let mut machine = Machine::new(AUTO, 0);
+        let mut machine = established(AUTO);
         machine.update(BAD, 0);
         machine.update(Verdict::Good, 10);
         assert_eq!(machine.update(BAD, 109).unwrap().new, State::Down);
@@ -243,7 +272,7 @@ mod tests {
 
     #[test]
     fn an_operator_lets_it_come_back() {
-        let mut machine = Machine::new(Policy { hold_down: 100, auto: false }, 0);
+        let mut machine = established(Policy { hold_down: 100, auto: false });
         assert_eq!(machine.fail_back(0), None);
         machine.update(BAD, 0);
         assert_eq!(machine.fail_back(1), None, "not while it does not work");
@@ -259,7 +288,7 @@ mod tests {
 
     #[test]
     fn without_a_hold_down_it_comes_back_at_once() {
-        let mut machine = Machine::new(Policy { hold_down: 0, auto: true }, 0);
+        let mut machine = established(Policy { hold_down: 0, auto: true });
         machine.update(BAD, 0);
         assert_eq!(machine.update(Verdict::Good, 1).unwrap().new, State::Up);
     }
@@ -272,8 +301,8 @@ mod tests {
             hold_down in 0_u64..50,
             steps in prop::collection::vec((0_u64..40, 0..4), 1..80),
         ) {
-            let mut machine = Machine::new(Policy { hold_down, auto }, 0);
-            let (mut now, mut switches) = (0, 0);
+            let mut machine = established(Policy { hold_down, auto });
+            let (mut now, mut switches) = (ESTABLISHED, 0);
             // Since when nothing bad was told, after something bad.
             let mut good_since: Option<u64> = None;
             for (wait, what) in steps {
