@@ -21,6 +21,7 @@ use super::span::{At, Span};
 use super::suggest::{self, shorten};
 use super::tunnel_values::{Mss, PacketsPerSecond};
 use super::types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
+use super::written::{Writer, Written};
 
 /// A checked configuration. Sections stand in the order of the file, and identifiers are their indices.
 #[derive(Debug, Clone)]
@@ -53,6 +54,12 @@ macro_rules! choices {
             /// As the file writes it.
             pub fn as_str(self) -> &'static str {
                 match self { $( $name::$variant => $word, )* }
+            }
+        }
+
+        impl Written for $name {
+            fn write(&self, to: &mut Writer<'_>) {
+                to.text(&self.as_str());
             }
         }
 
@@ -93,6 +100,15 @@ macro_rules! references {
         $(#[doc = $doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(pub usize);
+
+        impl Written for $name {
+            fn write(&self, to: &mut Writer<'_>) {
+                // An identifier of another configuration has no name here.
+                if let Some(named) = to.config.$names.get(self.0) {
+                    to.text(&named.name);
+                }
+            }
+        }
 
         impl Value for $name {
             fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {
@@ -233,6 +249,16 @@ choices! {
         "set" Set,
         /// Never set.
         "clear" Clear,
+    }
+}
+
+choices! {
+    /// What of an ICMP error about a tunnel's traffic must fit the policies (RFC 4301 6).
+    IcmpErrors {
+        /// The packet that it quotes.
+        "quoted" Quoted,
+        /// Its own addresses are enough.
+        "headers" Headers,
     }
 }
 
@@ -500,6 +526,10 @@ section! {
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.
         "dscp" dscp: Dscp, default "\"copy\"", "46";
+        /// What of an ICMP error out of the tunnel must fit the policies: the packet that it quotes, or only its own
+        /// addresses. One whose own addresses fit no policy always needs a quote that does. With `"quoted"` an error that
+        /// comes in the clear and quotes what the tunnel protects is dropped, too (RFC 4301 6).
+        "icmp_errors" icmp_errors: IcmpErrors, default "\"quoted\"", "\"headers\"";
         /// The largest inner packet. The line that carries the tunnel and what is learned of its path (RFC 1191, RFC
         /// 8201) may lower it, but for IPv6 never below 1280: then the sealed packet is divided.
         "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";

@@ -16,7 +16,7 @@ use crate::{
         parse::Parse,
         path_errors::{PathErrors, Unreachable},
         probe::Probes,
-        reassemble::Reassemble,
+        reassemble::{Reassemble, too_late},
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
@@ -130,6 +130,7 @@ impl Pipeline {
             Entry::Forward => cx.lanes.forward = burst.live(),
             Entry::Seal => cx.lanes.seal = burst.live(),
             Entry::Tx => cx.lanes.tx = burst.live(),
+            Entry::Late => return too_late(cx, burst),
         }
         for _ in 0..MAX_PASSES {
             if (cx.lanes.ip | cx.lanes.esp | cx.lanes.forward | cx.lanes.local).is_empty() {

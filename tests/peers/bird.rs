@@ -71,7 +71,7 @@ impl Line {
     /// What BIRD says of its session.
     fn bird(&self) -> String {
         let socket = self.socket.display();
-        let (_, text) = self.site.run("bird", &format!("birdc -s {socket} show bfd sessions all"));
+        let (_, text) = self.site.run("bird", &format!("birdc -s {socket} show bfd sessions"));
         text
     }
 

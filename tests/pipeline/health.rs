@@ -145,9 +145,9 @@ fn on_the_line(what: &str) -> Pair {
         let more = what
             .replace("TARGET", &format!("192.0.2.{other}"))
             .replace("SIX", &format!("2001:db8:ff::{other}"));
-        Lab::new(&text.replace(&own, &format!("{more}\n{own}")))
+        text.replace(&own, &format!("{more}\n{own}"))
     };
-    Pair::of(lab(1), lab(2))
+    Pair::of(&lab(1), &lab(2))
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn what_is_no_probe_is_not_taken_for_one() {
     let careless = site(2, PLAIN)
         .replace("source = [\"10.2.0.0/16\"]", "source = [\"10.2.0.0/16\", \"169.254.130.2/32\"]")
         .replace("destination = [\"10.1.0.0/16\"]", "destination = [\"10.1.0.0/16\", \"169.254.130.1/32\"]");
-    let mut pair = Pair::of(Lab::new(&watched), Lab::new(&careless));
+    let mut pair = Pair::of(&watched, &careless);
     pair.a.dropped();
     let count = |lab: &Lab, column| lab.single.worker.counters().read_worker(column);
     let heard = count(&pair.a, WorkerColumn::ProbesHeard);
@@ -355,4 +355,80 @@ fn a_probe_from_afar_or_damaged_is_refused_on_a_line() {
     pair.a.from(&line, &bytes(&udp("192.0.2.66", "192.0.2.1", (50_000, 3784), &control).ttl(255)));
     let reasons: Vec<_> = pair.a.dropped().into_iter().map(|(reason, _)| reason).collect();
     assert!(reasons.contains(&"local-unserved") && !reasons.contains(&"local-consumed"), "{reasons:?}");
+}
+
+/// A site with a second tunnel that stands by.
+fn with_standby(end: u8) -> String {
+    let other = 3 - end;
+    let text = site(end, PROBED).replace("tunnel = \"t\"\n", "tunnel = \"t\"\nstandby = [\"t2\"]\n");
+    assert!(text.contains("standby"));
+    text + &format!(
+        "[tunnel.t2]\ngateway = \"g\"\nlocal = \"192.0.2.{end}\"\nremote = \"192.0.2.{other}\"\n\
+         out = {{ spi = 0x101{end}, key = {{ env = \"SPARE_{end}\" }} }}\n\
+         in = [{{ spi = 0x101{other}, key = {{ env = \"SPARE_{other}\" }} }}]\n\
+         probe = {{ source = \"169.254.130.{end}\", target = \"169.254.130.{other}\", interval = \"100ms\", \
+         timeout = \"50ms\" }}\n"
+    )
+}
+
+/// The SPI of an ESP packet in a frame of the line.
+fn spi(frame: &[u8]) -> Option<u32> {
+    let packet = Ip::read(&read_frame(frame).payload);
+    (packet.proto == ESP).then(|| u32::from_be_bytes(packet.payload[..4].try_into().unwrap()))
+}
+
+/// Lets time pass while the first tunnel's packets are lost, or not.
+fn pass_without_first(pair: &mut Pair, ms: u64, lost: bool) {
+    let passes =
+        |frame: &Vec<u8>| !lost || frame[16..18] != [8, 0] || !matches!(spi(frame), Some(0x1001 | 0x1002));
+    for _ in 0..ms / 5 {
+        pair.a.advance(Duration::from_millis(5));
+        pair.b.advance(Duration::from_millis(5));
+        for _ in 0..3 {
+            let (there, back) = (pair.a.raw(1), pair.b.raw(1));
+            there.iter().filter(|frame| passes(frame)).for_each(|frame| pair.b.send(1, frame));
+            back.iter().filter(|frame| passes(frame)).for_each(|frame| pair.a.send(1, frame));
+        }
+    }
+}
+
+/// The SPI that a packet of the first site's host leaves with now.
+fn chosen(pair: &mut Pair) -> Option<u32> {
+    pair.a.raw(1);
+    let host = pair.host_a.clone();
+    pair.a.from(&host, &udp("10.1.0.9", "10.2.0.9", (1, 2), b"which way?").bytes());
+    let sent: Vec<_> = pair.a.raw(1).iter().filter_map(|frame| spi(frame)).collect();
+    assert!(sent.len() <= 1, "{sent:x?}");
+    sent.first().copied()
+}
+
+#[test]
+fn the_standby_tunnel_takes_over_with_the_next_burst_and_gives_back_after_the_hold_down() {
+    let mut pair = Pair::of(&with_standby(1), &with_standby(2));
+    pass_without_first(&mut pair, 2_000, false);
+    assert_eq!(chosen(&mut pair), Some(0x1001));
+    while state(&pair.a) == "up" {
+        pass_without_first(&mut pair, 5, true);
+    }
+    assert_eq!(chosen(&mut pair), Some(0x1011));
+    pass_without_first(&mut pair, 2_000, true);
+    assert_eq!(chosen(&mut pair), Some(0x1011));
+    while state(&pair.a) == "down" {
+        pass_without_first(&mut pair, 5, false);
+    }
+    assert_eq!(chosen(&mut pair), Some(0x1011), "held down");
+    // With nothing better there is no reason to hold it down.
+    let liveness = std::sync::Arc::clone(&pair.a.single.built.tables.liveness);
+    pair.a.single.health.drain(Way::Tunnel, "t2", true, &liveness).unwrap();
+    assert_eq!(chosen(&mut pair), Some(0x1001));
+    pair.a.single.health.drain(Way::Tunnel, "t2", false, &liveness).unwrap();
+    assert_eq!(chosen(&mut pair), Some(0x1011));
+    pass_without_first(&mut pair, 1_005, false);
+    assert_eq!((state(&pair.a).as_str(), chosen(&mut pair)), ("up", Some(0x1001)));
+    // And when an operator wants it so.
+    pair.a.single.health.drain(Way::Tunnel, "t", true, &liveness).unwrap();
+    assert_eq!(chosen(&mut pair), Some(0x1011));
+    pair.a.single.health.drain(Way::Tunnel, "t2", true, &liveness).unwrap();
+    assert_eq!(chosen(&mut pair), None);
+    pair.a.dropped();
 }

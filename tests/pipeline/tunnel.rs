@@ -103,11 +103,12 @@ impl Pair {
     }
 
     fn with(one: Kind, other: Kind) -> Self {
-        Self::of(Lab::new(&site(1, one)), Lab::new(&site(2, other)))
+        Self::of(&site(1, one), &site(2, other))
     }
 
-    /// Of two gateways that [`site`] describes.
-    pub fn of(mut a: Lab, mut b: Lab) -> Self {
+    /// Of two files that were made by [`site`].
+    pub fn of(one: &str, other: &str) -> Self {
+        let (mut a, mut b) = (Lab::new(one), Lab::new(other));
         let (host_a, host_b) = (a.host("lan", &[10], 9), b.host("lan", &[10], 8));
         a.meet(&host_a, "10.1.0.9", "10.1.0.1");
         a.meet(&host_a, "2001:db8:1::9", "2001:db8:1::1");

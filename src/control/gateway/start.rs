@@ -174,7 +174,7 @@ impl Gateway {
             health: Health::new(rand::random::<u32>() >> 1),
             port_health: vec![0; config.ports.len()],
             ports_due: 0,
-            config,
+            config: Arc::new(config),
             clock,
             kept,
             built,

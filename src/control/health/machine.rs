@@ -229,15 +229,13 @@ mod tests {
     #[test]
     fn it_goes_down_at_once_and_comes_back_after_the_hold_down() {
         let mut machine = established(AUTO);
-        assert_eq!(
-            machine.update(BAD, START),
-            Some(Change { old: State::Up, new: State::Down, lasted: START })
-        );
+        let down = Change { old: State::Up, new: State::Down, lasted: START };
+        assert_eq!(machine.update(BAD, START), Some(down));
         assert_eq!(machine.reason(), Some(Reason::Probes));
-        assert_eq!(machine.update(Verdict::Good, 30).unwrap().new, State::Held(130));
+        assert_eq!(machine.update(Verdict::Good, START + 30).unwrap().new, State::Held(START + 130));
         assert!(!machine.state().is_usable());
-        assert_eq!(machine.update(Verdict::Good, 129), None);
-        assert_eq!(machine.update(Verdict::Good, 130).unwrap().new, State::Up);
+        assert_eq!(machine.update(Verdict::Good, START + 129), None);
+        assert_eq!(machine.update(Verdict::Good, START + 130).unwrap().new, State::Up);
         assert_eq!((machine.switches(), machine.reason()), (2, None));
     }
 
@@ -263,34 +261,34 @@ mod tests {
     #[test]
     fn a_fault_in_the_hold_down_begins_it_anew() {
         let mut machine = established(AUTO);
-        machine.update(BAD, 0);
-        machine.update(Verdict::Good, 10);
-        assert_eq!(machine.update(BAD, 109).unwrap().new, State::Down);
-        assert_eq!(machine.update(Verdict::Good, 111).unwrap().new, State::Held(211));
+        machine.update(BAD, START);
+        machine.update(Verdict::Good, START + 10);
+        assert_eq!(machine.update(BAD, START + 109).unwrap().new, State::Down);
+        assert_eq!(machine.update(Verdict::Good, START + 111).unwrap().new, State::Held(START + 211));
         assert_eq!(machine.switches(), 1, "what was not used was not left");
     }
 
     #[test]
     fn an_operator_lets_it_come_back() {
         let mut machine = established(Policy { hold_down: 100, auto: false });
-        assert_eq!(machine.fail_back(0), None);
-        machine.update(BAD, 0);
-        assert_eq!(machine.fail_back(1), None, "not while it does not work");
-        machine.update(Verdict::Good, 10);
-        assert_eq!(machine.update(Verdict::Good, 110).unwrap().new, State::Waiting);
-        assert_eq!(machine.update(Verdict::Good, 1_000_000), None);
-        assert_eq!(machine.fail_back(1_000_001).unwrap().new, State::Up);
+        assert_eq!(machine.fail_back(START), None);
+        machine.update(BAD, START);
+        assert_eq!(machine.fail_back(START + 1), None, "not while it does not work");
+        machine.update(Verdict::Good, START + 10);
+        assert_eq!(machine.update(Verdict::Good, START + 110).unwrap().new, State::Waiting);
+        assert_eq!(machine.update(Verdict::Good, 2 * START), None);
+        assert_eq!(machine.fail_back(2 * START + 1).unwrap().new, State::Up);
         // And from the hold-down, when he is in a hurry.
-        machine.update(BAD, 1_000_002);
-        machine.update(Verdict::Good, 1_000_003);
-        assert_eq!(machine.fail_back(1_000_004).unwrap().new, State::Up);
+        machine.update(BAD, 2 * START + 2);
+        machine.update(Verdict::Good, 2 * START + 3);
+        assert_eq!(machine.fail_back(2 * START + 4).unwrap().new, State::Up);
     }
 
     #[test]
     fn without_a_hold_down_it_comes_back_at_once() {
         let mut machine = established(Policy { hold_down: 0, auto: true });
-        machine.update(BAD, 0);
-        assert_eq!(machine.update(Verdict::Good, 1).unwrap().new, State::Up);
+        machine.update(BAD, START);
+        assert_eq!(machine.update(Verdict::Good, START + 1).unwrap().new, State::Up);
     }
 
     proptest! {

@@ -318,7 +318,7 @@ impl Health {
             // Where there are several lines, the one that its packets take now.
             let hop = tables.tunnel(number).and_then(|tunnel| tables.outer_way(tunnel.next_hop?, number));
             let line = match hop {
-                Some(NextHop::Via { interface, .. }) => self.by_way.get(&Way::Interface(*interface)),
+                Some((_, NextHop::Via { interface, .. })) => self.by_way.get(&Way::Interface(*interface)),
                 _ => None,
             };
             let line = line.and_then(|place| interfaces.get(*place));
