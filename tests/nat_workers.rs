@@ -330,6 +330,98 @@ fn fragments_and_errors_are_put_together_from_both_workers() {
     two.end();
 }
 
+/// A datagram in fragments, whose pieces come anywhere and in any order, and at the same time a whole packet of the same
+/// new flow: one session, whoever is first. Whole packets come to one worker, which need not be the session's.
+#[test]
+fn a_flow_begun_in_fragments_has_one_session() {
+    let mut two = Two::new("1024-65535");
+    for n in 0..200_u16 {
+        let (host, remote) = ("10.2.9.77", "10.1.0.9");
+        let large = udp(host, remote, (4000 + n, 53), &[n as u8; 90]);
+        let mut parts: Vec<Ip> = Vec::new();
+        for (i, part) in large.payload.chunks(32).enumerate() {
+            let (offset, payload) = (32 * i as u16, part.to_vec());
+            parts.push(Ip { id: n, offset, more: i < 3, payload, ..large.clone() });
+        }
+        let whole = udp(host, remote, (4000 + n, 53), b"whole");
+        parts.push(whole.clone());
+        let home = two.below(2);
+        for _ in 0..5 {
+            let part = parts.swap_remove(two.below(parts.len()));
+            let worker = if part.more || part.offset > 0 { two.below(2) } else { home };
+            two.send(VPC, worker, &part.bytes());
+        }
+        let out = two.wait_for(WAN, 5);
+        let (first, alone): (Vec<&Ip>, Vec<&Ip>) =
+            out.iter().filter(|part| part.offset == 0).partition(|part| part.more);
+        assert_eq!((first[0].src, ports(first[0])), (alone[0].src, ports(alone[0])));
+        assert!(out.iter().all(|part| part.src == first[0].src));
+        two.send(VPC, home, &whole.bytes());
+        let again = two.wait_for(WAN, 1).remove(0);
+        assert_eq!((again.src, ports(&again)), (first[0].src, ports(first[0])));
+        assert_eq!(two.count(WorkerColumn::NatMade), u64::from(n) + 1);
+    }
+    // They end, and then the flow is whosever it comes to.
+    two.rest(Duration::from_millis(3500));
+    assert_eq!(two.count(WorkerColumn::NatSessions), 0);
+    for n in 0..20_u16 {
+        let before = two.count(WorkerColumn::HandedOver);
+        let worker = two.below(2);
+        two.send(VPC, worker, &udp("10.2.9.77", "10.1.0.9", (4000 + n, 53), b"new").bytes());
+        two.wait_for(WAN, 1);
+        assert_eq!(two.count(WorkerColumn::HandedOver), before);
+    }
+    assert_eq!(two.drops(), BTreeMap::new());
+    two.end();
+}
+
+/// Errors in fragments, too, whichever worker each piece comes to.
+#[test]
+fn errors_in_fragments_find_their_session() {
+    let mut two = Two::new("1024-65535");
+    for n in 0..60_u16 {
+        let (host, remote) = ("10.2.9.77", "10.1.0.9");
+        let own = two.below(2);
+        two.send(VPC, own, &udp(host, remote, (4000 + n, 53), &[1; 200]).bytes());
+        let seen = two.wait_for(WAN, 1).remove(0);
+        let home = udp(remote, host, (53, 4000 + n), &[2; 200]);
+        for (error, from, to, expected) in [
+            (
+                icmp("10.1.9.9", &seen.src.to_string(), 3, 3, [0; 4], &seen.bytes()),
+                WAN,
+                VPC,
+                host.to_string(),
+            ),
+            (icmp(host, remote, 3, 3, [0; 4], &home.bytes()), VPC, WAN, remote.to_string()),
+        ] {
+            let parts: Vec<Ip> = error
+                .payload
+                .chunks(80)
+                .enumerate()
+                .map(|(i, part)| Ip {
+                    id: n,
+                    offset: 80 * i as u16,
+                    more: i < 2,
+                    payload: part.to_vec(),
+                    ..error.clone()
+                })
+                .collect();
+            assert_eq!(parts.len(), 3);
+            let order = [[0, 1, 2], [2, 1, 0], [1, 0, 2]][usize::from(n % 3)];
+            for part in order {
+                let worker = two.below(2);
+                two.send(from, worker, &parts[part].bytes());
+            }
+            let told = two.wait_for(to, 3);
+            assert!(told.iter().all(|part| part.dst.to_string() == expected), "{told:?}");
+            let sources: BTreeSet<_> = told.iter().map(|part| part.src).collect();
+            assert_eq!(sources.len(), 1);
+        }
+    }
+    assert_eq!(two.drops(), BTreeMap::new());
+    two.end();
+}
+
 /// More flows than the table holds and the ports allow, for a while: what finds no room is dropped and counted, every
 /// binding is one session's, and in the end all are gone.
 #[test]

@@ -16,7 +16,7 @@ use crate::{
     stats::{PoolColumn, counters::group},
     table::{
         hash::Seed,
-        session::{Kind, Records, Sources, View, tick},
+        session::{Claims, Kind, Records, Sources, View, tick},
         tables::Tables,
     },
     wire::ip::protocol,
@@ -26,6 +26,8 @@ use crate::{
 const SCAN: usize = 1 << 15;
 /// Room that each of several workers has beyond its part of the sessions, since the gateways' parts are rounded up.
 const SLACK: usize = 1024;
+/// Words for flows that began with a fragment. Memory is taken as they come.
+const CLAIMS: usize = 1 << 16;
 /// Beginnings and ends of sessions on their way to the log, for each worker.
 const NOTES: usize = 1 << 16;
 /// Where a worker's number stands in the place of a session in the list of all.
@@ -62,18 +64,27 @@ impl NatSetup {
     /// # Errors
     /// The system has not as much memory.
     pub fn make(&mut self, tables: &Tables) -> io::Result<Vec<Option<Box<NatTables>>>> {
-        let needs = |nat: &crate::table::gateway_nat::GatewayNat| nat.sessions.is_some() || nat.needs_ports;
+        let needs = |nat: &crate::table::gateway_nat::GatewayNat| {
+            nat.sessions.is_some() || nat.needs_ports || nat.needs_ports_v6
+        };
         let needed = tables.gateways.iter().any(|gateway| gateway.nat.as_ref().is_some_and(needs));
         if !needed || !self.records.is_empty() {
             return Ok((0..self.workers).map(|_| None).collect());
         }
         let sources = Arc::new(Sources::new(self.sessions, self.seed)?);
+        let claims = Arc::new(Claims::new(CLAIMS)?);
         let slack = if self.workers > 1 { SLACK } else { 0 };
         let each = self.sessions.div_ceil(self.workers.max(1)) + slack;
         let mut made = Vec::new();
         for _ in 0..self.workers {
             let log = self.log.then(|| Arc::new(SessionLog::new(NOTES)));
-            made.push(Box::new(NatTables::new(each, self.seed, Arc::clone(&sources), log.clone())?));
+            made.push(Box::new(NatTables::new(
+                each,
+                self.seed,
+                Arc::clone(&sources),
+                Arc::clone(&claims),
+                log.clone(),
+            )?));
             self.logs.extend(log);
         }
         self.records = made.iter().map(|tables| Arc::clone(tables.sessions.records())).collect();

@@ -84,7 +84,7 @@ fn pass(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
             continue;
         };
         let next = if meta.is_v6() {
-            one_v6(nat, bytes, meta)
+            one_v6(cx, nat, bytes, meta)
         } else if nat.plain && !meta.flags.has(Flags::ICMP_ERROR) {
             plain(nat, bytes, meta)
         } else {
@@ -175,7 +175,14 @@ const fn flow(meta: &Meta) -> Flow {
 }
 
 /// One IPv6 packet: 1:1 rules alone.
-fn one_v6(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+fn one_v6(cx: &mut Cx<'_>, nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+    let fragment = meta.flags.has(Flags::FRAGMENT) && !meta.nat.has(NatMarks::PORTS_KNOWN);
+    if fragment
+        && nat.needs_ports_v6
+        && let Some(next) = fragments::one(cx.nat, bytes, meta, cx.now)
+    {
+        return next;
+    }
     // An error from a host that has no rule may quote a packet of one that has.
     if meta.flags.has(Flags::ICMP_ERROR) {
         return errors::one_v6(nat, bytes, meta);
@@ -301,8 +308,14 @@ fn one(
         return next;
     }
     // An error from a host that has no rule may quote a packet of one that has.
-    if meta.flags.has(Flags::ICMP_ERROR) && !meta.flags.has(Flags::LATER_FRAGMENT) {
+    if meta.flags.has(Flags::ICMP_ERROR) {
         return errors::one(cx, nat, bytes, meta);
+    }
+    if meta.flags.has(Flags::LATER_FRAGMENT)
+        && meta.proto == protocol::ICMPV4
+        && icmpv4::is_error((meta.dport >> 8) as u8)
+    {
+        return errors::later(cx, nat, bytes, meta);
     }
     let from_local = meta.flags.has(Flags::FROM_LOCAL);
     let flow = flow(meta);

@@ -105,6 +105,12 @@ impl<A: Address> Rules<A> {
         self.local.is_empty() && self.conditional.is_empty() && self.peer.is_empty()
     }
 
+    /// Whether conditions ask for ports.
+    #[must_use]
+    pub fn ask_for_ports(&self) -> bool {
+        self.conditional.iter().any(|rule| rule.conditions.needs_ports())
+    }
+
     /// Whether an address stands for a host of the VPC.
     #[inline]
     #[must_use]
@@ -350,8 +356,10 @@ pub struct GatewayNat {
     pub vpc_v6: Vec<Ipv6Prefix>,
     /// Rules whose traffic has sessions.
     pub sessions: Option<Box<SessionRules>>,
-    /// Whether 1:1 rules ask for ports, which of a datagram's fragments only the first has.
+    /// Whether 1:1 rules for IPv4 ask for ports, which of a datagram's fragments only the first has.
     pub needs_ports: bool,
+    /// The same of IPv6.
+    pub needs_ports_v6: bool,
     /// Some peer has addresses that the VPC has too: routes to its hosts are those to their translated addresses.
     pub overlapping: bool,
     /// Whether its IPv4 rules are 1:1 without conditions: most gateways'.

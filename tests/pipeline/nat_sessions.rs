@@ -500,6 +500,70 @@ fn fragments_follow_the_first_one_in_any_order() {
     assert_eq!(sessions(&lab).len(), 1);
 }
 
+/// The fragments of an error have its first one's ends, which only that one's quote tells.
+#[test]
+fn errors_in_fragments_go_both_ways_in_any_order() {
+    let (mut lab, vpc, peer) = lab();
+    let packet = udp("10.2.0.20", "10.1.0.5", (4000, 53), &[7; 500]);
+    let there = out(&mut lab, &vpc, &peer, &packet);
+    let answer = udp("10.1.0.5", &there.src.to_string(), (53, ports(&there).0), &[8; 500]);
+    let here = back(&mut lab, &vpc, &peer, &answer);
+    let outside = there.src.to_string();
+    let mut id = 0;
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
+        // From a router of the peer's, from the peer's host itself, and from the VPC's host.
+        for (error, from, to, quote, expected) in [
+            (
+                icmp("10.1.9.9", &outside, 11, 0, [0; 4], &there.bytes()),
+                &peer,
+                &vpc,
+                &packet,
+                ["10.1.9.9", "10.2.0.20"],
+            ),
+            (
+                icmp("10.1.0.5", &outside, 3, 3, [0; 4], &there.bytes()),
+                &peer,
+                &vpc,
+                &packet,
+                ["10.1.0.5", "10.2.0.20"],
+            ),
+            (
+                icmp("10.2.0.20", "10.1.0.5", 3, 3, [0; 4], &here.bytes()),
+                &vpc,
+                &peer,
+                &answer,
+                [&outside, "10.1.0.5"],
+            ),
+        ] {
+            id += 1;
+            let parts = fragments(&error, 160, id);
+            for n in order {
+                lab.from(from, &parts[n].bytes());
+            }
+            let seen: Vec<Ip> = lab.packets(to).iter().map(|bytes| Ip::read(bytes)).collect();
+            assert_eq!(seen.len(), 4, "{:?}", lab.dropped());
+            assert!(
+                seen.iter().all(|part| [part.src.to_string(), part.dst.to_string()] == expected),
+                "{seen:?}"
+            );
+            assert_eq!(joined(&seen).payload[8..], quote.forwarded());
+        }
+    }
+    // What follows a first one that went nowhere goes nowhere.
+    let stray = icmp(
+        "10.1.9.9",
+        "203.0.113.16",
+        11,
+        0,
+        [0; 4],
+        &udp("203.0.113.16", "10.1.0.5", (9, 9), &[0; 300]).bytes(),
+    );
+    for part in fragments(&stray, 160, 99) {
+        lab.from(&peer, &part.bytes());
+    }
+    assert_eq!(lab.dropped(), [("nat-no-session", 3)]);
+}
+
 #[test]
 fn fragments_wait_for_the_first_one_not_long_and_not_many() {
     let (mut lab, vpc, peer) = lab();

@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 
 use super::{
-    NatState, hand, note_route,
+    NatState, fragments, hand, note_route,
     rewrite::{self, Port},
     state::NatTables,
     turn,
@@ -70,7 +70,11 @@ pub fn resolve(cx: &mut Cx<'_>, burst: &mut Burst, lookups: &mut ArrayVec<Lookup
             continue;
         };
         let segment = Segment::of(bytes, meta);
-        let found = find(cx, nat, rules, lookup).map_or_else(
+        let found = find(cx, nat, rules, lookup);
+        if found.is_some() && meta.nat.has(NatMarks::PORTS_KNOWN) {
+            unclaim(cx.nat, lookup);
+        }
+        let found = found.map_or_else(
             || begin(cx.nat, (cx.counters, cx.events), (nat, rules), meta, segment, lookup, cx.now),
             Ok,
         );
@@ -99,6 +103,17 @@ fn find(cx: &mut Cx<'_>, nat: &GatewayNat, rules: &SessionRules, lookup: &Lookup
         }
     }
     find_any(cx, nat, rules, lookup)
+}
+
+/// Takes back what a fragment claimed for a session that is here already.
+#[cold]
+fn unclaim(state: &NatState, lookup: &Lookup) {
+    if let Some(tables) = &state.tables
+        && lookup.side == Side::Inside
+        && state.links.workers() > 1
+    {
+        tables.claims.give_up(lookup.hash, false);
+    }
 }
 
 #[cold]
@@ -145,11 +160,21 @@ fn begin(
     let inside = lookup.side == Side::Inside;
     // A fragment does not come to the worker that the other packets of its flow come to: one of the others may have
     // the session. All are asked in turn, the last one begins it.
-    let asked = u32::from(meta.hops) + 1 >= u32::from(super::fragments::HOPS) + workers;
-    if inside && meta.nat.has(NatMarks::PORTS_KNOWN) && workers > 1 && !asked {
+    let Some(tables) = state.tables.as_mut() else { return nothing };
+    let several = inside && workers > 1;
+    if several && meta.nat.has(NatMarks::PORTS_KNOWN) && !fragments::is_asked(meta, workers) {
+        if meta.hops == fragments::HOPS && !meta.flags.has(Flags::LATER_FRAGMENT) {
+            tables.claims.claim(lookup.hash, (own + workers - 1) % workers, now);
+        }
         return Err(Refusal::Ask((own + 1) % workers));
     }
-    let Some(tables) = state.tables.as_mut() else { return nothing };
+    if several
+        && let Some(owner) = tables.claims.owner(lookup.hash, now)
+        && owner != own
+        && owner < workers
+    {
+        return Err(Refusal::Ask(owner));
+    }
     // Neither the end of a connection nor what has no header of its own begins anything, nor an answer from inside.
     let answer = meta.proto == protocol::ICMPV4 && !is_request((meta.dport >> 8) as u8);
     if !lookup.may_begin || segment.is_reset() || meta.flags.has(Flags::LATER_FRAGMENT) || inside && answer {
@@ -223,6 +248,7 @@ fn begin(
         rule,
         generation: nat.generation,
         counted,
+        claimed: several && tables.claims.hold(lookup.hash, own, now),
         tcp,
         address_delta: Delta::between_u32(inside_key.address(), outside_key.address()).to_bits(),
         port_delta: Delta::between_u16(inside_key.port(), outside_key.port()).to_bits(),
@@ -234,6 +260,9 @@ fn begin(
         }
         Err(_) => {
             uncount(tables);
+            if new.claimed {
+                tables.claims.give_up(lookup.hash, true);
+            }
             refuse(tables, host.0, DropReason::NatTableFull)
         }
     }

@@ -209,6 +209,8 @@ pub struct NewSession {
     pub generation: u32,
     /// Whether its source is counted.
     pub counted: bool,
+    /// Whether its flow is claimed (see [`super::Claims`]).
+    pub claimed: bool,
     /// TCP: after the first segment.
     pub tcp: Tcp,
     /// What the change of address outwards adds to a checksum (see `wire::checksum::Delta`).
@@ -219,7 +221,7 @@ pub struct NewSession {
 
 /// One session.
 ///
-/// Words: 0 head: kind, state, whether counted (8 bits each), address and port delta, incarnation (16 each) · 1, 2
+/// Words: 0 head: kind, state, whether counted and claimed (8 bits each), address and port delta, incarnation (16 each) · 1, 2
 /// inside key · 3, 4 outside key · 5 last packet (tick), generation · 6 made (tick), rule · 7 packets out, in (32 bits
 /// each). The worker alone writes; the head is zero while there is none.
 #[derive(Debug)]
@@ -233,6 +235,7 @@ unsafe impl Zeroed for Record {}
 const KIND: u64 = 0xff;
 const STATE_SHIFT: u32 = 8;
 const COUNTED: u64 = 1 << 16;
+const CLAIMED: u64 = 1 << 17;
 const ADDRESS_DELTA_SHIFT: u32 = 24;
 const PORT_DELTA_SHIFT: u32 = 40;
 /// 8 bits: enough for a reader not to take one session for another that ended while it read.
@@ -309,6 +312,12 @@ impl Record {
         self.load(0) & COUNTED != 0
     }
 
+    /// Whether its flow is claimed.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        self.load(0) & CLAIMED != 0
+    }
+
     /// How far the connection has come.
     #[inline(always)]
     #[must_use]
@@ -346,7 +355,7 @@ impl Record {
 
     pub(super) fn write(&self, new: &NewSession, tick: u32) {
         let incarnation = (self.load(0) >> INCARNATION_SHIFT).wrapping_add(1) & 0xff;
-        let counted = if new.counted { COUNTED } else { 0 };
+        let counted = if new.counted { COUNTED } else { 0 } | if new.claimed { CLAIMED } else { 0 };
         // Whoever reads meanwhile sees the head of no session before anything else changes.
         self.store(0, incarnation << INCARNATION_SHIFT);
         fence(Ordering::Release);

@@ -240,6 +240,7 @@ mod tests {
             rule: 3,
             generation: 1,
             counted: false,
+            claimed: false,
             tcp: Tcp::default(),
             address_delta: 0xABCD,
             port_delta: 0x1234,
