@@ -6,6 +6,7 @@
 //! host of the VPC for the outside address of another goes through twice: as from the VPC, and as from a peer.
 
 mod errors;
+mod established;
 mod fragments;
 mod rewrite;
 mod sessions;
@@ -63,6 +64,10 @@ impl Stage for Nat {
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = super::take(&mut cx.lanes.forward, burst);
         fetch(cx, burst, slots);
+        let slots = established::pass(cx, burst, slots);
+        if slots.is_empty() {
+            return;
+        }
         let again = pass(cx, burst, slots);
         if !again.is_empty() {
             // What is from a peer does not come back again.
@@ -77,9 +82,16 @@ impl Stage for Nat {
 fn pass(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
     let mut lookups = Lookups::new();
     let mut again = Slots::NONE;
+    let (umem, tables) = (cx.umem, cx.tables);
+    // A burst is nearly always of one gateway.
+    let (mut gateway, mut rules) = (None, None);
     for slot in slots {
-        let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-        let Some(nat) = cx.tables.gateway(meta.gateway).and_then(|g| g.nat.as_ref()) else {
+        let (bytes, meta) = burst.packet_mut(umem, slot);
+        if gateway != Some(meta.gateway) {
+            gateway = Some(meta.gateway);
+            rules = tables.gateway(meta.gateway).and_then(|gateway| gateway.nat.as_ref());
+        }
+        let Some(nat) = rules else {
             cx.lanes.lookup.insert(slot);
             continue;
         };
@@ -280,9 +292,7 @@ fn plain(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
         }
     }
     let hairpin = from_local && !mapped && source != meta.src && nat.is_outside(destination);
-    let done = rewrite::addresses_v4(bytes, meta, source, destination, delta)
-        .and_then(|()| rewrite::after_addresses(bytes, meta, delta));
-    match done {
+    match rewrite::ends(bytes, meta, source, destination, delta) {
         None => Next::Drop(DropReason::NatUntranslatable),
         Some(()) if hairpin => Next::Again,
         Some(()) => Next::Go,
@@ -398,7 +408,7 @@ fn outwards(
         hairpin,
         key,
         hash,
-        likely: None,
+        likely: u32::MAX,
         new: *new,
         may_begin: pooled,
     });
@@ -445,7 +455,7 @@ fn inwards(
         hairpin: false,
         key,
         hash,
-        likely: None,
+        likely: u32::MAX,
         new,
         may_begin,
     });

@@ -112,12 +112,16 @@ impl<A: Address> Rules<A> {
     }
 
     /// Whether an address stands for a host of the VPC.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn is_outside(&self, address: A) -> bool {
-        (self.reach.0..=self.reach.1).contains(&address)
-            && (self.local.translate_destination(address).is_some()
-                || self.conditional.iter().any(|rule| rule.rule.translate_destination(address).is_some()))
+        (self.reach.0..=self.reach.1).contains(&address) && self.is_translated(address)
+    }
+
+    #[inline(never)]
+    fn is_translated(&self, address: A) -> bool {
+        self.local.translate_destination(address).is_some()
+            || self.conditional.iter().any(|rule| rule.rule.translate_destination(address).is_some())
     }
 
     /// What the source of a packet from the VPC becomes.
@@ -226,6 +230,13 @@ pub struct TimeOuts {
 }
 
 impl TimeOuts {
+    /// The shortest of all.
+    #[inline]
+    #[must_use]
+    pub fn shortest(self) -> u32 {
+        self.udp.min(self.tcp_established).min(self.tcp_transitory).min(self.icmp)
+    }
+
     /// How long a session of this protocol and state lives.
     #[inline]
     #[must_use]

@@ -684,6 +684,67 @@ fn a_reload_keeps_every_session_whose_rule_still_stands() {
     assert!(sessions(&lab).is_empty());
 }
 
+/// The first packet of a session takes the long way through the rules, those after it a short one: both end in the same
+/// place, until the rules change.
+#[test]
+fn packets_after_the_first_become_what_it_became() {
+    let (mut lab, vpc, peer) = lab();
+    let mut silent = udp("10.2.0.20", "10.1.0.5", (4001, 53), b"no checksum");
+    silent.payload[6..8].fill(0);
+    let questions = [
+        udp("10.2.0.20", "10.1.0.5", (4000, 53), b"odd"),
+        silent,
+        tcp("10.2.0.20", "10.1.0.5", (4000, 53), b"hello"),
+        tcp("10.2.0.20", "10.1.0.6", (4000, 53), b""),
+        udp("10.2.0.20", "198.51.100.5", (4000, 53), b"to one that has another address here"),
+    ];
+    for question in &questions {
+        let first = out(&mut lab, &vpc, &peer, question);
+        for _ in 0..3 {
+            assert_eq!(
+                back(&mut lab, &vpc, &peer, &reply_to(&first)).bytes(),
+                reply_to(question).forwarded()
+            );
+            assert_eq!(out(&mut lab, &vpc, &peer, question).bytes(), first.bytes());
+        }
+        // Options, fragments and errors in between take the long way all the same.
+        let fragment = Ip { more: true, ..question.clone() };
+        assert_eq!(out(&mut lab, &vpc, &peer, &fragment).src, first.src);
+        let stamped = question.clone().options(&[1, 1, 1, 0]);
+        let there = out(&mut lab, &vpc, &peer, &stamped);
+        assert_eq!((there.src, ports(&there), there.options.len()), (first.src, ports(&first), 4));
+    }
+    let calls = [
+        tcp("10.1.0.5", "203.0.113.80", (40_000, 80), b"call"),
+        udp("10.1.0.5", "203.0.113.80", (40_000, 53), b"call"),
+    ];
+    for call in &calls {
+        let first = back(&mut lab, &vpc, &peer, call);
+        for _ in 0..3 {
+            assert_eq!(out(&mut lab, &vpc, &peer, &reply_to(&first)).bytes(), reply_to(call).forwarded());
+            assert_eq!(back(&mut lab, &vpc, &peer, call).bytes(), first.bytes());
+        }
+    }
+    let live = sessions(&lab);
+    assert_eq!(live.len(), questions.len() + calls.len());
+    // Each was counted, whichever way it went.
+    assert!(live.iter().all(|view| view.packets_out + view.packets_in >= 7), "{live:?}");
+    // An address rule for the host goes before its sessions from now on.
+    let rule = "[[gateway.vpc.nat]]\nkind = \"local\"\noriginal = \"10.2.0.20\"\ntranslated = \"203.0.113.20\"\n[[gateway.vpc.nat]]\nname = \"web\"";
+    lab.reload(&CONFIG.replace("[[gateway.vpc.nat]]\nname = \"web\"", rule));
+    for _ in 0..2 {
+        let there = out(&mut lab, &vpc, &peer, &questions[0]);
+        assert_eq!(there.bytes(), questions[0].readdressed("203.0.113.20", "10.1.0.5").forwarded());
+    }
+    // And a condition: of the two flows one.
+    let rule = rule.replace("translated", "protocol = \"tcp\"\ntranslated");
+    lab.reload(&CONFIG.replace("[[gateway.vpc.nat]]\nname = \"web\"", &rule));
+    for _ in 0..2 {
+        assert!(out(&mut lab, &vpc, &peer, &questions[0]).src.to_string().starts_with("203.0.113.1"));
+        assert_eq!(out(&mut lab, &vpc, &peer, &questions[2]).src.to_string(), "203.0.113.20");
+    }
+}
+
 #[test]
 fn an_operator_ends_a_session() {
     use causeway::runtime::Command;

@@ -36,7 +36,7 @@ pub struct Lookup {
     /// The key's hash.
     pub hash: u64,
     /// Where the session most likely is.
-    pub likely: Option<u32>,
+    pub likely: u32,
     /// What 1:1 rules make of the remote end.
     pub new: Addresses<u32>,
     /// Whether a rule lets a session begin with it.
@@ -92,8 +92,8 @@ pub fn resolve(cx: &mut Cx<'_>, burst: &mut Burst, lookups: &mut ArrayVec<Lookup
 fn find(cx: &mut Cx<'_>, nat: &GatewayNat, rules: &SessionRules, lookup: &Lookup) -> Option<u32> {
     let tables = cx.nat.tables.as_ref()?;
     // Nearly always it is where it most likely is, nothing has changed, and its time is not over.
-    if let Some(id) = lookup.likely
-        && tables.sessions.is(id, lookup.side, lookup.key)
+    let id = lookup.likely;
+    if tables.sessions.is(id, lookup.side, lookup.key)
         && let Some(record) = tables.sessions.get(id)
     {
         let (seen, generation) = record.seen();
@@ -357,5 +357,8 @@ fn apply(
         record.set_tcp(record.tcp().after(flags, inside));
     }
     record.touch(tick(now), inside);
+    if !new.changed() && !lookup.hairpin {
+        record.set_alone(inside);
+    }
     Ok(())
 }

@@ -9,6 +9,8 @@ use std::io;
 use super::memory::{Pages, Zeroed};
 use crate::table::prefetch::prefetch_read;
 
+/// No session's number.
+pub const NOWHERE: u32 = u32::MAX;
 /// Entries of a bucket.
 const PLACES: usize = 8;
 /// Buckets that an entry may be away from its own. At a full table (load one half) not one in 10^12 goes as far.
@@ -84,13 +86,13 @@ impl Index {
         }
     }
 
-    /// The session that the hash most likely means: to be prefetched. [`Index::find`] says which it is.
+    /// The session that the hash most likely means, or [`NOWHERE`]: to be prefetched. [`Index::find`] says which it is.
     #[inline(always)]
     #[must_use]
-    pub fn likely(&self, hash: u64) -> Option<u32> {
-        let bucket = self.buckets.get(self.place(hash, 0))?;
+    pub fn likely(&self, hash: u64) -> u32 {
+        let Some(bucket) = self.buckets.get(self.place(hash, 0)) else { return NOWHERE };
         let found = bucket.matching(tag_of(hash));
-        if found == 0 { None } else { Some(bucket.id(found.trailing_zeros())) }
+        if found == 0 { NOWHERE } else { bucket.id(found.trailing_zeros()) }
     }
 
     /// The session with this hash for which `is` holds.

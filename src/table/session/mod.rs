@@ -20,6 +20,6 @@ pub use fragments::{Datagram, FragmentPorts, Fragments, Onward};
 pub use index::Index;
 pub use memory::Pages;
 pub use ports::{Candidates, PortRange};
-pub use record::{Key, Kind, NewSession, Record, Tcp, View, tick, ticks};
+pub use record::{Current, Key, Kind, NewSession, Record, Tcp, Translation, View, tick, ticks};
 pub use sources::{Counted, Sources};
 pub use table::{Full, Records, Sessions, Side};

@@ -111,15 +111,23 @@ impl Sessions {
         self.index(side).prefetch(hash);
     }
 
-    /// The record that a look-up of this hash will most likely find, which starts to be loaded.
+    /// The place of the record that a look-up of this hash will most likely find, which starts to be loaded;
+    /// one beyond all where there is none.
     #[inline(always)]
     #[must_use]
-    pub fn prefetch_likely(&self, side: Side, hash: u64) -> Option<u32> {
-        let id = self.index(side).likely(hash)?;
+    pub fn prefetch_likely(&self, side: Side, hash: u64) -> u32 {
+        let id = self.index(side).likely(hash);
         if let Some(record) = self.records.get(id as usize) {
             prefetch_read(record);
         }
-        Some(id)
+        id
+    }
+
+    /// The record of a place, of a session or not.
+    #[inline(always)]
+    #[must_use]
+    pub fn place(&self, id: u32) -> Option<&Record> {
+        self.records.get(id as usize)
     }
 
     /// Starts loading the record that the next session will be written to.
