@@ -26,7 +26,7 @@ use crate::{
             Addresses, Flow, GatewayNat, NatAddress, Outside, SessionRules, has_sessions, service,
         },
         hash::HashKey,
-        session::{Datagram, Key},
+        session::{Datagram, Key, NOWHERE},
     },
     wire::{checksum::Delta, icmpv4, ip::protocol, ipv6::Ipv6},
 };
@@ -383,13 +383,13 @@ fn outwards(
     }
     let remote = new.destination;
     let mapped = rules.is_mapped(service(meta.proto, (meta.src, meta.sport)));
-    let pooled = rules.pool(meta.src, flow, remote).is_some();
-    if !mapped && !pooled {
+    let pool = rules.pool(meta.src, flow, remote).map(|(place, _)| place as u16);
+    if !mapped && pool.is_none() {
         return None;
     }
     let Some((port, remote_port)) = session_ports(meta, true) else {
         // A protocol without ports cannot share an address: what has a pool and is none of its protocols stays inside.
-        return pooled.then_some(Next::Drop(DropReason::NatUntranslatable));
+        return pool.is_some().then_some(Next::Drop(DropReason::NatUntranslatable));
     };
     let own = state.links.own() as u32;
     let owner = if mapped { mapping_owner(state, remote, remote_port) } else { own };
@@ -408,9 +408,10 @@ fn outwards(
         hairpin,
         key,
         hash,
-        likely: u32::MAX,
+        likely: NOWHERE,
         new: *new,
-        may_begin: pooled,
+        may_begin: pool.is_some(),
+        pool: pool.unwrap_or_default(),
     });
     Some(Next::Wait)
 }
@@ -455,9 +456,10 @@ fn inwards(
         hairpin: false,
         key,
         hash,
-        likely: u32::MAX,
+        likely: NOWHERE,
         new,
         may_begin,
+        pool: 0,
     });
     Some(Next::Wait)
 }

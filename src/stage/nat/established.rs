@@ -9,7 +9,10 @@ use super::rewrite;
 use crate::{
     packet::{BURST, Burst, Flags, Slots},
     stage::Cx,
-    table::session::{Current, Key, Sessions, Side, tick},
+    table::{
+        session::{Current, Key, Sessions, Side, tick},
+        tables::Tables,
+    },
     wire::ip::protocol,
 };
 
@@ -92,22 +95,18 @@ fn side<const INSIDE: bool>(cx: &Cx<'_>, burst: &mut Burst, wanted: &mut Wanted,
         wanted.find(slot.index(), sessions, side);
     }
     let mut done = Slots::NONE;
-    let tick = tick(cx.now);
+    let (umem, tables, tick, records) = (cx.umem, cx.tables, tick(cx.now), sessions.places_of_all());
     // A burst is nearly always of one gateway.
-    let (mut gateway, mut current) = (None, None);
+    let (mut gateway, mut current) = (u32::MAX, Current { generation: 0, tick, life: 0 });
     for slot in slots {
-        let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-        if gateway != Some(meta.gateway) {
-            gateway = Some(meta.gateway);
-            let nat = cx.tables.gateway(meta.gateway).and_then(|gateway| gateway.nat.as_ref());
-            current = nat.and_then(|nat| {
-                let life = nat.sessions.as_ref()?.time_outs.shortest();
-                Some(Current { generation: nat.generation, tick, life })
-            });
+        let (bytes, meta) = burst.packet_mut(umem, slot);
+        let number = u32::from(meta.gateway);
+        if gateway != number {
+            let Some(known) = rules(tables, meta.gateway) else { continue };
+            (gateway, current.generation, current.life) = (number, known.0, known.1);
         }
-        let Some(current) = current else { continue };
         let (key, place) = wanted.of(slot.index());
-        let Some(record) = sessions.place(place) else { continue };
+        let Some(record) = records.get(place as usize) else { continue };
         let Some(new) = record.translation(INSIDE, key, current) else { continue };
         let Some(flags) = rewrite::end::<INSIDE>(bytes, meta, new) else { continue };
         if let Some(flags) = flags {
@@ -117,4 +116,11 @@ fn side<const INSIDE: bool>(cx: &Cx<'_>, burst: &mut Burst, wanted: &mut Wanted,
         done.insert(slot);
     }
     done
+}
+
+/// The generation of a gateway's rules, and how long any of its sessions lives (ticks).
+#[inline(never)]
+fn rules(tables: &Tables, gateway: u16) -> Option<(u32, u32)> {
+    let nat = tables.gateway(gateway)?.nat.as_ref()?;
+    Some((nat.generation, nat.sessions.as_ref()?.time_outs.shortest()))
 }

@@ -15,7 +15,7 @@ use crate::{
     table::{
         gateway_nat::{Addresses, Flow, GatewayNat, Pool, SessionRules, service},
         hash::HashKey,
-        session::{Counted, Key, Kind, NewSession, PortRange, Tcp, tick},
+        session::{Counted, Key, Kind, NOWHERE, NewSession, PortRange, Tcp, tick},
     },
     wire::{checksum::Delta, icmpv4, ip::protocol},
 };
@@ -41,6 +41,8 @@ pub struct Lookup {
     pub new: Addresses<u32>,
     /// Whether a rule lets a session begin with it.
     pub may_begin: bool,
+    /// The place of the pool that does, from inside.
+    pub pool: u16,
 }
 
 /// Pool addresses that are tried for a session: the host's own (RFC 4787 REQ-2: paired), and others when it is full.
@@ -56,8 +58,18 @@ enum Refusal {
 /// Resolves the look-ups of a burst, whose buckets are on their way.
 pub fn resolve(cx: &mut Cx<'_>, burst: &mut Burst, lookups: &mut ArrayVec<Lookup, BURST>, again: &mut Slots) {
     if let Some(tables) = &cx.nat.tables {
+        let (own, workers) = (cx.nat.links.own() as u32, cx.nat.links.workers() as u32);
+        let mut begins = 0;
         for lookup in lookups.iter_mut() {
             lookup.likely = tables.sessions.prefetch_likely(lookup.side, lookup.hash);
+            if lookup.likely == NOWHERE && lookup.may_begin && lookup.side == Side::Inside {
+                let nat = cx.tables.gateway(lookup.key.gateway()).and_then(|g| g.nat.as_ref());
+                if let Some(rules) = nat.and_then(|nat| nat.sessions.as_deref()) {
+                    prefetch_first(tables, rules, lookup, own, workers);
+                    tables.sessions.prefetch_free(begins);
+                    begins += 1;
+                }
+            }
         }
     }
     for lookup in lookups.iter() {
@@ -272,6 +284,25 @@ const fn is_request(kind: u8) -> bool {
     matches!(kind, icmpv4::kind::ECHO_REQUEST | icmpv4::kind::TIMESTAMP)
 }
 
+/// Where the search for a host's outside address begins, which is the same for all its ports, and for its port's.
+#[inline]
+fn start(tables: &NatTables, key: Key) -> (u32, u64) {
+    let host = u64::from(key.gateway()) << 32 | u64::from(key.address());
+    let endpoint = (host, u64::from(key.port()) << 8 | u64::from(key.protocol()));
+    ((host.keyed_hash(&tables.seed) >> 32) as u32, endpoint.keyed_hash(&tables.seed))
+}
+
+/// Starts loading what [`choose`] will look at first.
+fn prefetch_first(tables: &NatTables, rules: &SessionRules, lookup: &Lookup, own: u32, workers: u32) {
+    let Some(pool) = rules.pools.get(usize::from(lookup.pool)) else { return };
+    let (address_at, random) = start(tables, lookup.key);
+    let address = pool.address(address_at % pool.addresses.max(1));
+    if let Some(port) = pool.ports.part(own, workers).candidates(lookup.key.port(), random).next() {
+        let outside = lookup.key.with_host(address, port);
+        tables.sessions.prefetch(Side::Outside, tables.sessions.hash(outside));
+    }
+}
+
 /// An outside address and port for a host's session: free towards its remote end.
 fn choose(
     tables: &mut NatTables,
@@ -282,13 +313,10 @@ fn choose(
     key: Key,
     now: u64,
 ) -> Option<Key> {
-    let host = u64::from(key.gateway()) << 32 | u64::from(key.address());
-    let address_at = host.keyed_hash(&tables.seed);
-    let endpoint = (host, u64::from(key.port()) << 8 | u64::from(key.protocol()));
-    let random = endpoint.keyed_hash(&tables.seed);
+    let (address_at, random) = start(tables, key);
     let (mut tried, mut taken, mut chosen) = (0, 0, None);
     'search: for n in 0..ADDRESSES.min(pool.addresses) {
-        let address = pool.address(((address_at >> 32) as u32 % pool.addresses.max(1)) + n);
+        let address = pool.address(address_at % pool.addresses.max(1) + n);
         for port in part.candidates(key.port(), random) {
             let outside = key.with_host(address, port);
             tried += 1;

@@ -17,7 +17,7 @@ mod table;
 
 pub use claims::Claims;
 pub use fragments::{Datagram, FragmentPorts, Fragments, Onward};
-pub use index::Index;
+pub use index::{Index, NOWHERE};
 pub use memory::Pages;
 pub use ports::{Candidates, PortRange};
 pub use record::{Current, Key, Kind, NewSession, Record, Tcp, Translation, View, tick, ticks};

@@ -123,18 +123,19 @@ impl Sessions {
         id
     }
 
-    /// The record of a place, of a session or not.
+    /// All records, of sessions or not, by place.
     #[inline(always)]
     #[must_use]
-    pub fn place(&self, id: u32) -> Option<&Record> {
-        self.records.get(id as usize)
+    pub fn places_of_all(&self) -> &[Record] {
+        &self.records
     }
 
-    /// Starts loading the record that the next session will be written to.
+    /// Starts loading the record that a session will be written to which begins after `ahead` others.
     #[inline(always)]
-    pub fn prefetch_free(&self) {
-        let next = self.free.last().copied().unwrap_or(self.fresh);
-        if let Some(record) = self.records.get(next as usize) {
+    pub fn prefetch_free(&self, ahead: usize) {
+        let freed = self.free.len().checked_sub(ahead + 1).and_then(|place| self.free.get(place));
+        // Those that were never used come one after the other.
+        if let Some(record) = freed.and_then(|id| self.records.get(*id as usize)) {
             prefetch_read(record);
         }
     }
