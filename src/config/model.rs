@@ -237,6 +237,16 @@ choices! {
 }
 
 choices! {
+    /// What of an ICMP error about a tunnel's traffic must fit the policies (RFC 4301 6).
+    IcmpErrors {
+        /// The packet that it quotes.
+        "quoted" Quoted,
+        /// Its own addresses are enough.
+        "headers" Headers,
+    }
+}
+
+choices! {
     /// What a policy does with a packet that it matches.
     Action {
         /// Sends it through a tunnel.
@@ -481,6 +491,10 @@ section! {
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.
         "dscp" dscp: Dscp, default "\"copy\"", "46";
+        /// What of an ICMP error out of the tunnel must fit the policies: the packet that it quotes, or only its own
+        /// addresses. One whose own addresses fit no policy always needs a quote that does. With `"quoted"` an error that
+        /// comes in the clear and quotes what the tunnel protects is dropped, too (RFC 4301 6).
+        "icmp_errors" icmp_errors: IcmpErrors, default "\"quoted\"", "\"headers\"";
         /// The largest inner packet. The line that carries the tunnel and what is learned of its path (RFC 1191, RFC
         /// 8201) may lower it, but for IPv6 never below 1280: then the sealed packet is divided.
         "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";
@@ -530,6 +544,9 @@ section! {
         "action" action: Action, required, "\"protect\"";
         /// Through which tunnel, for `protect`.
         "tunnel" tunnel: TunnelId, optional "for `bypass` and `discard`", "\"dc\"";
+        /// Tunnels that take over while that one is down, the first of them that is up; at most 3. Packets may come
+        /// out of any of them at any time.
+        "standby" standby: Vec<At<TunnelId>>, optional "no other", "[\"dc-2\"]";
         /// Where the packet comes from, after NAT.
         "source" source: Vec<At<Prefix>>, optional "anywhere", "[\"10.2.0.0/16\"]";
         /// Where it goes, after NAT.
@@ -583,6 +600,11 @@ section! {
         "gateway" gateway: GatewayId, optional "no other gateway", "\"hub\"";
         /// `true` drops the packets.
         "blackhole" blackhole: bool, default "false", "true";
+        /// Of several routes to one prefix whose next hops are of the same kind: the lower goes first, a higher one
+        /// is used while all those are down. Equal ones share the flows.
+        "priority" priority: Ranged<0, 65_535>, default "100", "200";
+        /// The share of flows, beside routes to the same prefix with the same priority.
+        "weight" weight: Ranged<1, 100>, default "1", "3";
     }
     children {}
     computed {

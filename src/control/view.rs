@@ -36,6 +36,16 @@ pub enum Request {
     Sa(Sa),
     /// `{"end_session": "0-17-3"}`.
     EndSession(EndSession),
+    /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
+    Explain(Explain),
+}
+
+/// A question about a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// The packet, in words.
+    pub explain: String,
 }
 
 /// A request to change the security associations of a tunnel.
@@ -357,6 +367,10 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
         }}),
         Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
         Request::Show(show) => list(gateway, show),
+        Request::Explain(question) => match super::explain::ask(gateway, &question.explain) {
+            Ok(told) => json!({ "ok": told }),
+            Err(why) => refusal(&why),
+        },
         Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
             Ok(()) => json!({ "ok": "ended" }),
@@ -440,12 +454,15 @@ fn routes<'a>(gateway: &'a Gateway, wanted: Option<&'a str>) -> impl Iterator<It
         (wanted.is_none_or(|wanted| wanted == name)).then_some((name, writers))
     });
     chosen.flat_map(move |(name, (v4, v6))| {
-        let v4 = v4.iter().map(|(bits, length, hop)| (IpAddr::V4(bits.into()), length, hop));
-        let v6 = v6.iter().map(|(bits, length, hop)| (IpAddr::V6(bits.into()), length, hop));
-        v4.chain(v6).map(move |(address, length, hop)| {
-            let hop = gateway.tables().next_hop(hop);
-            route(gateway, name, address, length, hop)
-        })
+        let v4 = v4.iter_from((0, 0)).map(|((bits, length), all)| (IpAddr::V4(bits.into()), length, all));
+        let v6 = v6.iter_from((0, 0)).map(|((bits, length), all)| (IpAddr::V6(bits.into()), length, all));
+        let all = v4.chain(v6);
+        all.flat_map(|(address, length, all)| all.iter().map(move |one| (address, length, one.hop))).map(
+            move |(address, length, hop)| {
+                let hop = gateway.tables().next_hop(hop);
+                route(gateway, name, address, length, hop)
+            },
+        )
     })
 }
 

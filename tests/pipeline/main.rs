@@ -4,12 +4,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod choice;
 mod forward;
 mod link;
 mod mtu;
 mod mutations;
 mod nat;
 mod nat_sessions;
+mod quotes;
 mod reasons;
 mod tunnel;
 mod vectors;
