@@ -422,49 +422,78 @@ fn errors_in_fragments_find_their_session() {
     two.end();
 }
 
-/// More flows than the table holds and the ports allow, for a while: what finds no room is dropped and counted, every
-/// binding is one session's, and in the end all are gone.
+/// More flows than the table holds and the ports allow, with answers that come to either worker: what finds no room is
+/// dropped and counted, every binding is one session's, every answer goes to who asked, and in the end all are gone.
+/// With `NAT_SOAK_SECONDS` for as long as it says.
 #[test]
 fn a_full_table_with_churn_loses_nothing_but_what_it_says() {
+    let soak = std::env::var("NAT_SOAK_SECONDS").ok().map(|text| Duration::from_secs(text.parse().unwrap()));
     let mut two = Two::new("2000-2999");
-    let (mut sent, mut came) = (0_u64, 0_u64);
-    let mut live: HashMap<_, (u32, Instant)> = HashMap::new();
-    let mut times: Vec<Instant> = Vec::new();
-    for round in 0..60_u32 {
+    let (mut sent, mut came, mut answered) = (0_u64, 0_u64, 0_u64);
+    let life = Duration::from_millis(1990);
+    let mut live: HashMap<_, (u32, Duration)> = HashMap::new();
+    let start = Instant::now();
+    let mut round = 0_u32;
+    // Where a flow comes from, and where it goes.
+    let host = |flow: u32| (format!("10.2.9.{}", 20 + flow % 200), 4000 + (flow / 200) as u16);
+    while soak.map_or(round < 60, |soak| start.elapsed() < soak) {
         for _ in 0..500 {
             let flow = two.below(20_000) as u32;
-            let (host, port) = (format!("10.2.9.{}", 20 + flow % 200), 4000 + (flow / 200) as u16);
-            let data = [flow.to_be_bytes(), (times.len() as u32).to_be_bytes()].concat();
-            times.push(Instant::now());
+            let (host, port) = host(flow);
+            let data = [&flow.to_be_bytes()[..], &(start.elapsed().as_nanos() as u64).to_be_bytes()].concat();
             let packet = udp(&host, &format!("10.1.0.{}", flow % 4), (port, 53), &data);
             two.send(VPC, queue(&format!("{host}{port}")), &packet.bytes());
             sent += 1;
         }
         two.rest(Duration::from_millis(if round % 20 == 19 { 2500 } else { 5 }));
-        let now = Instant::now();
+        // Whose it is, and when the packet set out that says so.
+        let of = |packet: &Ip| {
+            let flow = u32::from_be_bytes(packet.payload[8..12].try_into().unwrap());
+            let nanos = u64::from_be_bytes(packet.payload[12..20].try_into().unwrap());
+            (flow, Duration::from_nanos(nanos))
+        };
         for packet in two.received(WAN) {
             came += 1;
-            let flow = u32::from_be_bytes(packet.payload[8..12].try_into().unwrap());
-            let number = u32::from_be_bytes(packet.payload[12..16].try_into().unwrap());
+            let (flow, since) = of(&packet);
             let binding = (packet.src, ports(&packet).0, packet.dst);
             // Another flow has it only when the time of the first one is over: counted from when its packet was sent,
             // which was before it went through.
-            if let Some((other, last)) = live.insert(binding, (flow, times[number as usize]))
+            if let Some((other, last)) = live.insert(binding, (flow, since))
                 && other != flow
             {
-                assert!(now - last > Duration::from_millis(1990), "{binding:?} of {other} and {flow}");
+                assert!(start.elapsed() - last > life, "{binding:?} of {other} and {flow}");
             }
+            if flow % 4 == round % 4 {
+                let (from, to) = (packet.dst.to_string(), packet.src.to_string());
+                let back = udp(&from, &to, (53, ports(&packet).0), &packet.payload[8..20]);
+                let worker = two.below(2);
+                two.send(WAN, worker, &back.bytes());
+                (sent, answered) = (sent + 1, answered + 1);
+            }
+        }
+        for packet in two.received(VPC) {
+            came += 1;
+            let (flow, since) = of(&packet);
+            let there = (packet.dst.to_string(), ports(&packet).1);
+            assert!(there == host(flow) || start.elapsed() - since > life, "{flow} answered at {there:?}");
         }
         let sessions = two.count(WorkerColumn::NatSessions);
         assert!(sessions <= 8192 + 2, "{sessions}");
+        round += 1;
     }
     two.rest(Duration::from_millis(3500));
-    came += two.received(WAN).len() as u64;
+    came += (two.received(WAN).len() + two.received(VPC).len()) as u64;
     let drops = two.drops();
-    let known = ["nat-table-full", "nat-ports-exhausted", "nat-handover-full"];
+    let known = ["nat-table-full", "nat-ports-exhausted", "nat-handover-full", "nat-no-session"];
     assert!(drops.keys().all(|name| known.contains(name)), "{drops:?}");
     assert_eq!(came + drops.values().sum::<u64>(), sent, "{drops:?}");
     assert!(drops.contains_key("nat-table-full"), "{drops:?}");
     assert_eq!(two.count(WorkerColumn::NatSessions), 0);
+    println!(
+        "{round} rounds in {:?}: {sent} packets, {answered} of them answers; {} sessions made, {} packets handed over; {drops:?}",
+        start.elapsed(),
+        two.count(WorkerColumn::NatMade),
+        two.count(WorkerColumn::HandedOver),
+    );
     two.end();
 }

@@ -15,6 +15,7 @@ use crate::{
     stage::{NatTables, SessionLog},
     stats::{PoolColumn, counters::group},
     table::{
+        gateway_nat::GatewayNat,
         hash::Seed,
         session::{Claims, Kind, Records, Sources, View, tick},
         tables::Tables,
@@ -64,10 +65,8 @@ impl NatSetup {
     /// # Errors
     /// The system has not as much memory.
     pub fn make(&mut self, tables: &Tables) -> io::Result<Vec<Option<Box<NatTables>>>> {
-        let needs = |nat: &crate::table::gateway_nat::GatewayNat| {
-            nat.sessions.is_some() || nat.needs_ports || nat.needs_ports_v6
-        };
-        let needed = tables.gateways.iter().any(|gateway| gateway.nat.as_ref().is_some_and(needs));
+        let mut rules = tables.gateways.iter().filter_map(|gateway| gateway.nat.as_ref());
+        let needed = rules.any(GatewayNat::needs_tables);
         if !needed || !self.records.is_empty() {
             return Ok((0..self.workers).map(|_| None).collect());
         }

@@ -26,7 +26,7 @@ use crate::{
             Addresses, Flow, GatewayNat, NatAddress, Outside, SessionRules, has_sessions, service,
         },
         hash::HashKey,
-        session::{Datagram, Key, NOWHERE},
+        session::{Datagram, Key, NOWHERE, Translation},
     },
     wire::{checksum::Delta, icmpv4, ip::protocol, ipv6::Ipv6},
 };
@@ -257,16 +257,21 @@ fn apply(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta, new: &Addresses<u3
 #[inline(always)]
 fn plain(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
     let from_local = meta.flags.has(Flags::FROM_LOCAL);
-    let (mut source, mut destination, mut delta) = (meta.src, meta.dst, Delta::NONE);
     let rules = &nat.v4;
+    if rules.peer.is_empty() {
+        return if from_local {
+            one_end::<true>(nat, bytes, meta)
+        } else {
+            one_end::<false>(nat, bytes, meta)
+        };
+    }
+    let (mut source, mut destination, mut delta) = (meta.src, meta.dst, Delta::NONE);
     let mut mapped = false;
     if from_local {
         if destination.is_vpc(nat) {
             return Next::Go;
         }
-        if !rules.peer.is_empty()
-            && let Some(real) = rules.peer.translate_destination(destination)
-        {
+        if let Some(real) = rules.peer.translate_destination(destination) {
             note_route(nat, meta, destination, real.address);
             (destination, delta) = (real.address, Delta::from_bits(real.checksum_delta));
             mapped = true;
@@ -282,20 +287,46 @@ fn plain(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
         if let Some(host) = host {
             (destination, delta) = (host.address, Delta::from_bits(host.checksum_delta));
         }
-        if inwards
-            && !rules.peer.is_empty()
-            && let Some(seen) = rules.peer.translate_source(source)
-        {
+        if inwards && let Some(seen) = rules.peer.translate_source(source) {
             (source, delta) = (seen.address, delta.combine(Delta::from_bits(seen.checksum_delta)));
         } else if host.is_none() {
             return Next::Go;
         }
     }
     let hairpin = from_local && !mapped && source != meta.src && nat.is_outside(destination);
-    match rewrite::ends(bytes, meta, source, destination, delta) {
+    match rewrite::any_ends(bytes, meta, source, destination, delta) {
         None => Next::Drop(DropReason::NatUntranslatable),
         Some(()) if hairpin => Next::Again,
         Some(()) => Next::Go,
+    }
+}
+
+/// The same where there are rules for the VPC's hosts alone: a packet from there (`SOURCE`) or from a peer.
+#[inline(always)]
+fn one_end<const SOURCE: bool>(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+    let rules = &nat.v4.local;
+    if SOURCE && meta.dst.is_vpc(nat) {
+        return Next::Go;
+    }
+    let new = if SOURCE { rules.translate_source(meta.src) } else { rules.translate_destination(meta.dst) };
+    let Some(new) = new else { return Next::Go };
+    let delta = Delta::from_bits(new.checksum_delta);
+    let change =
+        Translation { address: new.address, port: None, address_delta: delta, port_delta: Delta::NONE };
+    let hairpin = SOURCE && nat.is_outside(meta.dst);
+    let short = meta.flags.has(Flags::HAS_PORTS)
+        && !meta.flags.any(Flags::OPTIONS | Flags::FRAGMENT)
+        && matches!(meta.proto, protocol::TCP | protocol::UDP);
+    let done = if short {
+        rewrite::end::<SOURCE>(bytes, meta, change).is_some()
+    } else {
+        let (source, destination) = if SOURCE { (new.address, meta.dst) } else { (meta.src, new.address) };
+        rewrite::any_ends(bytes, meta, source, destination, delta).is_some()
+    };
+    match done {
+        false => Next::Drop(DropReason::NatUntranslatable),
+        true if hairpin => Next::Again,
+        true => Next::Go,
     }
 }
 

@@ -471,6 +471,12 @@ impl<A: Address> Addresses<A> {
 }
 
 impl GatewayNat {
+    /// Whether its traffic needs sessions, or the ports of fragments.
+    #[must_use]
+    pub fn needs_tables(&self) -> bool {
+        self.sessions.is_some() || self.needs_ports || self.needs_ports_v6
+    }
+
     /// Whether an address stands for a host of the VPC: a packet to it from another such host comes back (RFC 4787
     /// REQ-9).
     #[inline]

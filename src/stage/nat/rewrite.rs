@@ -34,32 +34,14 @@ pub fn addresses_v4(
 }
 
 /// Sets both addresses of an IPv4 packet, and all checksums that `delta` changes.
-#[inline(always)]
-pub fn ends(bytes: &mut [u8], meta: &mut Meta, source: u32, destination: u32, delta: Delta) -> Option<()> {
-    let short = meta.flags.has(Flags::HAS_PORTS) && !meta.flags.any(Flags::OPTIONS | Flags::FRAGMENT);
-    if !short || !matches!(meta.proto, protocol::TCP | protocol::UDP) {
-        return any_ends(bytes, meta, source, destination, delta);
-    }
-    let (mut header, l4) = Ipv4::split_mut(bytes.get_mut(usize::from(meta.l3)..)?)?;
-    if meta.proto == protocol::TCP {
-        let (mut tcp, _) = Tcp::split_mut(l4)?;
-        let checksum = delta.apply(tcp.checksum());
-        tcp.set_checksum(checksum);
-    } else {
-        let (mut udp, _) = Udp::split_mut(l4)?;
-        let checksum = delta.apply_udp(udp.checksum());
-        udp.set_checksum(checksum);
-    }
-    let checksum = delta.apply(header.checksum());
-    header.set_checksum(checksum);
-    header.set_source(source.into());
-    header.set_destination(destination.into());
-    (meta.src, meta.dst) = (source, destination);
-    Some(())
-}
-
 #[inline(never)]
-fn any_ends(bytes: &mut [u8], meta: &mut Meta, source: u32, destination: u32, delta: Delta) -> Option<()> {
+pub fn any_ends(
+    bytes: &mut [u8],
+    meta: &mut Meta,
+    source: u32,
+    destination: u32,
+    delta: Delta,
+) -> Option<()> {
     addresses_v4(bytes, meta, source, destination, delta)?;
     after_addresses(bytes, meta, delta)
 }
@@ -72,20 +54,20 @@ pub fn end<const SOURCE: bool>(bytes: &mut [u8], meta: &mut Meta, new: Translati
     let both = new.address_delta.combine(new.port_delta);
     let flags = if meta.proto == protocol::TCP {
         let (mut tcp, _) = Tcp::split_mut(l4)?;
-        if SOURCE {
-            tcp.set_source_port(new.port)
-        } else {
-            tcp.set_destination_port(new.port)
+        match new.port {
+            Some(port) if SOURCE => tcp.set_source_port(port),
+            Some(port) => tcp.set_destination_port(port),
+            None => {}
         }
         let checksum = both.apply(tcp.checksum());
         tcp.set_checksum(checksum);
         Some(tcp.flags().0)
     } else {
         let (mut udp, _) = Udp::split_mut(l4)?;
-        if SOURCE {
-            udp.set_source_port(new.port)
-        } else {
-            udp.set_destination_port(new.port)
+        match new.port {
+            Some(port) if SOURCE => udp.set_source_port(port),
+            Some(port) => udp.set_destination_port(port),
+            None => {}
         }
         let checksum = both.apply_udp(udp.checksum());
         udp.set_checksum(checksum);
@@ -95,10 +77,10 @@ pub fn end<const SOURCE: bool>(bytes: &mut [u8], meta: &mut Meta, new: Translati
     header.set_checksum(checksum);
     if SOURCE {
         header.set_source(new.address.into());
-        (meta.src, meta.sport) = (new.address, new.port);
+        (meta.src, meta.sport) = (new.address, new.port.unwrap_or(meta.sport));
     } else {
         header.set_destination(new.address.into());
-        (meta.dst, meta.dport) = (new.address, new.port);
+        (meta.dst, meta.dport) = (new.address, new.port.unwrap_or(meta.dport));
     }
     Some(flags)
 }

@@ -238,8 +238,8 @@ pub struct Current {
 pub struct Translation {
     /// The new address.
     pub address: u32,
-    /// The new port.
-    pub port: u16,
+    /// The new port, if it is to be another.
+    pub port: Option<u16>,
     /// What the change of address does to a checksum.
     pub address_delta: Delta,
     /// What the change of port does.
@@ -331,7 +331,7 @@ impl Record {
         let (address, port) = (Delta::from_bits(address), Delta::from_bits(port));
         Some(Translation {
             address: other.address(),
-            port: other.port(),
+            port: Some(other.port()),
             address_delta: if inside { address } else { address.inverse() },
             port_delta: if inside { port } else { port.inverse() },
         })
