@@ -27,8 +27,6 @@ use crate::{
 const SCAN: usize = 1 << 15;
 /// Room that each of several workers has beyond its part of the sessions, since the gateways' parts are rounded up.
 const SLACK: usize = 1024;
-/// Words for flows that began with a fragment. Memory is taken as they come.
-const CLAIMS: usize = 1 << 16;
 /// Beginnings and ends of sessions on their way to the log, for each worker.
 const NOTES: usize = 1 << 16;
 /// Where a worker's number stands in the place of a session in the list of all.
@@ -71,13 +69,15 @@ impl NatSetup {
             return Ok((0..self.workers).map(|_| None).collect());
         }
         let sources = Arc::new(Sources::new(self.sessions, self.seed)?);
-        let claims = Arc::new(Claims::new(CLAIMS)?);
+        // One worker has all.
+        let claims = Arc::new(Claims::new(if self.workers > 1 { self.sessions } else { 1 })?);
         let slack = if self.workers > 1 { SLACK } else { 0 };
         let each = self.sessions.div_ceil(self.workers.max(1)) + slack;
         let mut made = Vec::new();
-        for _ in 0..self.workers {
+        for own in 0..self.workers {
             let log = self.log.then(|| Arc::new(SessionLog::new(NOTES)));
             made.push(Box::new(NatTables::new(
+                own as u32,
                 each,
                 self.seed,
                 Arc::clone(&sources),

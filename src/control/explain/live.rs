@@ -60,7 +60,7 @@ pub(super) fn run(gateway: &Gateway, packet: &Packet, place: usize) -> Result<Ru
     if rules.any(GatewayNat::needs_tables) {
         let sources = Arc::new(Sources::new(SESSIONS, SEED).map_err(failed)?);
         let claims = Arc::new(Claims::new(1).map_err(failed)?);
-        let mut nat = Box::new(NatTables::new(SESSIONS, SEED, sources, claims, None).map_err(failed)?);
+        let mut nat = Box::new(NatTables::new(0, SESSIONS, SEED, sources, claims, None).map_err(failed)?);
         if let Some(view) = session {
             let _ = nat.sessions.insert(&again(&view, &tables), view.seen);
         }

@@ -3,19 +3,19 @@
 use arrayvec::ArrayVec;
 
 use super::{
-    NatState, fragments, hand, note_route,
+    NatState, hand, note_route,
     rewrite::{self, Port},
     state::NatTables,
     turn,
 };
 use crate::{
-    packet::{BURST, Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
     stage::{Cx, EventQueue},
     stats::{PoolColumn, WorkerCounters},
     table::{
         gateway_nat::{Addresses, Flow, GatewayNat, Pool, SessionRules, service},
         hash::HashKey,
-        session::{Counted, Key, Kind, NOWHERE, NewSession, PortRange, Tcp, tick},
+        session::{Claimed, Counted, Key, Kind, NOWHERE, NewSession, PortRange, Tcp, tick},
     },
     wire::{checksum::Delta, icmpv4, ip::protocol},
 };
@@ -66,6 +66,9 @@ pub fn resolve(cx: &mut Cx<'_>, burst: &mut Burst, lookups: &mut ArrayVec<Lookup
                 let nat = cx.tables.gateway(lookup.key.gateway()).and_then(|g| g.nat.as_ref());
                 if let Some(rules) = nat.and_then(|nat| nat.sessions.as_deref()) {
                     prefetch_first(tables, rules, lookup, own, workers);
+                    if workers > 1 {
+                        tables.claims.prefetch(lookup.hash);
+                    }
                     tables.sessions.prefetch_free(begins);
                     begins += 1;
                 }
@@ -82,11 +85,7 @@ pub fn resolve(cx: &mut Cx<'_>, burst: &mut Burst, lookups: &mut ArrayVec<Lookup
             continue;
         };
         let segment = Segment::of(bytes, meta);
-        let found = find(cx, nat, rules, lookup);
-        if found.is_some() && meta.nat.has(NatMarks::PORTS_KNOWN) {
-            unclaim(cx.nat, lookup);
-        }
-        let found = found.map_or_else(
+        let found = find(cx, nat, rules, lookup).map_or_else(
             || begin(cx.nat, (cx.counters, cx.events), (nat, rules), meta, segment, lookup, cx.now),
             Ok,
         );
@@ -115,17 +114,6 @@ fn find(cx: &mut Cx<'_>, nat: &GatewayNat, rules: &SessionRules, lookup: &Lookup
         }
     }
     find_any(cx, nat, rules, lookup)
-}
-
-/// Takes back what a fragment claimed for a session that is here already.
-#[cold]
-fn unclaim(state: &NatState, lookup: &Lookup) {
-    if let Some(tables) = &state.tables
-        && lookup.side == Side::Inside
-        && state.links.workers() > 1
-    {
-        tables.claims.give_up(lookup.hash, false);
-    }
 }
 
 #[cold]
@@ -170,18 +158,11 @@ fn begin(
     let nothing = Err(Refusal::Drop(DropReason::NatNoSession));
     let (own, workers) = (state.links.own() as u32, state.links.workers() as u32);
     let inside = lookup.side == Side::Inside;
-    // A fragment does not come to the worker that the other packets of its flow come to: one of the others may have
-    // the session. All are asked in turn, the last one begins it.
     let Some(tables) = state.tables.as_mut() else { return nothing };
+    // Another worker may have the session: this packet has come another way than the flow's first one.
     let several = inside && workers > 1;
-    if several && meta.nat.has(NatMarks::PORTS_KNOWN) && !fragments::is_asked(meta, workers) {
-        if meta.hops == fragments::HOPS && !meta.flags.has(Flags::LATER_FRAGMENT) {
-            tables.claims.claim(lookup.hash, (own + workers - 1) % workers, now);
-        }
-        return Err(Refusal::Ask((own + 1) % workers));
-    }
     if several
-        && let Some(owner) = tables.claims.owner(lookup.hash, now)
+        && let Some(owner) = tables.claims.owner(lookup.hash)
         && owner != own
         && owner < workers
     {
@@ -252,6 +233,14 @@ fn begin(
             (inside, key)
         }
     };
+    let claimed = match several.then(|| tables.claims.claim(lookup.hash, own)) {
+        Some(Claimed::By(owner)) => {
+            uncount(tables);
+            return Err(Refusal::Ask(owner));
+        }
+        Some(Claimed::Own) => true,
+        Some(Claimed::NoRoom) | None => false,
+    };
     let tcp = segment.flags.map_or(Tcp::default(), |flags| Tcp::default().after(flags, inside));
     let new = NewSession {
         inside: inside_key,
@@ -260,7 +249,7 @@ fn begin(
         rule,
         generation: nat.generation,
         counted,
-        claimed: several && tables.claims.hold(lookup.hash, own, now),
+        claimed,
         tcp,
         address_delta: Delta::between_u32(inside_key.address(), outside_key.address()).to_bits(),
         port_delta: Delta::between_u16(inside_key.port(), outside_key.port()).to_bits(),
@@ -273,7 +262,7 @@ fn begin(
         Err(_) => {
             uncount(tables);
             if new.claimed {
-                tables.claims.give_up(lookup.hash, true);
+                tables.claims.give_up(lookup.hash, own);
             }
             refuse(tables, host.0, DropReason::NatTableFull)
         }

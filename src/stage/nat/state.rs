@@ -91,10 +91,12 @@ pub struct NatTables {
     pub fragments: Fragments,
     /// Sessions by host, of all workers.
     pub sources: Arc<Sources>,
-    /// Flows that began with a fragment, of all workers.
+    /// Which worker has which flow, of all workers.
     pub claims: Arc<Claims>,
     /// The same for all workers: what decides whose a packet is.
     pub seed: Seed,
+    /// The worker's number.
+    own: u32,
     /// Sessions by gateway.
     by_gateway: Vec<u32>,
     /// Of each pool, by row: how many of 64,000 ports that were tried were taken.
@@ -114,11 +116,12 @@ pub struct NatTables {
 }
 
 impl NatTables {
-    /// Tables for `sessions` sessions. `seed`, `sources` and `claims` are the same for all workers.
+    /// Tables of worker number `own` for `sessions` sessions. `seed`, `sources` and `claims` are the same for all workers.
     ///
     /// # Errors
     /// The system has not as much memory.
     pub fn new(
+        own: u32,
         sessions: usize,
         seed: Seed,
         sources: Arc<Sources>,
@@ -131,6 +134,7 @@ impl NatTables {
             sources,
             claims,
             seed,
+            own,
             by_gateway: vec![0; NUMBERED],
             occupied: vec![0; NUMBERED],
             counting: vec![0; NUMBERED],
@@ -178,7 +182,7 @@ impl NatTables {
             self.sources.release(inside.gateway(), inside.address());
         }
         if record.is_claimed() {
-            self.claims.give_up(self.sessions.hash(inside), true);
+            self.claims.give_up(self.sessions.hash(inside), self.own);
         }
         if let Some(count) = self.by_gateway.get_mut(usize::from(inside.gateway())) {
             *count = count.saturating_sub(1);

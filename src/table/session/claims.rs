@@ -1,14 +1,14 @@
-//! Flows that began with a fragment, and the worker that has their session.
+//! Which worker has the session of a flow from inside, where there are several.
 //!
-//! The NIC brings the whole packets of a flow to one worker and its fragments, whose ports it cannot read, to another.
-//! Were each to begin a session, the flow would have two outside ports. So a first fragment that no session is known
-//! of claims its flow here, for one worker, before the others are asked for the session; and who would begin a session
-//! for a whole packet looks here first. It finds the claim, unless its own session was there before the question,
-//! which then finds that: the question comes through a ring, so whoever has heard it sees the claim too.
+//! The NIC brings the whole packets of a flow to one worker, but its fragments, whose ports it cannot read, to another;
+//! and a flow may move, when queues are rearranged or a sender hashes anew after a loss. Were each worker to begin a
+//! session, the flow would have two outside ports. So who begins one claims the flow here first, and who finds it
+//! claimed hands the packet over instead. A claim lasts as long as its session.
 //!
-//! One table for all workers. A flow has one word, which its hash names and which changes by compare-and-swap, so that
-//! all hear of one owner; where another flow has that word, this one goes without. A claim that no session follows
-//! lasts a moment.
+//! One table for all workers. Eight words that a hash may be in make a line; all change by compare-and-swap, so nothing
+//! is locked. Who has written a word looks at the line again, and gives way where another has the same flow: of two who
+//! claim it at the same moment at most one believes that it has it. If both gave way, the packet comes back and tries
+//! again. Where a line is full a session begins without a claim: at a full table one in ten thousand.
 
 use std::{
     io,
@@ -16,151 +16,165 @@ use std::{
 };
 
 use super::memory::{Pages, Zeroed};
+use crate::table::prefetch::prefetch_read;
 
-/// One claim: 39 bits of the flow's hash, whether there is a session, the worker (8 bits), and when it was made, in
-/// seconds (16 bits). Zero is none.
+/// A cache line of claims. Of each word: 56 bits of the flow's hash, and the worker. Zero is none.
 #[derive(Debug)]
-#[repr(transparent)]
-struct Word(AtomicU64);
+#[repr(C, align(64))]
+struct Line([AtomicU64; 8]);
 
-// SAFETY: an atomic number, which zero is a value of.
+// SAFETY: atomic numbers, which zero is a value of.
 #[allow(unsafe_code)]
-unsafe impl Zeroed for Word {}
+unsafe impl Zeroed for Line {}
 
-const TAG: u64 = u64::MAX << 25;
-const HELD: u64 = 1 << 24;
-const WORKER_SHIFT: u32 = 16;
-const WORKER: u64 = 0xff << WORKER_SHIFT;
-/// How long a claim lasts that no session follows, in seconds of 2^30 ns.
-const PATIENCE: u16 = 4;
+const WORKER: u64 = 0xff;
+/// The bits of a hash that its claim is known by; the place of the line comes from those from `PLACE_SHIFT` on.
+const TAG: u64 = !WORKER;
+const PLACE_SHIFT: u32 = 20;
 
-/// Flows whose session is another worker's than their packets come to.
+/// Flows from inside, by hash.
 #[derive(Debug)]
 pub struct Claims {
-    words: Pages<Word>,
+    lines: Pages<Line>,
 }
 
-#[inline]
-const fn second(now: u64) -> u64 {
-    now >> 30 & 0xffff
+/// What came of claiming a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claimed {
+    /// It is this worker's now.
+    Own,
+    /// It is this one's.
+    By(u32),
+    /// It cannot be claimed: more flows meet in one line than it has words.
+    NoRoom,
 }
 
 /// What a hash is known by. Never zero.
 #[inline]
 const fn tag_of(hash: u64) -> u64 {
-    if hash & TAG == 0 { HELD << 1 } else { hash & TAG }
-}
-
-/// Whether a word says nothing any more at `now`.
-const fn is_over(word: u64, now: u64) -> bool {
-    word == 0 || word & HELD == 0 && (second(now) as u16).wrapping_sub(word as u16) > PATIENCE
+    if hash & TAG == 0 { WORKER + 1 } else { hash & TAG }
 }
 
 impl Claims {
-    /// Words for `flows`, most of which should stay free.
+    /// Room for `sessions` sessions.
     ///
     /// # Errors
     /// The system has not as much memory.
-    pub fn new(flows: usize) -> io::Result<Self> {
-        Ok(Self { words: Pages::new(flows.next_power_of_two())? })
+    pub fn new(sessions: usize) -> io::Result<Self> {
+        // Four words a session: then one line in 10,000 is asked for more than it has.
+        Ok(Self { lines: Pages::new((4 * sessions).div_ceil(8).next_power_of_two())? })
     }
 
-    fn word(&self, hash: u64) -> Option<&AtomicU64> {
-        self.words.get(hash as usize & (self.words.len() - 1)).map(|Word(word)| word)
+    #[inline]
+    fn words(&self, hash: u64) -> &[AtomicU64] {
+        let place = (hash >> PLACE_SHIFT) as usize & (self.lines.len() - 1);
+        self.lines.get(place).map_or(&[], |Line(words)| words)
     }
 
-    /// Changes the flow's word to what `to` says, if anything. Whether it did.
-    fn change(&self, hash: u64, to: impl FnMut(u64) -> Option<u64>) -> bool {
-        self.word(hash)
-            .is_some_and(|word| word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, to).is_ok())
+    /// Starts loading what [`Claims::claim`] looks at.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch_read(self.words(hash));
     }
 
-    /// Claims the flow of a hash for `worker`, or makes the claim there is last on. `false`: another flow has its word.
-    pub fn claim(&self, hash: u64, worker: u32, now: u64) -> bool {
-        let fresh = tag_of(hash) | u64::from(worker) << WORKER_SHIFT & WORKER | second(now);
-        self.change(hash, |word| {
-            if is_over(word, now) {
-                Some(fresh)
-            } else {
-                (word & TAG == tag_of(hash)).then_some(word & !0xffff | second(now))
+    /// The word of a flow other than `own`, and what it holds.
+    fn find(&self, hash: u64, own: Option<usize>) -> Option<u64> {
+        let words = self.words(hash).iter().enumerate().filter(|(place, _)| Some(*place) != own);
+        words.map(|(_, word)| word.load(Ordering::SeqCst)).find(|word| word & TAG == tag_of(hash))
+    }
+
+    /// Claims the flow of a hash for `worker` (below 256), unless it is claimed.
+    pub fn claim(&self, hash: u64, worker: u32) -> Claimed {
+        let by = |word: u64| {
+            let other = (word & WORKER) as u32;
+            if other == worker { Claimed::Own } else { Claimed::By(other) }
+        };
+        if let Some(word) = self.find(hash, None) {
+            return by(word);
+        }
+        let new = tag_of(hash) | u64::from(worker) & WORKER;
+        let swap =
+            |word: &AtomicU64| word.compare_exchange(0, new, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        let Some(place) = self.words(hash).iter().position(swap) else { return Claimed::NoRoom };
+        match self.find(hash, Some(place)) {
+            None => Claimed::Own,
+            Some(word) => {
+                if let Some(own) = self.words(hash).get(place) {
+                    own.store(0, Ordering::SeqCst);
+                }
+                by(word)
             }
-        })
+        }
     }
 
-    /// The worker that the flow of a hash is claimed for.
+    /// The worker that has a flow.
     #[must_use]
-    pub fn owner(&self, hash: u64, now: u64) -> Option<u32> {
-        let word = self.word(hash)?.load(Ordering::Relaxed);
-        let is = word & TAG == tag_of(hash) && !is_over(word, now);
-        is.then_some(((word & WORKER) >> WORKER_SHIFT) as u32)
+    pub fn owner(&self, hash: u64) -> Option<u32> {
+        self.find(hash, None).map(|word| (word & WORKER) as u32)
     }
 
-    /// Makes `worker`'s claim of a flow last until it is given up: its session has begun. Whether there was one.
-    #[must_use]
-    pub fn hold(&self, hash: u64, worker: u32, now: u64) -> bool {
-        let own = u64::from(worker) << WORKER_SHIFT & WORKER;
-        self.change(hash, |word| {
-            let is = word & TAG == tag_of(hash) && word & WORKER == own && !is_over(word, now);
-            is.then_some(word | HELD)
-        })
-    }
-
-    /// Gives the claim of a flow up: its session has ended (`held`), or is one that was there before the claim.
-    pub fn give_up(&self, hash: u64, held: bool) {
-        self.change(hash, |word| (word & TAG == tag_of(hash) && (word & HELD != 0) == held).then_some(0));
+    /// Gives `worker`'s claim of a flow up: its session has ended.
+    pub fn give_up(&self, hash: u64, worker: u32) {
+        let claim = tag_of(hash) | u64::from(worker) & WORKER;
+        for word in self.words(hash) {
+            // Nobody but the worker itself changes what it has claimed.
+            if word.load(Ordering::Relaxed) == claim {
+                word.store(0, Ordering::SeqCst);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Barrier};
 
     use super::*;
 
-    const SECOND: u64 = 1 << 30;
-
     #[test]
-    fn a_claim_lasts_a_moment_or_as_long_as_its_session() {
+    fn a_claim_lasts_until_it_is_given_up() {
         let claims = Claims::new(64).unwrap();
         let hash = 0xABCD_EF01_2345_6789;
-        assert_eq!(claims.owner(hash, 0), None);
-        assert!(claims.claim(hash, 3, 0) && claims.claim(hash, 4, SECOND));
-        assert_eq!((claims.owner(hash, 5 * SECOND), claims.owner(hash, 6 * SECOND)), (Some(3), None));
-        assert!(!claims.hold(hash, 3, 6 * SECOND));
-        assert!(claims.claim(hash, 5, 6 * SECOND) && !claims.hold(hash, 3, 6 * SECOND));
-        assert!(claims.hold(hash, 5, 6 * SECOND));
-        claims.give_up(hash, false);
-        assert_eq!(claims.owner(hash, 6000 * SECOND), Some(5));
-        claims.give_up(hash, true);
-        assert_eq!(claims.owner(hash, 6000 * SECOND), None);
+        assert_eq!(claims.owner(hash), None);
+        assert_eq!((claims.claim(hash, 3), claims.claim(hash, 3)), (Claimed::Own, Claimed::Own));
+        assert_eq!((claims.claim(hash, 4), claims.owner(hash)), (Claimed::By(3), Some(3)));
+        claims.give_up(hash, 4);
+        assert_eq!(claims.owner(hash), Some(3));
+        claims.give_up(hash, 3);
+        assert_eq!((claims.owner(hash), claims.claim(hash, 4)), (None, Claimed::Own));
         // A hash whose tag is nothing.
-        assert!(claims.claim(7, 1, 0));
-        assert_eq!(claims.owner(7, 0), Some(1));
+        assert_eq!((claims.claim(7, 1), claims.owner(7)), (Claimed::Own, Some(1)));
     }
 
     #[test]
-    fn another_flow_s_word_is_left_to_it() {
-        let claims = Claims::new(8).unwrap();
-        assert!(claims.claim(1 << 40 | 3, 1, 0) && !claims.claim(2 << 40 | 3, 2, 0));
-        assert_eq!((claims.owner(1 << 40 | 3, 0), claims.owner(2 << 40 | 3, 0)), (Some(1), None));
-        assert!(claims.claim(2 << 40 | 3, 2, 5 * SECOND));
-        assert_eq!(claims.owner(1 << 40 | 3, 5 * SECOND), None);
+    fn a_full_line_takes_no_more() {
+        let claims = Claims::new(1).unwrap();
+        assert!((1..=8_u64).all(|n| claims.claim(n << 40, 1) == Claimed::Own));
+        assert_eq!(claims.claim(9 << 40, 1), Claimed::NoRoom);
+        claims.give_up(3 << 40, 1);
+        assert_eq!(claims.claim(9 << 40, 2), Claimed::Own);
     }
 
+    /// Whatever the moment, of those who claim one flow no two believe that they have it; and each who does not knows
+    /// another.
     #[test]
-    fn of_many_who_claim_one_flow_all_hear_of_one_owner() {
-        for round in 0..500_u64 {
-            let claims = Arc::new(Claims::new(8).unwrap());
+    fn a_flow_never_has_two_owners() {
+        let claims = Arc::new(Claims::new(1).unwrap());
+        for round in 1..400_u64 {
+            let barrier = Arc::new(Barrier::new(3));
             let ask = |worker: u32| {
-                let claims = Arc::clone(&claims);
+                let (claims, barrier) = (Arc::clone(&claims), Arc::clone(&barrier));
                 std::thread::spawn(move || {
-                    assert!(claims.claim(round << 30, worker, 0));
-                    claims.owner(round << 30, 0).unwrap()
+                    barrier.wait();
+                    claims.claim(round << 30, worker)
                 })
             };
-            let threads: Vec<_> = (1..4).map(ask).collect();
-            let owners: Vec<u32> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-            assert!(owners.iter().all(|owner| *owner == owners[0] && *owner > 0), "{owners:?}");
+            let threads: Vec<_> = (0..3).map(ask).collect();
+            let told: Vec<Claimed> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            let owners: Vec<u32> = (0..3).filter(|worker| told[*worker as usize] == Claimed::Own).collect();
+            assert!(owners.len() <= 1, "{told:?}");
+            assert_eq!(claims.owner(round << 30), owners.first().copied());
+            owners.iter().for_each(|owner| claims.give_up(round << 30, *owner));
         }
     }
 }

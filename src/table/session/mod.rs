@@ -15,7 +15,7 @@ mod record;
 mod sources;
 mod table;
 
-pub use claims::Claims;
+pub use claims::{Claimed, Claims};
 pub use fragments::{Datagram, FragmentPorts, Fragments, Onward};
 pub use index::{Index, NOWHERE};
 pub use memory::Pages;
