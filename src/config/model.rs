@@ -21,6 +21,7 @@ use super::span::{At, Span};
 use super::suggest::{self, shorten};
 use super::tunnel_values::{Mss, PacketsPerSecond};
 use super::types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
+use super::written::{Writer, Written};
 
 /// A checked configuration. Sections stand in the order of the file, and identifiers are their indices.
 #[derive(Debug, Clone)]
@@ -53,6 +54,12 @@ macro_rules! choices {
             /// As the file writes it.
             pub fn as_str(self) -> &'static str {
                 match self { $( $name::$variant => $word, )* }
+            }
+        }
+
+        impl Written for $name {
+            fn write(&self, to: &mut Writer<'_>) {
+                to.text(&self.as_str());
             }
         }
 
@@ -93,6 +100,15 @@ macro_rules! references {
         $(#[doc = $doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(pub usize);
+
+        impl Written for $name {
+            fn write(&self, to: &mut Writer<'_>) {
+                // An identifier of another configuration has no name here.
+                if let Some(named) = to.config.$names.get(self.0) {
+                    to.text(&named.name);
+                }
+            }
+        }
 
         impl Value for $name {
             fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {

@@ -215,6 +215,7 @@ mod tests {
             base_dir: std::path::Path::new("."),
             environment: &environment,
             file_mode: None,
+            box_name: None,
             names,
             incomplete: false,
             problems: Vec::new(),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
+    apply::{ApplyFile, Configuration, Rollback},
     gateway::Gateway,
     neighbours::address_of,
     rekey::{Action, Change},
@@ -38,6 +39,12 @@ pub enum Request {
     EndSession(EndSession),
     /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
     Explain(Explain),
+    /// `{"apply": "/etc/causeway/gateway.toml", …}`.
+    Apply(ApplyFile),
+    /// `{"rollback": 12, …}`.
+    Rollback(Rollback),
+    /// `{"config": "given"}`.
+    Configuration(Configuration),
 }
 
 /// A question about a packet.
@@ -121,6 +128,10 @@ pub enum Word {
     Version,
     /// To read the configuration file again.
     Reload,
+    /// That what was applied last is to stay.
+    Confirm,
+    /// [`History`](super::apply::History).
+    History,
 }
 
 /// A request for a page of a list.
@@ -355,7 +366,7 @@ pub fn refusal(error: &dyn std::fmt::Display) -> Value {
     json!({ "error": error.to_string() })
 }
 
-/// The answer to a request for a list, or to a word other than `reload`, which is for whoever has the file.
+/// The answer to a request for a list, or to a word that does not concern the file.
 #[must_use]
 pub fn answer(gateway: &Gateway, request: &Request) -> Value {
     match request {
@@ -365,7 +376,10 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
             "name": gateway.config().system.name.value.as_str(),
             "pid": std::process::id(),
         }}),
-        Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
+        Request::Word(Word::Reload | Word::Confirm | Word::History)
+        | Request::Apply(_)
+        | Request::Rollback(_)
+        | Request::Configuration(_) => refusal(&"this gateway runs without a file"),
         Request::Show(show) => list(gateway, show),
         Request::Explain(question) => match super::explain::ask(gateway, &question.explain) {
             Ok(told) => json!({ "ok": told }),

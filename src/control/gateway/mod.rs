@@ -42,7 +42,7 @@ use crate::{
 };
 
 pub use super::run_dir::{segment_path, socket_path};
-pub use reload::ReloadError;
+pub use reload::{Basis, ReloadError};
 pub use start::{StartError, StartOptions};
 
 /// What a gateway leaves when it has ended.
@@ -117,7 +117,7 @@ pub const TICK: Duration = Duration::from_millis(1);
 
 /// A running gateway. Whoever has it calls [`Gateway::tick`] every [`TICK`].
 pub struct Gateway {
-    config: Config,
+    config: Arc<Config>,
     clock: Clock,
     kept: Kept,
     built: Built,
@@ -328,7 +328,7 @@ impl Gateway {
 
     /// The configuration in force.
     #[must_use]
-    pub const fn config(&self) -> &Config {
+    pub fn config(&self) -> &Config {
         &self.config
     }
 
