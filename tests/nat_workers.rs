@@ -125,6 +125,18 @@ impl Two {
         two
     }
 
+    /// Lets the routers be heard of again, as they would answer when they are asked.
+    fn announce(&mut self) {
+        for (port, router, own) in
+            [(VPC, "10.2.0.254", "10.2.0.1"), (VPC, "10.2.0.10", "10.2.0.1"), (WAN, "192.0.2.2", "192.0.2.1")]
+        {
+            let asked = arp(1, (ROUTER[port], router), ([0; 6], own));
+            let bytes = frame::frame(BROADCAST, ROUTER[port], &[(CUSTOMER, VLAN[port])], ARP, &asked);
+            // Where the wire is full, the next time.
+            self.ends[port][0].send(&bytes);
+        }
+    }
+
     fn gateway(&mut self) -> &mut Gateway {
         self.gateway.as_mut().unwrap()
     }
@@ -446,6 +458,9 @@ fn a_full_table_with_churn_loses_nothing_but_what_it_says() {
             sent += 1;
         }
         two.rest(Duration::from_millis(if round % 20 == 19 { 2500 } else { 5 }));
+        if round % 20 == 19 {
+            two.announce();
+        }
         // Whose it is, and when the packet set out that says so.
         let of = |packet: &Ip| {
             let flow = u32::from_be_bytes(packet.payload[8..12].try_into().unwrap());
