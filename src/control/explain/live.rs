@@ -14,7 +14,8 @@ use crate::{
     stage::{Event, EventQueue, NatTables},
     stats::{Segment, WorkerCounters},
     table::{
-        session::{Kind, NewSession, Sources, View, tick},
+        gateway_nat::GatewayNat,
+        session::{Claims, Kind, NewSession, Sources, View, tick},
         tables::Tables,
         tunnel::SaOut,
     },
@@ -55,10 +56,11 @@ pub(super) fn run(gateway: &Gateway, packet: &Packet, place: usize) -> Result<Ru
     );
     worker.set_timing(0);
     let session = session(gateway, packet, place);
-    let needs = |nat: &crate::table::gateway_nat::GatewayNat| nat.sessions.is_some() || nat.needs_ports;
-    if tables.gateways.iter().any(|gateway| gateway.nat.as_ref().is_some_and(needs)) {
+    let mut rules = tables.gateways.iter().filter_map(|gateway| gateway.nat.as_ref());
+    if rules.any(GatewayNat::needs_tables) {
         let sources = Arc::new(Sources::new(SESSIONS, SEED).map_err(failed)?);
-        let mut nat = Box::new(NatTables::new(SESSIONS, SEED, sources, None).map_err(failed)?);
+        let claims = Arc::new(Claims::new(1).map_err(failed)?);
+        let mut nat = Box::new(NatTables::new(0, SESSIONS, SEED, sources, claims, None).map_err(failed)?);
         if let Some(view) = session {
             let _ = nat.sessions.insert(&again(&view, &tables), view.seen);
         }
@@ -188,6 +190,7 @@ fn again(view: &View, tables: &Tables) -> NewSession {
         rule: view.rule,
         generation: nat.map_or(0, |nat| nat.generation),
         counted: false,
+        claimed: false,
         tcp: view.tcp,
         address_delta: Delta::between_u32(inside.address(), outside.address()).to_bits(),
         port_delta: Delta::between_u16(inside.port(), outside.port()).to_bits(),
