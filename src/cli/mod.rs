@@ -4,14 +4,20 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub mod apply;
 pub mod bench;
 pub mod check;
+pub mod confirm;
 pub mod demo;
+pub mod diff;
 pub mod doctor;
+pub mod drain;
 pub mod explain;
+pub mod history;
 pub mod nat;
 pub mod reload;
 pub mod replay;
+pub mod rollback;
 pub mod route;
 pub mod run;
 pub mod sa;
@@ -59,6 +65,22 @@ enum Command {
     Route(route::Route),
     /// End NAT sessions of a running gateway.
     Nat(nat::Nat),
+    /// Take an interface or tunnel of a running gateway out of service: traffic goes another way.
+    Drain(drain::Drain),
+    /// Put an interface or tunnel that was drained back into service.
+    Undrain(drain::Undrain),
+    /// Let traffic come back to an interface or tunnel that works again.
+    Failback(drain::Failback),
+    /// Say what two configurations say differently, or a file and a running gateway.
+    Diff(diff::Diff),
+    /// Check a file, say what it changes, and make a running gateway take it up.
+    Apply(apply::Apply),
+    /// Keep a change that was made with --confirm.
+    Confirm(confirm::Confirm),
+    /// Make a running gateway return to a configuration that was in force before.
+    Rollback(rollback::Rollback),
+    /// List the configurations that were in force last.
+    History(history::History),
     /// Make a running gateway read its file again, and wait for what comes of it.
     Reload(reload::Reload),
     /// Change the keys of a running gateway's tunnel, and lose no packet by it.
@@ -116,6 +138,14 @@ pub fn main() -> ExitCode {
         Command::Show(args) => show::run(&args),
         Command::Route(args) => route::run(&args),
         Command::Nat(args) => nat::run(&args),
+        Command::Drain(args) => drain::drain(&args),
+        Command::Undrain(args) => drain::undrain(&args),
+        Command::Failback(args) => drain::failback(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Apply(args) => apply::run(&args),
+        Command::Confirm(args) => confirm::run(&args),
+        Command::Rollback(args) => rollback::run(&args),
+        Command::History(args) => history::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Sa(args) => sa::run(&args),
         Command::Bench(args) => bench::run(&args),
@@ -140,6 +170,11 @@ fn end_when_nobody_reads() {
     if let Err(error) = register_conditional_default(SIGPIPE, always) {
         tracing::debug!(%error, "SIGPIPE stays ignored");
     }
+}
+
+/// Prints to the standard output. Whoever reads may stop in the middle, as `head` does.
+pub(crate) fn print(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
 }
 
 /// Prints an error of a command to the standard error, as one sentence.

@@ -18,6 +18,8 @@ pub(crate) struct Context<'a> {
     pub environment: &'a dyn Environment,
     /// The permission bits of the configuration file itself, where it is a file.
     pub file_mode: Option<u32>,
+    /// What the box is called, unless the file says it. Otherwise the name of the file.
+    pub box_name: Option<&'a str>,
     /// The names each kind of section declares, in the order of the file.
     pub names: Names,
     /// The text has syntax errors: parts are lost, so nothing is called missing or undefined.
@@ -281,6 +283,8 @@ pub(crate) struct Field {
 pub(crate) enum Count {
     /// Exactly once.
     One,
+    /// Once, or not at all.
+    Maybe,
     /// At least once, as a list.
     Some,
     /// Any number, as a list.
@@ -375,6 +379,14 @@ impl<'r, 'a, 'i> Reader<'r, 'a, 'i> {
         }
     }
 
+    /// The next child that stands once or not at all.
+    pub fn maybe<S: Section>(&mut self) -> Option<S::Draft> {
+        let child = self.shape.children[self.child];
+        self.child += 1;
+        let value = self.table.get(child.key)?;
+        read_section::<S>(value.get_ref(), value.span().into(), self.cx)
+    }
+
     /// The next child that stands in a list. An element that is no table is reported and left out.
     pub fn many<S: Section>(&mut self) -> Vec<S::Draft> {
         let child = self.shape.children[self.child];
@@ -447,7 +459,7 @@ pub(crate) fn unknown_key(
 /// Declares a section: the Rust struct, its draft, how it is read, and its documentation, from one list.
 ///
 /// A field is `"key" name: Type, presence "default or words", "example";` with presence `required`,
-/// `optional`, `default` or `derived`. A child is `"key" name: one|some|many Section;`. A computed field stands
+/// `optional`, `default` or `derived`. A child is `"key" name: one|maybe|some|many Section;`. A computed field stands
 /// only in the struct: checks fill it.
 macro_rules! section {
     (
@@ -533,6 +545,29 @@ macro_rules! section {
                 })
             }
         }
+
+        impl $crate::config::written::Told for $name {
+            fn at(&self) -> Span {
+                self.at
+            }
+
+            fn shape(&self) -> SectionShape {
+                Self::SHAPE
+            }
+
+            #[allow(unused_assignments, unused_mut, unused_variables, reason = "a section may have no fields")]
+            fn fields(&self, visit: &mut dyn FnMut(usize, Span, &dyn $crate::config::written::AnyWritten)) {
+                let mut number = 0;
+                $(
+                    section!(@tell $presence self.$field, number, visit);
+                    number += 1;
+                )*
+            }
+
+            fn children(&self) -> Vec<Vec<&dyn $crate::config::written::Told>> {
+                vec![$( section!(@children $count self.$child) ),*]
+            }
+        }
     };
 
     (@final optional $ty:ty) => { Option<At<$ty>> };
@@ -548,16 +583,36 @@ macro_rules! section {
     (@presence derived $words:literal) => { Presence::Derived($words) };
 
     (@count one) => { Count::One };
+    (@count maybe) => { Count::Maybe };
     (@count some) => { Count::Some };
     (@count many) => { Count::Many };
 
     (@final_child one $ty:ident) => { $ty };
+    (@final_child maybe $ty:ident) => { Option<$ty> };
     (@final_child $count:ident $ty:ident) => { Vec<$ty> };
     (@draft_child one $ty:ident) => { Option<<$ty as Section>::Draft> };
+    (@draft_child maybe $ty:ident) => { Option<<$ty as Section>::Draft> };
     (@draft_child $count:ident $ty:ident) => { Vec<<$ty as Section>::Draft> };
     (@read_child $reader:ident one $ty:ident) => { $reader.one::<$ty>() };
+    (@read_child $reader:ident maybe $ty:ident) => { $reader.maybe::<$ty>() };
     (@read_child $reader:ident $count:ident $ty:ident) => { $reader.many::<$ty>() };
+    (@tell optional $field:expr, $number:ident, $visit:ident) => {
+        if let Some(at) = &$field {
+            $visit($number, at.span, &at.value);
+        }
+    };
+    (@tell $presence:ident $field:expr, $number:ident, $visit:ident) => {
+        $visit($number, $field.span, &$field.value)
+    };
+    (@children one $child:expr) => { vec![&$child as &dyn $crate::config::written::Told] };
+    (@children $count:ident $child:expr) => {
+        $child.iter().map(|section| section as &dyn $crate::config::written::Told).collect()
+    };
+
     (@finish_child one $ty:ident, $draft:expr) => { <$ty as Section>::finish($draft?)? };
+    (@finish_child maybe $ty:ident, $draft:expr) => {
+        match $draft { Some(draft) => Some(<$ty as Section>::finish(draft)?), None => None }
+    };
     (@finish_child $count:ident $ty:ident, $draft:expr) => {
         $draft.into_iter().map(<$ty as Section>::finish).collect::<Option<Vec<_>>>()?
     };

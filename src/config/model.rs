@@ -21,6 +21,7 @@ use super::span::{At, Span};
 use super::suggest::{self, shorten};
 use super::tunnel_values::{Mss, PacketsPerSecond};
 use super::types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
+use super::written::{Writer, Written};
 
 /// A checked configuration. Sections stand in the order of the file, and identifiers are their indices.
 #[derive(Debug, Clone)]
@@ -53,6 +54,12 @@ macro_rules! choices {
             /// As the file writes it.
             pub fn as_str(self) -> &'static str {
                 match self { $( $name::$variant => $word, )* }
+            }
+        }
+
+        impl Written for $name {
+            fn write(&self, to: &mut Writer<'_>) {
+                to.text(&self.as_str());
             }
         }
 
@@ -93,6 +100,15 @@ macro_rules! references {
         $(#[doc = $doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(pub usize);
+
+        impl Written for $name {
+            fn write(&self, to: &mut Writer<'_>) {
+                // An identifier of another configuration has no name here.
+                if let Some(named) = to.config.$names.get(self.0) {
+                    to.text(&named.name);
+                }
+            }
+        }
 
         impl Value for $name {
             fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {
@@ -237,6 +253,16 @@ choices! {
 }
 
 choices! {
+    /// What of an ICMP error about a tunnel's traffic must fit the policies (RFC 4301 6).
+    IcmpErrors {
+        /// The packet that it quotes.
+        "quoted" Quoted,
+        /// Its own addresses are enough.
+        "headers" Headers,
+    }
+}
+
+choices! {
     /// What a policy does with a packet that it matches.
     Action {
         /// Sends it through a tunnel.
@@ -245,6 +271,16 @@ choices! {
         "bypass" Bypass,
         /// Drops it.
         "discard" Discard,
+    }
+}
+
+choices! {
+    /// How traffic comes back to a way out that works again.
+    Failback {
+        /// By itself.
+        "auto" Auto,
+        /// When an operator says so: `causeway failback`.
+        "manual" Manual,
     }
 }
 
@@ -344,7 +380,7 @@ section! {
         /// Which AES-GCM code seals and opens.
         "cipher" cipher: Cipher, default "\"auto\"", "\"vaes512\"";
         /// The most NAT sessions of all gateways together: the table is made for as many, divided among the workers.
-        /// A session takes 100 to 132 bytes; without mappings of kind `port` or `pool` there is no table.
+        /// A session takes 100 to 132 bytes, with several workers 32 more; without mappings of kind `port` or `pool` there is no table.
         "nat_sessions" nat_sessions: Ranged<1024, 16_777_216>, default "262144", "4194304";
         /// The file that NAT sessions are written to, a line of JSON when one begins and when it ends.
         "nat_log" nat_log: Location, optional "no log", "\"/var/log/causeway/nat.log\"";
@@ -444,8 +480,17 @@ section! {
         "mtu" mtu: Ranged<576, 3840>, derived "the port's", "1400";
         /// A TAP device for packets to the interface's own addresses, so that ping, BGP or IKE of the host work.
         "host_tap" host_tap: DeviceName, optional "such packets are answered here or dropped", "\"cw-wan\"";
+        /// How long a way out that works again stays out of use, so that traffic does not come and go with every fault.
+        "hold_down" hold_down: Interval, default "\"10s\"", "\"60s\"";
+        /// How traffic comes back when the hold-down is over.
+        "failback" failback: Failback, default "\"auto\"", "\"manual\"";
     }
-    children {}
+    children {
+        /// Asks the other end of the line, by ICMP echo, whether it is there.
+        "probe" probe: maybe InterfaceProbe;
+        /// BFD with the other end of the line.
+        "bfd" bfd: maybe InterfaceBfd;
+    }
     computed {
         /// Its name.
         name: At<Name>;
@@ -481,6 +526,10 @@ section! {
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.
         "dscp" dscp: Dscp, default "\"copy\"", "46";
+        /// What of an ICMP error out of the tunnel must fit the policies: the packet that it quotes, or only its own
+        /// addresses. One whose own addresses fit no policy always needs a quote that does. With `"quoted"` an error that
+        /// comes in the clear and quotes what the tunnel protects is dropped, too (RFC 4301 6).
+        "icmp_errors" icmp_errors: IcmpErrors, default "\"quoted\"", "\"headers\"";
         /// The largest inner packet. The line that carries the tunnel and what is learned of its path (RFC 1191, RFC
         /// 8201) may lower it, but for IPv6 never below 1280: then the sealed packet is divided.
         "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";
@@ -493,8 +542,16 @@ section! {
         "tfc" tfc: Ranged<64, 3840>, optional "packets are not padded", "1400";
         /// How many dummy packets are sent, so that traffic does not show (RFC 4303 2.6).
         "dummy" dummy: PacketsPerSecond, optional "no dummy packets", "\"10/s\"";
+        /// How long a way out that works again stays out of use, so that traffic does not come and go with every fault.
+        "hold_down" hold_down: Interval, default "\"10s\"", "\"60s\"";
+        /// How traffic comes back when the hold-down is over.
+        "failback" failback: Failback, default "\"auto\"", "\"manual\"";
     }
     children {
+        /// Asks the other end through the tunnel, by ICMP echo, whether it is there.
+        "probe" probe: maybe TunnelProbe;
+        /// BFD with the other end through the tunnel.
+        "bfd" bfd: maybe TunnelBfd;
         /// The security association that seals. One is current.
         "out" outbound: one SecurityAssociation;
         /// The security associations that open. Several live side by side while keys change.
@@ -504,6 +561,82 @@ section! {
         /// Its name.
         name: At<Name>;
     }
+}
+
+section! {
+    /// Probes inside a tunnel, see docs/health.md. `{}` is enough where both ends are Causeway's and no NAT is between them.
+    TunnelProbe, TunnelProbeDraft, "[tunnel.NAME.probe]" {
+        /// Where probes come from: an address that nothing else has.
+        "source" source: IpAddr, derived "one of 169.254.128.0/17, by the tunnel's ends", "\"169.254.128.4\"";
+        /// Whom they go to: the other end's `source`, or any host behind the tunnel that answers pings.
+        "target" target: IpAddr, derived "the other end's `source`", "\"169.254.128.5\"";
+        /// Between two probes: 100 ms to 5 s.
+        "interval" interval: Interval, default "\"5s\"", "\"1s\"";
+        /// So many lost in a row: the tunnel is down.
+        "count" count: Ranged<3, 8>, default "3", "5";
+        /// How long an answer may take: 10 ms to 5 s.
+        "timeout" timeout: Interval, default "\"150ms\"", "\"500ms\"";
+        /// So many answered in a row: it works again.
+        "recover" recover: Ranged<1, 8>, default "3", "5";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// BFD inside a tunnel, which is one hop to it (RFC 5881): port 3784, TTL 255, no authentication.
+    TunnelBfd, TunnelBfdDraft, "[tunnel.NAME.bfd]" {
+        /// Our end: an address that nothing else has.
+        "source" source: IpAddr, derived "one of 169.254.128.0/17, by the tunnel's ends", "\"169.254.128.4\"";
+        /// The other end.
+        "target" target: IpAddr, derived "the other end's `source`", "\"169.254.128.5\"";
+        /// The least interval at which packets are sent: 50 ms to 3 s.
+        "min_tx" min_tx: Interval, default "\"1s\"", "\"300ms\"";
+        /// The least interval at which packets are taken: 50 ms to 3 s.
+        "min_rx" min_rx: Interval, default "\"1s\"", "\"300ms\"";
+        /// So many intervals without a packet: the other end calls the session down.
+        "multiplier" multiplier: Ranged<3, 8>, default "3", "5";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// Probes on a line, see docs/health.md.
+    InterfaceProbe, InterfaceProbeDraft, "[interface.NAME.probe]" {
+        /// Whom they go to: a host on the line.
+        "target" target: IpAddr, required, "\"192.0.2.1\"";
+        /// Where probes come from: an address of the interface.
+        "source" source: IpAddr, derived "the address whose prefix holds `target`", "\"192.0.2.2\"";
+        /// Between two probes: 100 ms to 5 s.
+        "interval" interval: Interval, default "\"2s\"", "\"1s\"";
+        /// So many lost in a row: the line is down.
+        "count" count: Ranged<3, 8>, default "5", "3";
+        /// How long an answer may take: 10 ms to 5 s.
+        "timeout" timeout: Interval, default "\"150ms\"", "\"500ms\"";
+        /// So many answered in a row: it works again.
+        "recover" recover: Ranged<1, 8>, default "3", "5";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// BFD on a line, over a single hop (RFC 5881). There is no authentication.
+    InterfaceBfd, InterfaceBfdDraft, "[interface.NAME.bfd]" {
+        /// The other end: a router on the line.
+        "target" target: IpAddr, required, "\"192.0.2.1\"";
+        /// Our end: an address of the interface.
+        "source" source: IpAddr, derived "the address whose prefix holds `target`", "\"192.0.2.2\"";
+        /// The least interval at which packets are sent: 50 ms to 3 s.
+        "min_tx" min_tx: Interval, default "\"1s\"", "\"300ms\"";
+        /// The least interval at which packets are taken: 50 ms to 3 s.
+        "min_rx" min_rx: Interval, default "\"1s\"", "\"300ms\"";
+        /// So many intervals without a packet: the other end calls the session down.
+        "multiplier" multiplier: Ranged<3, 8>, default "3", "5";
+    }
+    children {}
+    computed {}
 }
 
 section! {

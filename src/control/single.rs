@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::{
+    health::Health,
     nat::NatSetup,
     neighbours::Resolver,
     routes::{self, ChangeRoutes, Changed},
@@ -68,6 +69,8 @@ pub struct Single<P> {
     config: Config,
     resolver: Resolver,
     care: TunnelCare,
+    /// Whether ways out can be used.
+    pub health: Health,
     events: Arc<EventQueue>,
     mailbox: Arc<Mailbox>,
     nat: NatSetup,
@@ -113,6 +116,8 @@ impl<P: PacketIo> Single<P> {
             config.system.burst.get() as usize,
         );
         worker.set_nat(nat.make(&built.tables)?.pop().flatten());
+        let mut health = Health::new(1);
+        health.renew(config, &built, 0);
         Ok(Self {
             worker,
             kept,
@@ -121,6 +126,7 @@ impl<P: PacketIo> Single<P> {
             config: config.clone(),
             resolver: Resolver::default(),
             care: TunnelCare::default(),
+            health,
             nat,
             events,
             mailbox,
@@ -149,6 +155,8 @@ impl<P: PacketIo> Single<P> {
             tracing::warn!("a worker takes no more commands");
         }
         (self.built, self.segment) = (built, segment);
+        self.config = config.clone();
+        self.health.renew(config, &self.built, now);
         self.worker.round(now);
         self.kept.commit();
         self.kept.quiesce();
@@ -203,6 +211,8 @@ impl<P: PacketIo> Single<P> {
             let _ = mailbox.send(command);
         };
         self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
+        let mut probe = |command| mailbox.send(command).is_ok();
+        self.health.tick(&self.built, Some(&self.segment), &mut self.resolver.heard, now, &mut probe);
         self.mailbox.collect();
         moved
     }

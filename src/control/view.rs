@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
+    apply::{ApplyFile, Configuration, Rollback},
     gateway::Gateway,
+    health::{self, view::HealthChange},
     neighbours::address_of,
     rekey::{Action, Change},
     routes::{ChangeRoutes, ListRoutes},
@@ -41,6 +43,24 @@ pub enum Request {
     Routes(ChangeRoutes),
     /// `{"list_routes": "vpc", …}`.
     ListRoutes(ListRoutes),
+    /// `{"health": "drain", "kind": "tunnel", "name": "dc"}`.
+    Health(HealthChange),
+    /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
+    Explain(Explain),
+    /// `{"apply": "/etc/causeway/gateway.toml", …}`.
+    Apply(ApplyFile),
+    /// `{"rollback": 12, …}`.
+    Rollback(Rollback),
+    /// `{"config": "given"}`.
+    Configuration(Configuration),
+}
+
+/// A question about a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// The packet, in words.
+    pub explain: String,
 }
 
 /// A request to change the security associations of a tunnel.
@@ -98,6 +118,15 @@ pub fn change_associations(gateway: &mut Gateway, request: &Sa) -> Value {
     }
 }
 
+/// Does what an operator wants with an interface or tunnel.
+#[must_use]
+pub fn change_health(gateway: &mut Gateway, request: &HealthChange) -> Value {
+    match gateway.change_health(request) {
+        Ok(done) => json!({ "ok": done }),
+        Err(error) => refusal(&error),
+    }
+}
+
 /// Ends a NAT session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,6 +145,10 @@ pub enum Word {
     Version,
     /// To read the configuration file again.
     Reload,
+    /// That what was applied last is to stay.
+    Confirm,
+    /// [`History`](super::apply::History).
+    History,
 }
 
 /// A request for a page of a list.
@@ -168,6 +201,8 @@ pub enum Topic {
     /// [`RuleRow`](super::nat::RuleRow)s.
     #[serde(rename = "nat-rules")]
     NatRules,
+    /// [`HealthRow`](super::health::view::HealthRow)s.
+    Health,
 }
 
 /// A page of a list.
@@ -329,7 +364,7 @@ pub fn refusal(error: &dyn std::fmt::Display) -> Value {
     json!({ "error": error.to_string() })
 }
 
-/// The answer to a request for a list, or to a word other than `reload`, which is for whoever has the file.
+/// The answer to a request for a list, or to a word that does not concern the file.
 #[must_use]
 pub fn answer(gateway: &Gateway, request: &Request) -> Value {
     match request {
@@ -339,11 +374,19 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
             "name": gateway.config().system.name.value.as_str(),
             "pid": std::process::id(),
         }}),
-        Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
+        Request::Word(Word::Reload | Word::Confirm | Word::History)
+        | Request::Apply(_)
+        | Request::Rollback(_)
+        | Request::Configuration(_) => refusal(&"this gateway runs without a file"),
         Request::Show(show) => list(gateway, show),
-        Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
-        Request::Routes(_) => refusal(&"routes are changed by whoever runs the gateway"),
         Request::ListRoutes(request) => gateway.list_routes(request),
+        Request::Explain(question) => match super::explain::ask(gateway, &question.explain) {
+            Ok(told) => json!({ "ok": told }),
+            Err(why) => refusal(&why),
+        },
+        Request::Sa(_) | Request::Health(_) | Request::Routes(_) => {
+            refusal(&"this is changed by whoever runs the gateway")
+        }
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
             Ok(()) => json!({ "ok": "ended" }),
             Err(why) => refusal(&why),
@@ -364,6 +407,9 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
             let filter = show.filter.clone().unwrap_or_default();
             gateway.nat_sessions(show.gateway.as_deref(), &filter, show.from, PAGE)
         }
+        Topic::Health => {
+            pages_of(health::view::PAGE, gateway.health().rows(gateway.now()), show.from, generation)
+        }
         Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
         Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
     }
@@ -374,10 +420,20 @@ fn page<T: Serialize + DeserializeOwned>(
     from: usize,
     generation: u64,
 ) -> Value {
-    let mut rows: Vec<T> = rows.skip(from).take(PAGE + 1).collect();
-    let more = rows.len() > PAGE;
-    rows.truncate(PAGE);
-    json!({ "ok": Page { rows, next: more.then(|| from.saturating_add(PAGE)), generation } })
+    pages_of(PAGE, rows, from, generation)
+}
+
+/// As [`page`], with so many rows.
+fn pages_of<T: Serialize + DeserializeOwned>(
+    size: usize,
+    rows: impl Iterator<Item = T>,
+    from: usize,
+    generation: u64,
+) -> Value {
+    let mut rows: Vec<T> = rows.skip(from).take(size + 1).collect();
+    let more = rows.len() > size;
+    rows.truncate(size);
+    json!({ "ok": Page { rows, next: more.then(|| from.saturating_add(size)), generation } })
 }
 
 pub(super) const fn state_name(state: NeighbourState) -> &'static str {

@@ -15,7 +15,8 @@ use crate::{
         next_hop::NextHop,
         parse::Parse,
         path_errors::{PathErrors, Unreachable},
-        reassemble::Reassemble,
+        probe::Probes,
+        reassemble::{Reassemble, too_late},
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
@@ -50,17 +51,18 @@ stages! {
     reassemble: Reassemble = 3,
     path_errors: PathErrors = 4,
     esp_open: EspOpen = 5,
-    spd_inbound: SpdInbound = 6,
-    serve: Serve = 7,
-    nat: Nat = 8,
-    spd: SpdOutbound = 9,
-    route: Route = 10,
-    next_hop: NextHop = 11,
-    mss: Mss = 12,
-    mtu: Mtu = 13,
-    unreachable: Unreachable = 14,
-    esp_seal: EspSeal = 15,
-    rewrite: Rewrite = 16,
+    probes: Probes = 6,
+    spd_inbound: SpdInbound = 7,
+    serve: Serve = 8,
+    nat: Nat = 9,
+    spd: SpdOutbound = 10,
+    route: Route = 11,
+    next_hop: NextHop = 12,
+    mss: Mss = 13,
+    mtu: Mtu = 14,
+    unreachable: Unreachable = 15,
+    esp_seal: EspSeal = 16,
+    rewrite: Rewrite = 17,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -128,6 +130,7 @@ impl Pipeline {
             Entry::Forward => cx.lanes.forward = burst.live(),
             Entry::Seal => cx.lanes.seal = burst.live(),
             Entry::Tx => cx.lanes.tx = burst.live(),
+            Entry::Late => return too_late(cx, burst),
         }
         for _ in 0..MAX_PASSES {
             if (cx.lanes.ip | cx.lanes.esp | cx.lanes.forward | cx.lanes.local).is_empty() {
@@ -167,6 +170,9 @@ impl Pipeline {
             self.esp_open(cx, burst);
         }
         let features = cx.tables.features;
+        if features.probes && !cx.lanes.local.is_empty() {
+            self.probes(cx, burst);
+        }
         if (features.policies || features.tunnels) && !(cx.lanes.forward | cx.lanes.local).is_empty() {
             self.spd_inbound(cx, burst);
         }

@@ -117,8 +117,9 @@ impl<'a> Way<'a> {
     fn of(tables: &'a Tables, number: u16) -> Option<Self> {
         let tunnel = tables.tunnel(number)?;
         let sa = tunnel.sa.as_deref()?;
-        let next_hop = tunnel.next_hop?;
-        let NextHop::Via { interface, neighbour, .. } = *tables.outer_way(next_hop, number)? else {
+        let (next_hop, &NextHop::Via { interface, neighbour, .. }) =
+            tables.outer_way(tunnel.next_hop?, number)?
+        else {
             return None;
         };
         Some(Self {
@@ -164,7 +165,7 @@ impl<'a> Sealing<'a> {
             return;
         }
         let mut numbers = sa.sequence.take(run.len() as u32).unwrap_or(0..0);
-        let (mut packets, mut bytes) = (0, 0);
+        let (before, mut bytes) = (self.texts.len(), 0);
         let (mut dummies, mut dummy_bytes) = (0, 0);
         for slot in run {
             // When fewer are left than packets, the last packets go without.
@@ -179,7 +180,6 @@ impl<'a> Sealing<'a> {
                 burst.drop(slot, DropReason::NoBuffer);
                 continue;
             };
-            packets += 1;
             bytes += length;
             if flags.has(Flags::DUMMY) {
                 dummies += 1;
@@ -190,6 +190,7 @@ impl<'a> Sealing<'a> {
             // As many as slots, so there is room.
             let _ = self.texts.try_push(Text { sa, sequence, at: way.in_front });
         }
+        let packets = (self.texts.len() - before) as u64;
         if way.tunnel.outer.needs_checksum() {
             self.unsummed |= run;
         }
@@ -248,9 +249,7 @@ fn encapsulate(umem: &Umem, burst: &mut Burst, slot: Slot, way: &Way<'_>, sequen
     let behind = esp::padding(payload) + esp::TRAILER_LEN + esp::ICV_LEN;
     let total = way.in_front + payload + behind;
     let frame = frame?;
-    if !frame.reframe(usize::from(meta.l3), length, way.in_front)
-        || !umem.grow_back(frame, total - way.in_front - length)
-    {
+    if !umem.wrap(frame, meta.l3.into(), length, way.in_front, total - way.in_front - length) {
         return None;
     }
     let (bytes, meta) = burst.packet_mut(umem, slot);

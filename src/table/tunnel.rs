@@ -2,12 +2,25 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
 };
 
-use super::path::{LEAST_V6, Path};
+use super::{
+    path::{LEAST_V6, Path},
+    probe::Watch,
+};
 use crate::{
-    crypto::{aead::Key, replay::Window, sequence::Sequence},
+    crypto::{
+        aead::Key,
+        replay::{Refused, Window},
+        sequence::Sequence,
+    },
     wire::{
         checksum::Sum,
         esp,
@@ -184,50 +197,58 @@ impl Outer {
     ///
     /// The UDP checksum is zero (RFC 3948 2.1); over IPv6 [`Outer::fill_checksum`] comes later.
     /// `identification` is used when `df` is clear; an atomic packet needs none (RFC 6864).
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, packet: &mut [u8], class: u8, df: bool, identification: u16) {
-        let total = packet.len();
         if self.v6 {
-            let Some(target) = packet.get_mut(..self.header_len()) else { return };
-            target.copy_from_slice(self.bytes.get(..self.header_len()).unwrap_or(&[]));
-            if let Some((mut header, _)) = Ipv6::split_mut(target) {
-                header.set_traffic_class(class);
-                header.set_payload_len((total - ipv6::HEADER_LEN) as u16);
-            }
+            self.write_v6(packet, class);
         } else {
-            let Some(header) = packet.first_chunk_mut::<{ ipv4::HEADER_LEN }>() else { return };
-            let flags: u16 = if df { 0x4000 } else { 0 };
-            let identification = if df { 0 } else { identification };
-            // Four words of 16 bits: their sum and its carries fit 32.
-            let sum = u32::from(self.sum.get()) + u32::from(class) + total as u32;
-            let sum = Sum::of_u32(sum + u32::from(identification) + u32::from(flags));
-            // As three words, so that the header is written by three stores; the first byte is the lowest.
-            let place = |field: u16, at: usize| u64::from(field.swap_bytes()) << (8 * at);
-            let [a, b, c] = self.words;
-            let a = a
-                | u64::from(class) << 8
-                | place(total as u16, 2)
-                | place(identification, 4)
-                | place(flags, 6);
-            let b = b | place(sum.checksum(), 2);
-            let (words, last) = header.as_chunks_mut::<8>();
-            for (bytes, word) in words.iter_mut().zip([a, b]) {
-                *bytes = word.to_le_bytes();
-            }
-            last.copy_from_slice(&(c as u32).to_le_bytes());
-            if self.udp
-                && let Some(target) = packet.get_mut(ipv4::HEADER_LEN..ipv4::HEADER_LEN + udp::HEADER_LEN)
-            {
-                target.copy_from_slice(
-                    self.bytes.get(ipv4::HEADER_LEN..ipv4::HEADER_LEN + udp::HEADER_LEN).unwrap_or(&[]),
-                );
-            }
+            self.write_v4(packet, class, df, identification);
         }
         if self.udp {
-            let at = if self.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
-            if let Some(mut header) = udp::Udp::at_mut(packet, at) {
-                header.set_length((total - at) as u16);
-            }
+            self.write_udp(packet);
+        }
+    }
+
+    fn write_v6(&self, packet: &mut [u8], class: u8) {
+        let total = packet.len();
+        let Some(target) = packet.get_mut(..self.header_len()) else { return };
+        target.copy_from_slice(self.bytes.get(..self.header_len()).unwrap_or(&[]));
+        if let Some((mut header, _)) = Ipv6::split_mut(target) {
+            header.set_traffic_class(class);
+            header.set_payload_len((total - ipv6::HEADER_LEN) as u16);
+        }
+    }
+
+    #[inline(always)]
+    fn write_v4(&self, packet: &mut [u8], class: u8, df: bool, identification: u16) {
+        let total = packet.len();
+        let Some(header) = packet.first_chunk_mut::<{ ipv4::HEADER_LEN }>() else { return };
+        let flags: u16 = if df { 0x4000 } else { 0 };
+        let identification = if df { 0 } else { identification };
+        // Words of 16 bits: their sum and its carries fit 32.
+        let sum = u32::from(self.sum.get()) + u32::from(class) + total as u32;
+        let sum = Sum::of_u32(sum + u32::from(identification) + u32::from(flags));
+        // As three words, so that the header is written by three stores; the first byte is the lowest.
+        let place = |field: u16, at: usize| u64::from(field.swap_bytes()) << (8 * at);
+        let [a, b, c] = self.words;
+        let a =
+            a | u64::from(class) << 8 | place(total as u16, 2) | place(identification, 4) | place(flags, 6);
+        let b = b | place(sum.checksum(), 2);
+        let (words, last) = header.as_chunks_mut::<8>();
+        for (bytes, word) in words.iter_mut().zip([a, b]) {
+            *bytes = word.to_le_bytes();
+        }
+        last.copy_from_slice(&(c as u32).to_le_bytes());
+    }
+
+    fn write_udp(&self, packet: &mut [u8]) {
+        let (at, total) = (self.header_len() - udp::HEADER_LEN, packet.len());
+        let ready = self.bytes.get(at..self.header_len()).unwrap_or(&[]);
+        if let Some(target) = packet.get_mut(at..self.header_len()) {
+            target.copy_from_slice(ready);
+        }
+        if let Some(mut header) = udp::Udp::at_mut(packet, at) {
+            header.set_length((total - at) as u16);
         }
     }
 }
@@ -259,6 +280,8 @@ pub struct SaIn {
     pub remote: u128,
     /// The numbers seen.
     pub window: Arc<Window>,
+    /// The window before it, which had another size.
+    pub former: Option<Arc<Former>>,
     /// Security parameters index.
     pub spi: u32,
     /// Its row in the counters.
@@ -277,6 +300,85 @@ pub struct SaIn {
     pub ended: AtomicBool,
     /// The schedule of its key.
     pub key: Key,
+}
+
+impl SaIn {
+    /// [`Window::check`], also by the window before for as long as a worker may still accept by that alone.
+    ///
+    /// # Errors
+    /// Why the number would not be accepted.
+    #[inline]
+    pub fn check(&self, sequence: u64) -> Result<(), Refused> {
+        if let Some(former) = &self.former {
+            former.check(sequence)?;
+        }
+        self.window.check(sequence)
+    }
+
+    /// [`Window::mark`], likewise.
+    ///
+    /// # Errors
+    /// Why the number is not accepted.
+    #[inline]
+    pub fn mark(&self, sequence: u64) -> Result<u64, Refused> {
+        if let Some(former) = &self.former {
+            former.mark(sequence)?;
+        }
+        self.window.mark(sequence)
+    }
+}
+
+/// A window in whose place another of a different size has come.
+///
+/// Workers take new tables up one after the other. Until the last has them, one may accept by the old window alone;
+/// so those that have the new one already ask and mark both, the old one first. Then the control thread adds to the
+/// new window what the old one has seen ([`Former::end`]), and the old one is asked no more. Every number that was
+/// accepted meanwhile stands in the window that each later packet is compared with.
+#[derive(Debug)]
+pub struct Former {
+    window: Arc<Window>,
+    /// The one before that, where two changes follow so closely.
+    before: Option<Arc<Self>>,
+    over: AtomicBool,
+}
+
+impl Former {
+    /// `window` is about to be replaced; `before` is its own predecessor, if that still counts.
+    #[must_use]
+    pub const fn new(window: Arc<Window>, before: Option<Arc<Self>>) -> Self {
+        Self { window, before, over: AtomicBool::new(false) }
+    }
+
+    /// All workers have the new window: it takes over what this one has seen.
+    pub fn end(&self, successor: &Window) {
+        successor.absorb(&self.window);
+        // What was absorbed is to be seen by whoever sees that this one is over.
+        self.over.store(true, Release);
+    }
+
+    /// Whether it is asked no more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over.load(Acquire)
+    }
+
+    #[cold]
+    fn check(&self, sequence: u64) -> Result<(), Refused> {
+        if self.is_over() {
+            return Ok(());
+        }
+        self.before.as_ref().map_or(Ok(()), |before| before.check(sequence))?;
+        self.window.check(sequence)
+    }
+
+    #[cold]
+    fn mark(&self, sequence: u64) -> Result<(), Refused> {
+        if self.is_over() {
+            return Ok(());
+        }
+        self.before.as_ref().map_or(Ok(()), |before| before.mark(sequence))?;
+        self.window.mark(sequence).map(|_| ())
+    }
 }
 
 /// An address as associations compare it: IPv4 in the low 32 bits.
@@ -313,10 +415,14 @@ pub struct Tunnel {
     pub dscp: Option<u8>,
     /// Whether a route leads into it: then packets come out of it that no policy covers.
     pub routed: bool,
+    /// Whether ICMP errors about its traffic must quote what its policies cover.
+    pub errors_by_quote: bool,
     /// The largest TCP segment that connections through it may agree on.
     pub mss: Option<Mss>,
     /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.
     pub tfc: u16,
+    /// How health is found out inside it.
+    pub watch: Watch,
 }
 
 impl Tunnel {

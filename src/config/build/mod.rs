@@ -20,13 +20,14 @@ use thiserror::Error;
 use super::{Cipher, Config, GatewayId, Prefix};
 use crate::{
     crypto::{aead::Backend, replay::Window, sequence::Sequence},
-    stats::counters::Rows,
+    stats::counters::{Rows, health_row},
     table::{
-        hash::Seed,
+        hash::{HashKey, Seed},
         liveness::Liveness,
         neighbour::{NeighbourId, NeighbourWriter},
         next_hops::Hop,
         path::Path,
+        probe::{Ends, Watch},
         tables::{Features, NextHop, Tables},
         tunnel::{Df, Outer, Tunnel},
     },
@@ -144,7 +145,11 @@ impl Numbering {
 pub struct Kept {
     /// The neighbour table's only writer.
     pub neighbours: NeighbourWriter,
-    windows: HashMap<Fingerprint, (Arc<Window>, u32)>,
+    windows: associations::Windows,
+    /// What workers have of each association, and whether it opens.
+    halves: HashMap<(Fingerprint, bool), Half>,
+    /// By what its keys were expanded.
+    cipher: Option<Backend>,
     /// What was learned of the ways to peers, by tunnel and its ends.
     paths: HashMap<(u16, IpAddr, IpAddr), Arc<Path>>,
     trouble: Arc<AtomicU64>,
@@ -173,6 +178,8 @@ impl Kept {
         Self {
             neighbours,
             windows: HashMap::new(),
+            halves: HashMap::new(),
+            cipher: None,
             paths: HashMap::new(),
             trouble: Arc::default(),
             liveness: Arc::default(),
@@ -336,7 +343,7 @@ fn build_from(
         pools: Vec::new(),
         generation: kept.generation.wrapping_add(1) as u32,
     };
-    let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
+    let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len())?;
     let hosts = interfaces::number_hosts(config, &builder.interfaces, &mut interfaces);
     let mut gateways = Vec::new();
     let mut policies = Vec::new();
@@ -379,7 +386,7 @@ fn build_from(
         gateways: gateway_numbers,
         ..
     } = builder;
-    kept.routes.renew(tunnels.iter().filter_map(|tunnel| tunnel.next_hop));
+    kept.routes.renew(renew::outside_routes(&interfaces, &tunnels));
     for router in kept.routes.routers() {
         kept.neighbours.pin(router);
         pinned.push(router);
@@ -389,7 +396,7 @@ fn build_from(
     }
     let tables = Tables {
         generation: kept.generation,
-        features: Features::of(&gateways, &tunnels),
+        features: Features::of(&gateways, &interfaces, &tunnels),
         demux,
         interfaces: interfaces.into(),
         gateways: gateways.into(),
@@ -413,6 +420,7 @@ fn build_from(
             policies,
             sas: kept.associations.0.clone(),
             pools,
+            health: health_rows(config),
         },
         tables: Arc::new(tables),
         interfaces: interface_numbers,
@@ -423,9 +431,17 @@ fn build_from(
         hosts,
         unpin: std::mem::replace(&mut kept.pinned, pinned),
     };
-    built.replaced = associations::keep(associations.windows, kept);
+    built.replaced = associations::keep(associations.windows, associations.cipher, &built.associations, kept);
     kept.paths = paths;
     Ok(built)
+}
+
+/// What statistics call the interfaces and tunnels whose health is watched.
+fn health_rows(config: &Config) -> Vec<String> {
+    let interfaces = config.interfaces.iter().filter(|i| i.probe.is_some() || i.bfd.is_some());
+    let tunnels = config.tunnels.iter().filter(|t| t.probe.is_some() || t.bfd.is_some());
+    let interfaces = interfaces.map(|interface| health_row("interface", interface.name.value.as_str()));
+    interfaces.chain(tunnels.map(|tunnel| health_row("tunnel", tunnel.name.value.as_str()))).collect()
 }
 
 /// What statistics call the policies of a gateway, in its order.
@@ -447,10 +463,15 @@ fn vacant_tunnel() -> Tunnel {
         df: Df::Copy,
         dscp: None,
         routed: false,
+        errors_by_quote: true,
         mss: None,
         tfc: 0,
+        watch: Watch::default(),
     }
 }
+
+/// What the token in echo requests is made from, together with the seed that nobody outside knows.
+const PROBE_TOKEN: u64 = 0x7072_6f62_6573;
 
 struct Builder<'a> {
     config: &'a Config,
@@ -462,6 +483,15 @@ struct Builder<'a> {
     /// Names of NAT pools, by row.
     pools: Vec<String>,
     generation: u32,
+}
+
+impl Builder<'_> {
+    /// Between which ends a way out is probed, and has its BFD session; `link` is its next hop, by number.
+    fn watch(&self, probe: Option<(IpAddr, IpAddr)>, bfd: Option<(IpAddr, IpAddr)>, link: u32) -> Watch {
+        let token = PROBE_TOKEN.keyed_hash(&self.seed.next());
+        let ends = |(own, other)| Ends { own, other, next_hop: link, token };
+        Watch { echo: probe.map(ends), bfd: bfd.map(ends) }
+    }
 }
 
 fn wire_prefix(prefix: Prefix) -> IpPrefix {

@@ -6,10 +6,12 @@ use super::{BuildError, Built, Kept, table_error};
 use crate::{
     config::Config,
     table::{
+        interface::Interface,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         next_hops::{Hop, NextHopWriter, NextHops, Tiers},
         rib::RibError,
         tables::{Gateway, NextHop, Tables},
+        tunnel::Tunnel,
     },
 };
 
@@ -132,6 +134,13 @@ pub(super) fn line_mtu(hops: &NextHops, hop: u32, mtu: &dyn Fn(u16) -> Option<u1
     }
 }
 
+/// Next hops that are named elsewhere than in routes: the links that are probed, and the ways to tunnels' peers.
+pub(super) fn outside_routes(interfaces: &[Interface], tunnels: &[Tunnel]) -> impl Iterator<Item = u32> {
+    let probed = interfaces.iter().flat_map(|interface| [interface.watch.echo, interface.watch.bfd]);
+    let ways = tunnels.iter().filter_map(|tunnel| tunnel.next_hop);
+    probed.flatten().map(|ends| ends.next_hop).chain(ways)
+}
+
 /// Tables in place of others, and neighbours to unpin when no worker uses those any more.
 pub type Renewed = (Arc<Tables>, Vec<NeighbourId>);
 
@@ -176,7 +185,7 @@ pub fn renewed(
         kept.pinned.append(&mut pinned);
         return Ok(None);
     }
-    kept.routes.renew(tunnels.iter().filter_map(|tunnel| tunnel.next_hop));
+    kept.routes.renew(outside_routes(&old.interfaces, &tunnels));
     for router in kept.routes.routers() {
         kept.neighbours.pin(router);
         pinned.push(router);

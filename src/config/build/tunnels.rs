@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use super::{BuildError, Builder, renew::line_mtu};
 use crate::{
-    config::{self, DontFragment, Dscp, Encapsulation},
+    config::{self, DontFragment, Dscp, Encapsulation, IcmpErrors},
     table::{
         hash::Seed,
         path::Path,
@@ -35,6 +35,9 @@ impl Builder<'_> {
         let mtu = |number| self.interface_mtu(number);
         let line_mtu = next_hop.and_then(|hop| line_mtu(self.routers.hops.table(), hop, &mtu));
         let line_mtu = line_mtu.unwrap_or(u16::MAX);
+        let probe = tunnel.probe.as_ref().map(|probe| (probe.source.value, probe.target.value));
+        let bfd = tunnel.bfd.as_ref().map(|bfd| (bfd.source.value, bfd.target.value));
+        let watch = self.watch(probe, bfd, 0);
         Ok(Tunnel {
             gateway: self.gateways[tunnel.gateway.value.0],
             underlay,
@@ -55,11 +58,13 @@ impl Builder<'_> {
             },
             // Known when all routes are.
             routed: false,
+            errors_by_quote: *tunnel.icmp_errors == IcmpErrors::Quoted,
             mss: tunnel.mss.as_ref().map(|mss| match mss.value {
                 config::Mss::Auto => Mss::Auto,
                 config::Mss::Fixed(most) => Mss::Fixed(most),
             }),
             tfc: tunnel.tfc.as_ref().map_or(0, |tfc| tfc.value.get() as u16),
+            watch,
         })
     }
 

@@ -12,6 +12,10 @@ use std::{
 };
 
 use super::{
+    health::{
+        Health,
+        view::{HealthAction, HealthChange},
+    },
     host_neighbours::HostNeighbours,
     lifetimes::Lifetimes,
     nat::NatSetup,
@@ -43,7 +47,7 @@ use crate::{
 };
 
 pub use super::run_dir::{segment_path, socket_path};
-pub use reload::ReloadError;
+pub use reload::{Basis, ReloadError};
 pub use start::{StartError, StartOptions};
 
 /// What a gateway leaves when it has ended.
@@ -118,7 +122,7 @@ pub const TICK: Duration = Duration::from_millis(1);
 
 /// A running gateway. Whoever has it calls [`Gateway::tick`] every [`TICK`].
 pub struct Gateway {
-    config: Config,
+    config: Arc<Config>,
     clock: Clock,
     kept: Kept,
     built: Built,
@@ -151,8 +155,10 @@ pub struct Gateway {
     host_neighbours: HostNeighbours,
     nat: NatSetup,
     nat_log: Option<NatLog>,
+    /// Whether ways out can be used.
+    health: Health,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
-    health: Vec<u64>,
+    port_health: Vec<u64>,
     ports_due: u64,
     /// Says, for as long as this process lives, that the run directory is taken. Goes last.
     _lock: File,
@@ -188,6 +194,10 @@ impl Gateway {
             }
         };
         self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
+        // A port's health is not known to be bad while workers move their counts.
+        let segment = (self.counting == self.epoch).then_some(&*self.segment);
+        let mut probe = |command| mailboxes.first().is_some_and(|first| first.send(command).is_ok());
+        self.health.tick(&self.built, segment, &mut self.resolver.heard, now, &mut probe);
         self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
         let passed = |epoch: u64| self.mailboxes.iter().all(|mailbox| mailbox.has_passed(epoch));
         let neighbours = &mut self.kept.neighbours;
@@ -201,7 +211,7 @@ impl Gateway {
         self.replaced.retain(|(epoch, windows)| {
             let done = passed(*epoch);
             if done {
-                windows.iter().for_each(|(old, new)| new.raise(old.newest()));
+                windows.iter().for_each(|(old, new)| old.end(new));
             }
             !done
         });
@@ -254,7 +264,7 @@ impl Gateway {
                 counters.read_port(number, PortColumn::Health)
             });
             let health = worst.max().unwrap_or(0);
-            if std::mem::replace(&mut self.health[number], health) == health {
+            if std::mem::replace(&mut self.port_health[number], health) == health {
                 continue;
             }
             let name = port.name.value.as_str();
@@ -317,6 +327,35 @@ impl Gateway {
         }
     }
 
+    /// The health of interfaces and tunnels.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Takes an interface or tunnel out of service or puts it back, or lets traffic come back to it.
+    ///
+    /// # Errors
+    /// There is none of this name, or none that traffic could come back to.
+    pub fn change_health(&mut self, request: &HealthChange) -> Result<&'static str, String> {
+        let (kind, name, liveness) = (request.kind, &request.name, &self.kept.liveness);
+        match request.health {
+            HealthAction::Drain | HealthAction::Undrain => {
+                let drained = request.health == HealthAction::Drain;
+                let changed = self.health.drain(kind, name, drained, liveness)?;
+                Ok(match (changed, drained) {
+                    (true, true) => "drained",
+                    (true, false) => "in service",
+                    (false, true) => "drained already",
+                    (false, false) => "in service already",
+                })
+            }
+            HealthAction::Failback => {
+                self.health.fail_back(kind, name, self.clock.now(), liveness).map(|()| "in use")
+            }
+        }
+    }
+
     /// The tables of NAT sessions.
     pub(super) const fn nat(&self) -> &NatSetup {
         &self.nat
@@ -334,7 +373,7 @@ impl Gateway {
 
     /// The configuration in force.
     #[must_use]
-    pub const fn config(&self) -> &Config {
+    pub fn config(&self) -> &Config {
         &self.config
     }
 

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::{
     super::{
+        health::Health,
         host_neighbours::HostNeighbours,
         lifetimes::Lifetimes,
         nat::NatSetup,
@@ -173,9 +174,10 @@ impl Gateway {
             routes_passed: true,
             renewal_due: false,
             epoch: 0,
-            health: vec![0; config.ports.len()],
+            health: Health::new(rand::random::<u32>() >> 1),
+            port_health: vec![0; config.ports.len()],
             ports_due: 0,
-            config,
+            config: Arc::new(config),
             clock,
             kept,
             built,
@@ -186,6 +188,7 @@ impl Gateway {
             _lock: lock,
         };
         gateway.renew_lifetimes();
+        gateway.health.renew(&gateway.config, &gateway.built, gateway.clock.now());
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
         let mut send = |t| to_first(mailboxes, t);
