@@ -5,14 +5,19 @@
 //! no predictor knows. WORD keeps only the rows whose name contains it.
 
 use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use causeway::config::build::{Routes, routes::GatewayRoutes};
 use causeway::table::hash::Seed;
 use causeway::table::lpm::{Lpm4, Lpm6};
 use causeway::table::nat::{Rule, Static1to1};
 use causeway::table::neighbour::{NeighbourKey, NeighbourTable};
+use causeway::table::rib::{Candidate, Rank, Source};
 use causeway::table::sad::Sad;
 use causeway::table::spd::{Key4, Key6, Policy, Ports, Prefix, Spd};
+use causeway::table::tables::NextHop;
 
 const RUNS: usize = 9;
 const BURST: usize = 64;
@@ -74,6 +79,7 @@ fn main() {
     println!("{:<52} {:>8} {:>8}", "ns a key", "best", "median");
     lpm4(&bench);
     lpm6(&bench);
+    routes(&bench);
     nat(&bench);
     spd(&bench);
     sad(&bench);
@@ -229,6 +235,83 @@ fn lpm6(bench: &Bench) {
             }
         });
     }
+}
+
+/// The routes of a gateway: loading a full table, and a change beside it until a reader on another core sees it.
+fn routes(bench: &Bench) {
+    if !bench.wants("routes") {
+        return;
+    }
+    let mut random = Random(3);
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|kb| kb.parse::<usize>().ok()).unwrap_or(0) >> 10
+    };
+    let before = resident();
+    let mut all = Routes::default();
+    let tunnel = |n| NextHop::Tunnel(n);
+    let hops: Vec<u32> = (0..16).filter_map(|n| all.hops.one(tunnel(n))).collect();
+    let route = |hop| Candidate { hop, rank: Rank::TUNNEL, source: Source::Ebgp, priority: 100, weight: 1 };
+    let v4: Vec<(u32, u8)> =
+        (0..1_000_000).map(|_| (random.word() | 1 << 31, length_of(&mut random, &LENGTHS_V4))).collect();
+    let v6: Vec<(u128, u8)> = (0..200_000)
+        .map(|_| (0x2000 << 112 | u128::from(random.next()) << 60, [48, 48, 44, 40, 36, 32][random.below(6)]))
+        .collect();
+    let mut gateway = GatewayRoutes::default();
+    let start = Instant::now();
+    for (place, key) in v4.iter().enumerate() {
+        gateway.v4.add(*key, route(hops[place % 16])).expect("a good prefix");
+    }
+    for (place, key) in v6.iter().enumerate() {
+        gateway.v6.add(*key, route(hops[place % 16])).expect("a good prefix");
+    }
+    gateway.publish(&mut all.hops).expect("room");
+    let (loaded, used) = (start.elapsed(), resident() - before);
+    let sizes = format!("{} + {} prefixes", gateway.v4.len(), gateway.v6.len());
+    println!("routes: 1M IPv4 and 200k IPv6 loaded: {loaded:.2?}, {used} MiB with what is loaded ({sizes})");
+
+    // A reader spins on the address of a change, as a worker's next burst would ask for it.
+    let (table, _) = gateway.tables();
+    let (wanted, seen) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let (theirs, answers) = (Arc::clone(&wanted), Arc::clone(&seen));
+    let reader = std::thread::spawn(move || {
+        let mut last = 0;
+        loop {
+            match theirs.load(Ordering::Acquire) {
+                u32::MAX => return,
+                address if address != last => {
+                    if table.lookup(address).is_some() {
+                        answers.store(address, Ordering::Release);
+                        last = address;
+                    }
+                }
+                _ => std::hint::spin_loop(),
+            }
+        }
+    });
+    let (mut changes, mut visible) = (Vec::new(), Vec::new());
+    for n in 1..2000_u32 {
+        let address = n << 12;
+        wanted.store(address, Ordering::Release);
+        let start = Instant::now();
+        gateway.v4.add((address, 24), route(hops[0])).expect("a good prefix");
+        gateway.publish(&mut all.hops).expect("room");
+        changes.push(start.elapsed().as_nanos() as f64 / 1000.0);
+        while seen.load(Ordering::Acquire) != address {
+            std::hint::spin_loop();
+        }
+        visible.push(start.elapsed().as_nanos() as f64 / 1000.0);
+        gateway.v4.quiesce();
+    }
+    wanted.store(u32::MAX, Ordering::Release);
+    let _ = reader.join();
+    for (name, times) in [("a change", &mut changes), ("a change until a reader sees it", &mut visible)] {
+        times.sort_by(f64::total_cmp);
+        let (best, median, most) = (times[0], times[times.len() / 2], times[times.len() * 99 / 100]);
+        println!("routes: {name}: best {best:.1} µs, median {median:.1} µs, 99 % below {most:.1} µs");
+    }
+    drop(black_box(gateway));
 }
 
 fn nat(bench: &Bench) {
