@@ -14,6 +14,7 @@ pub mod address;
 pub mod gateway_nat;
 pub mod hash;
 pub mod interface;
+pub mod limit;
 pub mod liveness;
 pub mod lpm;
 pub mod nat;
