@@ -18,6 +18,7 @@ mod derive;
 mod diagnostics;
 mod document;
 mod keys;
+mod limit_values;
 mod model;
 mod prefix;
 mod quantity;
@@ -32,10 +33,11 @@ mod types;
 use decode::{Context, Names, Section};
 pub use diagnostics::{Diagnostics, MOST_PROBLEMS, Problem, Severity, Source};
 pub use keys::{Environment, Key, ProcessEnvironment};
+pub use limit_values::{Burst, LimitRate, cap, rate_text, read_burst, read_rate};
 pub use model::{
-    Action, Cipher, Config, DontFragment, Driver, Encapsulation, Gateway, GatewayId, HugePages, Idle,
-    Interface, InterfaceId, Nat, NatKind, NextHop, Policy, Port, PortId, Route, SecurityAssociation, Side,
-    System, Tunnel, TunnelId, XdpMode, ZeroCopy,
+    Action, AddressLimit, Cipher, Config, DontFragment, Driver, Encapsulation, Gateway, GatewayId, HugePages,
+    Idle, Interface, InterfaceId, Limit, Nat, NatKind, NextHop, OwnLimit, Policy, Port, PortId, Route,
+    SecurityAssociation, Side, System, Tunnel, TunnelId, XdpMode, ZeroCopy,
 };
 pub use prefix::{AddressRange, AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 pub use quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged};

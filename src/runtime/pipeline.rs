@@ -15,11 +15,13 @@ use crate::{
         next_hop::NextHop,
         parse::Parse,
         path_errors::{PathErrors, Unreachable},
+        police::{PoliceIn, PoliceInwards, PoliceOut},
         reassemble::Reassemble,
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
     },
+    table::limit::{GATEWAYS, WAYS_IN, WAYS_OUT},
 };
 
 /// Declares the stages once: field, type; their numbers are their order here.
@@ -47,20 +49,23 @@ stages! {
     parse: Parse = 0,
     arp: Arp = 1,
     local: Local = 2,
-    reassemble: Reassemble = 3,
-    path_errors: PathErrors = 4,
-    esp_open: EspOpen = 5,
-    spd_inbound: SpdInbound = 6,
-    serve: Serve = 7,
-    nat: Nat = 8,
-    spd: SpdOutbound = 9,
-    route: Route = 10,
-    next_hop: NextHop = 11,
-    mss: Mss = 12,
-    mtu: Mtu = 13,
-    unreachable: Unreachable = 14,
-    esp_seal: EspSeal = 15,
-    rewrite: Rewrite = 16,
+    police_in: PoliceIn = 3,
+    reassemble: Reassemble = 4,
+    path_errors: PathErrors = 5,
+    esp_open: EspOpen = 6,
+    spd_inbound: SpdInbound = 7,
+    serve: Serve = 8,
+    nat: Nat = 9,
+    police_inwards: PoliceInwards = 10,
+    spd: SpdOutbound = 11,
+    route: Route = 12,
+    next_hop: NextHop = 13,
+    mss: Mss = 14,
+    police_out: PoliceOut = 15,
+    mtu: Mtu = 16,
+    unreachable: Unreachable = 17,
+    esp_seal: EspSeal = 18,
+    rewrite: Rewrite = 19,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -129,14 +134,20 @@ impl Pipeline {
             Entry::Seal => cx.lanes.seal = burst.live(),
             Entry::Tx => cx.lanes.tx = burst.live(),
         }
+        // What comes from other workers, and what the gateway makes, has been looked at or needs not to be.
+        let mut limits = if entry == Entry::Rx { cx.tables.limits.active.bits() } else { 0 };
         for _ in 0..MAX_PASSES {
             if (cx.lanes.ip | cx.lanes.esp | cx.lanes.forward | cx.lanes.local).is_empty() {
                 break;
             }
-            self.gateway(cx, burst);
+            self.gateway(cx, burst, limits);
+            limits = cx.tables.limits.active.bits();
         }
         for slot in (cx.lanes.ip | cx.lanes.forward | cx.lanes.local | cx.lanes.lookup) & burst.live() {
             burst.drop(slot, DropReason::TooManyPasses);
+        }
+        if matches!(entry, Entry::Rx | Entry::Forward) && cx.tables.limits.active.bits() & WAYS_OUT != 0 {
+            self.police_out(cx, burst);
         }
         if !cx.lanes.too_big.is_empty() {
             self.mtu(cx, burst);
@@ -152,9 +163,12 @@ impl Pipeline {
 
     /// What happens to packets in one gateway: from who they are for, to their next hop.
     #[inline]
-    fn gateway(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
+    fn gateway(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, limits: u8) {
         if !cx.lanes.ip.is_empty() {
             self.local(cx, burst);
+        }
+        if limits & (WAYS_IN | GATEWAYS) != 0 {
+            self.police_in(cx, burst);
         }
         if !cx.lanes.fragments.is_empty() {
             self.reassemble(cx, burst);
@@ -177,6 +191,9 @@ impl Pipeline {
             self.nat(cx, burst);
         }
         cx.lanes.lookup |= std::mem::take(&mut cx.lanes.forward) & burst.live();
+        if cx.tables.limits.active.bits() & GATEWAYS != 0 {
+            self.police_inwards(cx, burst);
+        }
         if !cx.lanes.lookup.is_empty() {
             if features.policies {
                 self.spd(cx, burst);

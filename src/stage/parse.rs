@@ -384,6 +384,7 @@ mod tests {
             sealing_v6: Sad::build(&[], seed).unwrap(),
             trouble: Default::default(),
             liveness: Default::default(),
+            limits: Default::default(),
             features: Features::of(&[], &[]),
         }
     }

@@ -3,6 +3,7 @@
 mod associations;
 mod gateways;
 mod interfaces;
+mod limits;
 mod nat;
 mod tunnels;
 
@@ -20,6 +21,7 @@ use crate::{
     stats::counters::Rows,
     table::{
         hash::Seed,
+        limit::Level,
         liveness::Liveness,
         lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
@@ -56,6 +58,8 @@ pub enum BuildError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
+
+pub use limits::{BuiltAddresses, BuiltLimits, key_of};
 
 pub use associations::{Association, Half, Rekeyed, Replaced, rekey};
 
@@ -111,7 +115,7 @@ impl Sequences for Ephemeral {
 }
 
 /// Numbers for names that stay the same over reloads: what is in flight keeps meaning what it meant.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Numbering(Vec<String>);
 
 impl Numbering {
@@ -153,6 +157,8 @@ pub struct Kept {
     generation: u64,
     /// Whether several workers share the associations.
     shared: bool,
+    workers: usize,
+    limits: limits::KeptLimits,
 }
 
 impl Kept {
@@ -174,6 +180,8 @@ impl Kept {
             seed,
             generation: 0,
             shared: workers > 1,
+            workers,
+            limits: limits::KeptLimits::default(),
         }
     }
 }
@@ -201,6 +209,8 @@ pub struct Built {
     pub replaced: Replaced,
     /// Interfaces with a host TAP, in the order of their host numbers.
     pub hosts: Vec<u16>,
+    /// Limits; to be applied once the workers have the tables.
+    pub limits: BuiltLimits,
     /// Next hops pinned by the snapshot before; to be let go once no worker uses it.
     pub unpin: Vec<NeighbourId>,
 }
@@ -287,6 +297,14 @@ pub fn build(
         tunnels.push(builder.tunnel(place, Arc::clone(sa), path, &gateways)?);
     }
     let (sealing_v4, sealing_v6) = tunnels::sealing(&tunnels, kept.seed);
+    let names = [&*kept.gateways.0, &kept.interfaces.0, &kept.tunnels.0];
+    let limits = limits::limits(config, &mut kept.limits, names, &builder.gateways, kept.workers, kept.seed)?;
+    let [gateway_names, interface_names, tunnel_names] = names;
+    let limit_rows = limits::rows([
+        (Level::Gateway, gateway_names),
+        (Level::Interface, interface_names),
+        (Level::Tunnel, tunnel_names),
+    ]);
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
@@ -304,6 +322,7 @@ pub fn build(
         trouble: Arc::clone(&kept.trouble),
         liveness: Arc::clone(&kept.liveness),
         neighbours: Arc::clone(builder.neighbours.table()),
+        limits: Arc::clone(&limits.limits),
     };
     let mut built = Built {
         rows: Rows {
@@ -314,6 +333,7 @@ pub fn build(
             policies,
             sas: kept.associations.0.clone(),
             pools: builder.pools,
+            limits: limit_rows,
         },
         tables: Arc::new(tables),
         routes,
@@ -323,6 +343,7 @@ pub fn build(
         associations: associations.all,
         replaced: Vec::new(),
         hosts,
+        limits,
         unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
     };
     built.replaced = associations::keep(associations.windows, kept);

@@ -11,6 +11,7 @@
 
 use super::{
     bucket::{Bucket, Purse},
+    prefetch_read,
     sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, yield_now},
 };
 
@@ -267,6 +268,21 @@ impl AddressTable {
         self.place(hash, 0)
     }
 
+    /// Starts loading what a worker will need of the address with this hash, when it stands in its first place, whose
+    /// line is there.
+    #[inline(always)]
+    pub fn prefetch(&self, hash: u64, worker: usize, way: Way) {
+        let word = self.line(hash).map_or(EMPTY, |place| place.load(Ordering::Relaxed));
+        let number = (word as u32).wrapping_sub(1) as usize;
+        if let Some(entry) = self.entries.get(number) {
+            prefetch_read(entry);
+        }
+        if let Some(cells) = self.cells.get(worker).and_then(|cells| cells.get(number)) {
+            let [inwards, outwards] = cells;
+            prefetch_read(if way == Way::In { inwards } else { outwards });
+        }
+    }
+
     /// The entry of an address.
     #[inline(always)]
     #[must_use]
@@ -346,6 +362,13 @@ impl AddressTable {
             self.free.store(free + 1, Ordering::Relaxed);
         }
         self.claimed.store(false, Ordering::Release);
+    }
+
+    /// The key of an entry that has an address.
+    #[must_use]
+    pub fn key(&self, entry: usize) -> Option<u128> {
+        let key = self.entries.get(entry)?.key();
+        (key != NOBODY).then_some(key)
     }
 
     /// The class of an entry.

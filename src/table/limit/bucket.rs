@@ -59,6 +59,8 @@ pub struct Rate {
     cost: AtomicU64,
     /// Units that the burst takes to earn.
     burst: AtomicU64,
+    /// The same as it was set: bits a second, and bytes.
+    set: [AtomicU64; 2],
 }
 
 /// A rate as it is for one run of packets.
@@ -74,6 +76,17 @@ impl Rate {
         let terms = cap.map_or(Terms { cost: 0, burst: 0 }, Terms::of);
         self.burst.store(terms.burst, Ordering::Relaxed);
         self.cost.store(terms.cost, Ordering::Relaxed);
+        let [rate, burst] = &self.set;
+        rate.store(cap.map_or(0, |cap| cap.rate), Ordering::Relaxed);
+        burst.store(cap.map_or(0, |cap| cap.burst), Ordering::Relaxed);
+    }
+
+    /// The cap as it was set, where there is one.
+    #[must_use]
+    pub fn cap(&self) -> Option<Cap> {
+        let [rate, burst] = &self.set;
+        let (rate, burst) = (rate.load(Ordering::Relaxed), burst.load(Ordering::Relaxed));
+        (rate > 0).then_some(Cap { rate, burst })
     }
 
     /// What is in force; nothing when there is no limit.

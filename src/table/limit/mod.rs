@@ -8,6 +8,8 @@ mod bucket;
 mod gateway_addresses;
 mod sync;
 
+use super::prefetch::prefetch_read;
+
 #[cfg(test)]
 mod addresses_tests;
 #[cfg(test)]
@@ -116,9 +118,54 @@ pub struct Limits {
     pub addresses: Box<[Option<GatewayAddresses>]>,
     /// What of it there is.
     pub active: Arc<Active>,
+    /// Rows in the counters: of the first interface, and of the first tunnel. Gateways are at the beginning.
+    pub first_rows: (usize, usize),
+}
+
+/// What a limit is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// A gateway.
+    Gateway,
+    /// An interface.
+    Interface,
+    /// A tunnel.
+    Tunnel,
+}
+
+impl Level {
+    /// Its word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Interface => "interface",
+            Self::Tunnel => "tunnel",
+        }
+    }
 }
 
 impl Limits {
+    /// The limits of something, and their row in the counters.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(&self, level: Level, number: u16) -> Option<(&Pair, usize)> {
+        let number = usize::from(number);
+        let (pairs, first) = match level {
+            Level::Gateway => (&self.gateways, 0),
+            Level::Interface => (&self.interfaces, self.first_rows.0),
+            Level::Tunnel => (&self.tunnels, self.first_rows.1),
+        };
+        Some((pairs.get(number)?, first + number))
+    }
+
+    /// The limits of a gateway's addresses.
+    #[inline(always)]
+    #[must_use]
+    pub fn addresses_of(&self, gateway: u16) -> Option<&GatewayAddresses> {
+        self.addresses.get(usize::from(gateway))?.as_ref()
+    }
+
     /// The bits of what there is, by what is in force now.
     #[must_use]
     pub fn present(&self) -> u8 {
