@@ -9,6 +9,7 @@ pub mod check;
 pub mod demo;
 pub mod doctor;
 pub mod explain;
+pub mod limit;
 pub mod nat;
 pub mod reload;
 pub mod replay;
@@ -56,6 +57,8 @@ enum Command {
     Show(show::Show),
     /// End NAT sessions of a running gateway.
     Nat(nat::Nat),
+    /// Show and change limits of a running gateway, effective with the next burst.
+    Limit(limit::Limit),
     /// Make a running gateway read its file again, and wait for what comes of it.
     Reload(reload::Reload),
     /// Change the keys of a running gateway's tunnel, and lose no packet by it.
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Nat(args) => nat::run(&args),
+        Command::Limit(args) => limit::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Sa(args) => sa::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -16,6 +16,7 @@ use crate::{
     config::{self, Diagnostics},
     control::{
         gateway::{Gateway, StartOptions, Summary, TICK, socket_path},
+        limits,
         socket::Server,
         view::{self, Request, Word},
     },
@@ -179,6 +180,7 @@ fn answer(gateway: &mut Gateway, args: &Run, request: &Request) -> Value {
             Err((message, report)) => json!({ "error": message, "report": report }),
         },
         Request::Sa(change) => view::change_associations(gateway, change),
+        Request::Limit(change) => limits::change(gateway, change),
         request => view::answer(gateway, request),
     }
 }

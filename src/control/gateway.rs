@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::{
     host_neighbours::HostNeighbours,
     lifetimes::Lifetimes,
+    limits::LimitCare,
     nat::NatSetup,
     nat_log::NatLog,
     neighbours::{Resolver, Transmit},
@@ -229,6 +230,7 @@ pub struct Gateway {
     host_neighbours: HostNeighbours,
     nat: NatSetup,
     nat_log: Option<NatLog>,
+    limit_care: LimitCare,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
     health: Vec<u64>,
     ports_due: u64,
@@ -308,6 +310,7 @@ impl Gateway {
         let mut gateway = Self {
             nat,
             nat_log: None,
+            limit_care: LimitCare::default(),
             events: Arc::new(EventQueue::new(EVENTS)),
             mailboxes: (0..workers).map(|_| Arc::new(Mailbox::default())).collect(),
             workers: Vec::new(),
@@ -336,6 +339,7 @@ impl Gateway {
             _lock: lock,
         };
         gateway.renew_lifetimes();
+        gateway.built.limits.apply();
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
         let mut send = |t| to_first(mailboxes, t);
@@ -451,6 +455,7 @@ impl Gateway {
             !done
         });
         self.watch_ports(now);
+        self.limit_care.tick(&self.built, &self.segment, now);
         // Not while a worker may still count elsewhere: an association would seem to have used less.
         if self.counting == self.epoch {
             self.lifetimes.tick(&self.config, &self.built.associations, &self.segment, now);
@@ -533,6 +538,7 @@ impl Gateway {
             (self.built, self.config) = (old, config);
             return Err(error);
         }
+        self.built.limits.apply();
         self.overlay = overlay;
         if let Err(error) = self.log_sessions() {
             tracing::error!("{error}");
@@ -706,6 +712,16 @@ impl Gateway {
             Some(Ok(())) => Ok(()),
             _ => Err("the session's worker takes no more commands: try again".into()),
         }
+    }
+
+    /// What is known of limits.
+    pub(super) const fn limit_care(&self) -> &LimitCare {
+        &self.limit_care
+    }
+
+    /// What was built of the configuration, for what changes in place.
+    pub(super) const fn built_mut(&mut self) -> &mut Built {
+        &mut self.built
     }
 
     /// The configuration in force.

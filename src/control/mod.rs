@@ -6,6 +6,7 @@ pub mod fuzz;
 pub mod gateway;
 pub mod host_neighbours;
 pub mod lifetimes;
+pub mod limits;
 pub mod nat;
 pub mod nat_log;
 pub mod neighbours;

@@ -107,6 +107,7 @@ impl<P: PacketIo> Single<P> {
             config.system.burst.get() as usize,
         );
         worker.set_nat(nat.make(&built.tables)?.pop().flatten());
+        built.limits.apply();
         Ok(Self {
             worker,
             kept,
@@ -143,6 +144,7 @@ impl<P: PacketIo> Single<P> {
             tracing::warn!("a worker takes no more commands");
         }
         (self.built, self.segment) = (built, segment);
+        self.built.limits.apply();
         self.worker.round(now);
         Ok(())
     }

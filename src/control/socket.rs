@@ -194,7 +194,7 @@ impl Client {
         let reply = match serde_json::from_slice(&line) {
             Ok(request) => answer(&request),
             Err(_) => refusal(
-                &"that is no request: write \"ping\", \"version\", \"reload\", {\"show\": …} or {\"sa\": …} as one line of JSON",
+                &"that is no request: write \"ping\", \"version\", \"reload\", {\"show\": …}, {\"sa\": …} or {\"limit\": …} as one line of JSON",
             ),
         };
         self.put(&reply);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     gateway::Gateway,
+    limits::{self, LimitRequest},
     neighbours::address_of,
     rekey::{Action, Change},
 };
@@ -16,6 +17,7 @@ use crate::{
     config::{Encapsulation, Key, Side, build::Half},
     stats::{SaColumn, Segment, counters::group},
     table::{
+        limit::Level,
         neighbour::NeighbourState,
         tables::{NextHop, Tables},
     },
@@ -36,6 +38,8 @@ pub enum Request {
     Sa(Sa),
     /// `{"end_session": "0-17-3"}`.
     EndSession(EndSession),
+    /// `{"limit": "set", "gateway": "vpc", "in": "50Mbps"}`.
+    Limit(LimitRequest),
 }
 
 /// A request to change the security associations of a tunnel.
@@ -119,7 +123,7 @@ pub enum Word {
 pub struct Show {
     /// Which list.
     pub show: Topic,
-    /// Routes, NAT sessions: of this gateway only.
+    /// Routes, NAT sessions, talkers: of this gateway only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
     /// NAT sessions: only these.
@@ -165,6 +169,10 @@ pub enum Topic {
     /// [`RuleRow`](super::nat::RuleRow)s.
     #[serde(rename = "nat-rules")]
     NatRules,
+    /// [`LimitRow`](limits::LimitRow)s.
+    Limits,
+    /// [`TalkerRow`](limits::TalkerRow)s: one page.
+    Talkers,
 }
 
 /// A page of a list.
@@ -280,6 +288,9 @@ pub struct InterfaceRow {
     pub mtu: u16,
     /// The TAP device of the host.
     pub host_tap: Option<String>,
+    /// Limits in force, in and out, in bits a second.
+    #[serde(default)]
+    pub limit: [Option<u64>; 2],
 }
 
 /// What a tunnel is.
@@ -309,6 +320,9 @@ pub struct TunnelRow {
     pub via: Option<IpAddr>,
     /// Its state; nothing when no route leads to the other end.
     pub state: Option<String>,
+    /// Limits in force, in and out, in bits a second.
+    #[serde(default)]
+    pub limit: [Option<u64>; 2],
 }
 
 /// What a port is.
@@ -358,6 +372,7 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
         Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
         Request::Show(show) => list(gateway, show),
         Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
+        Request::Limit(_) => refusal(&"limits are changed by whoever runs the gateway"),
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
             Ok(()) => json!({ "ok": "ended" }),
             Err(why) => refusal(&why),
@@ -388,6 +403,15 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
         }
         Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
         Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
+        Topic::Limits => page(limits::rows(gateway).into_iter(), show.from, generation),
+        Topic::Talkers => {
+            if let Some(wanted) = &show.gateway
+                && !gateway.config().gateways.iter().any(|g| g.name.value.as_str() == wanted)
+            {
+                return refusal(&format!("there is no gateway {wanted:?}"));
+            }
+            page(limits::talkers(gateway, show.gateway.as_deref()).into_iter(), show.from, generation)
+        }
     }
 }
 
@@ -548,6 +572,7 @@ fn interfaces(gateway: &Gateway) -> impl Iterator<Item = InterfaceRow> {
             mac: known.map(|i| i.mac.to_string()).unwrap_or_default(),
             mtu: known.map_or(0, |i| i.mtu),
             host_tap: interface.host_tap.as_ref().map(|tap| tap.value.as_str().into()),
+            limit: limits::in_force(built, Level::Interface, number),
         }
     })
 }
@@ -578,6 +603,7 @@ fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
             unreachable: known.is_some_and(|t| t.path.is_unreachable(gateway.now())),
             via,
             state,
+            limit: limits::in_force(built, Level::Tunnel, number),
         }
     })
 }

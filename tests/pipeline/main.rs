@@ -5,6 +5,7 @@
 mod common;
 
 mod forward;
+mod limits;
 mod link;
 mod mtu;
 mod mutations;

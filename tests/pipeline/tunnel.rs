@@ -102,7 +102,7 @@ impl Pair {
         Self::with(kind, kind)
     }
 
-    fn with(one: Kind, other: Kind) -> Self {
+    pub fn with(one: Kind, other: Kind) -> Self {
         let (mut a, mut b) = (Lab::new(&site(1, one)), Lab::new(&site(2, other)));
         let (host_a, host_b) = (a.host("lan", &[10], 9), b.host("lan", &[10], 8));
         a.meet(&host_a, "10.1.0.9", "10.1.0.1");

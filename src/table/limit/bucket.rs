@@ -102,7 +102,7 @@ impl Terms {
     fn of(cap: Cap) -> Self {
         let rate = cap.rate.clamp(LEAST, GREATEST);
         let cost = ((8_000_000_000_u64 << UNITS << PLACES) + rate / 2) / rate;
-        let burst = u128::from(cap.burst.max(LEAST_BURST)) * u128::from(cost) >> PLACES;
+        let burst = (u128::from(cap.burst.max(LEAST_BURST)) * u128::from(cost)) >> PLACES;
         // No more than a year.
         Self { cost, burst: burst.min(u128::from(u64::MAX >> 4)) as u64 }
     }
