@@ -1,0 +1,179 @@
+//! Taking up changes while packets flow: reload and rekey.
+
+use std::{io, sync::Arc};
+
+use thiserror::Error;
+
+use super::{
+    super::{
+        ports,
+        rekey::{Change, RekeyError},
+    },
+    Gateway, Persistent, segment_path, to_first,
+};
+use crate::{
+    config::{
+        self, Config,
+        build::{self, BuildError},
+    },
+    runtime::{Command, Snapshot},
+    stats::{Segment, SegmentError, WorkerCounters},
+};
+
+/// Why a new configuration is not taken up. Nothing has changed then.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    /// What can change only with a restart.
+    #[error("{0} cannot change while the gateway runs: restart it")]
+    NeedsRestart(&'static str),
+    /// The tables.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The statistics segment.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// Security associations.
+    #[error("{0}")]
+    Associations(RekeyError),
+    /// No memory for NAT sessions.
+    #[error("no memory for NAT sessions: {0}")]
+    Nat(io::Error),
+    /// A worker does not take the new tables.
+    #[error("a worker has not taken up earlier changes; try again")]
+    Busy,
+}
+
+impl Gateway {
+    /// Takes up a new configuration. Packets, sequence numbers and replay windows of what has not changed go on, and
+    /// so do associations that were added, switched to or retired by command, until the file says the same.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; the old configuration stays in force.
+    pub fn reload(&mut self, mut config: Config) -> Result<(), ReloadError> {
+        let mut overlay = self.overlay.clone();
+        overlay.follow(&config);
+        overlay.apply(&mut config).map_err(ReloadError::Associations)?;
+        self.check_reload(&config)?;
+        self.can_publish()?;
+        let now = self.clock.now();
+        let built = build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
+        let mut old = std::mem::replace(&mut self.built, built);
+        old.unpin.clear();
+        let unpin = std::mem::take(&mut self.built.unpin);
+        let config = std::mem::replace(&mut self.config, config);
+        if let Err(error) = self.publish() {
+            (self.built, self.config) = (old, config);
+            return Err(error);
+        }
+        self.built.limits.apply();
+        self.overlay = overlay;
+        if let Err(error) = self.log_sessions() {
+            tracing::error!("{error}");
+        }
+        self.unpin.push((self.epoch, unpin));
+        for (port, device) in self.devices.iter_mut().enumerate() {
+            if let Some(device) = device
+                && let Err(error) = device.program.set_addresses(&ports::own_prefixes(&self.config, port))
+            {
+                tracing::error!(%error, "the XDP program did not take the new addresses");
+            }
+        }
+        let mailboxes = &self.mailboxes;
+        let mut send = |t| to_first(mailboxes, t);
+        self.resolver.announce(&self.built.tables, &mut self.kept.neighbours, now, &mut send);
+        Ok(())
+    }
+
+    /// Adds, switches to or retires an association of a tunnel; all else goes on as it is. No packet is lost by it.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; nothing has changed then.
+    pub fn rekey(&mut self, change: Change) -> Result<(), ReloadError> {
+        let mut overlay = self.overlay.clone();
+        let mut config = self.config.clone();
+        overlay.change(&mut config, change).map_err(ReloadError::Associations)?;
+        self.can_publish()?;
+        let mut other = build::rekey(&config, &mut self.kept, &mut Persistent(&mut self.state), &self.built)?;
+        other.exchange(&mut self.built);
+        std::mem::swap(&mut self.config, &mut config);
+        if let Err(error) = self.publish() {
+            other.exchange(&mut self.built);
+            self.config = config;
+            return Err(error);
+        }
+        self.overlay = overlay;
+        Ok(())
+    }
+
+    /// Either all workers take up new tables or none does: whether all can.
+    fn can_publish(&self) -> Result<(), ReloadError> {
+        if self.mailboxes.iter().all(|mailbox| mailbox.has_room()) { Ok(()) } else { Err(ReloadError::Busy) }
+    }
+
+    /// Hands the tables that were built to the workers, with new counters where the rows are others.
+    fn publish(&mut self) -> Result<(), ReloadError> {
+        self.renew_lifetimes();
+        let rows = self.built.rows.clone();
+        let name = self.config.system.name.value.as_str();
+        let mut layout = rows.layout(name, self.mailboxes.len(), self.clock.tick_hz());
+        let segment = if layout.groups == self.segment.layout().groups {
+            None
+        } else {
+            // The counts go on, so they are as old as they were.
+            layout.started = self.segment.layout().started;
+            Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
+        };
+        let mut nat = self.nat.make(&self.built.tables).map_err(ReloadError::Nat)?.into_iter();
+        for (number, mailbox) in self.mailboxes.iter().enumerate() {
+            let counters = segment
+                .as_ref()
+                .map(|new| Box::new(WorkerCounters::taking_over(new, number, self.segment.layout())));
+            let tables = Arc::clone(&self.built.tables);
+            let snapshot = Snapshot { tables, counters, nat: nat.next().flatten() };
+            mailbox.send(Command::Snapshot(snapshot)).map_err(|_| ReloadError::Busy)?;
+        }
+        self.epoch += 1;
+        self.mailboxes.iter().for_each(|mailbox| mailbox.want(self.epoch));
+        self.replaced.push((self.epoch, std::mem::take(&mut self.built.replaced)));
+        if let Some(segment) = segment {
+            self.segment = segment;
+        }
+        Ok(())
+    }
+
+    /// What a reload cannot change: the machine, and the ports.
+    fn check_reload(&self, new: &Config) -> Result<(), ReloadError> {
+        let old = &self.config;
+        let port = |p: &config::Port| {
+            let device = p.device.as_ref().map(|d| d.value.as_str().to_string());
+            (p.name.value.as_str().to_string(), *p.driver, device, p.ring.get(), *p.share_with_host)
+        };
+        if old.ports.iter().map(port).ne(new.ports.iter().map(port)) {
+            return Err(ReloadError::NeedsRestart("the list of ports, their drivers, devices and rings"));
+        }
+        let machine = |c: &Config| {
+            let cores =
+                c.system.cores.as_ref().map(|l| l.value.iter().map(|c| c.value.get()).collect::<Vec<_>>());
+            let sizes = (c.system.buffers.get(), c.system.buffer_size.get(), c.system.burst.get());
+            let log = c.system.nat_log.as_ref().map(|log| log.value.0.clone());
+            let nat =
+                (c.system.nat_sessions.get(), log, c.system.nat_log_size.get(), c.system.nat_log_files.get());
+            (cores, sizes, c.system.run_dir.value.0.clone(), c.system.state.value.0.clone(), nat)
+        };
+        if machine(old) != machine(new) {
+            return Err(ReloadError::NeedsRestart(
+                "cores, buffers, burst, run_dir, state and what concerns NAT in [system]",
+            ));
+        }
+        let taps = |c: &Config| {
+            let tap = |i: &config::Interface| {
+                Some((i.name.value.as_str().to_string(), i.host_tap.as_ref()?.value.as_str().to_string()))
+            };
+            c.interfaces.iter().filter_map(tap).collect::<Vec<_>>()
+        };
+        if taps(old) != taps(new) {
+            return Err(ReloadError::NeedsRestart("host_tap of interfaces"));
+        }
+        Ok(())
+    }
+}
