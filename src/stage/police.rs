@@ -9,12 +9,17 @@
 //! Packets in a row with the same owner, as a burst has them, are paid for together. What the gateway itself makes, and
 //! what is for it other than ESP, is not asked about: pings, BGP and IKE go on where a limit is reached.
 
+use arrayvec::ArrayVec;
+
 use super::{Cx, Stage, next_hop::NO_TUNNEL};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
     stats::LimitColumn,
     table::{
-        limit::{Account, GATEWAYS, GatewayAddresses, Level, Traffic, WAYS_IN, Way, key_v4},
+        limit::{
+            Account, Cell, GATEWAYS, GatewayAddresses, INTERFACES_OUT, Level, Rate, TUNNELS_OUT, Traffic,
+            WAYS_IN, Way, key_v4,
+        },
         prefetch::prefetch_read,
         tables::{NextHop, Tables},
         tunnel::Tunnel,
@@ -70,11 +75,16 @@ impl Stage for PoliceOut {
         let not_ours = |slot| !burst.meta(slot).flags.has(Flags::ORIGINATED);
         let leaving = cx.lanes.tx | cx.lanes.seal | cx.lanes.too_big;
         let slots = (leaving & burst.live()).filter(not_ours);
-        let into_tunnel = |slot| burst.meta(slot).tunnel != NO_TUNNEL;
-        let sealed = slots.filter(into_tunnel);
-        let number = |_: &Tables, meta: &Meta| (Level::Tunnel, meta.tunnel);
-        ways(cx, burst, sealed, Way::Out, number, ip_len);
-        ways(cx, burst, slots & burst.live(), Way::Out, leaves_by, size_on_line);
+        let active = cx.tables.limits.active.bits();
+        if active & TUNNELS_OUT != 0 {
+            let sealed = slots.filter(|slot| burst.meta(slot).tunnel != NO_TUNNEL);
+            let number = |_: &Tables, meta: &Meta| (Level::Tunnel, meta.tunnel);
+            ways(cx, burst, sealed, Way::Out, number, ip_len);
+        }
+        if active & INTERFACES_OUT != 0 {
+            let left = slots & burst.live();
+            ways(cx, burst, left, Way::Out, leaves_by, size_on_line);
+        }
     }
 }
 
@@ -278,52 +288,50 @@ fn address(cx: &Cx<'_>, burst: &Burst, slot: Slot, way: Way) -> u128 {
     }
 }
 
-/// Asks the limits of the VPC's addresses.
-fn each_address(cx: &Cx<'_>, burst: &mut Burst, slots: Slots, way: Way, addresses: &GatewayAddresses) {
-    if addresses.table.len() > NEAR_ADDRESSES {
-        fetch(cx, burst, slots, way, addresses);
-    }
-    let (mut run, mut of) = (Run::NONE, 0);
-    for slot in slots {
-        let next = address(cx, burst, slot, way);
-        if next != of {
-            ask_address(cx, burst, std::mem::replace(&mut run, Run::NONE), way, addresses, of);
-            of = next;
-        }
-        run.add(slot, u64::from(burst.meta(slot).ip_len));
-    }
-    ask_address(cx, burst, run, way, addresses, of);
-}
+/// In place of an entry's number: the address is not of the VPC.
+const NOBODY: u32 = u32::MAX;
 
-/// Starts loading what the packets will be charged to: of all packets at once, one step of the way at a time.
-fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots, way: Way, addresses: &GatewayAddresses) {
-    for slot in slots {
-        if let Some(line) = addresses.table.line(addresses.hash(address(cx, burst, slot, way))) {
-            prefetch_read(line);
+/// Asks the limits of the VPC's addresses: first finds all of them, then charges them, so that what is looked up for one
+/// packet is on its way while another one's is looked at.
+fn each_address(cx: &Cx<'_>, burst: &mut Burst, slots: Slots, way: Way, addresses: &GatewayAddresses) {
+    let Some(cells) = addresses.table.cells(cx.nat.links.own()) else { return };
+    if addresses.table.len() > NEAR_ADDRESSES {
+        for slot in slots {
+            if let Some(line) = addresses.table.line(addresses.hash(address(cx, burst, slot, way))) {
+                prefetch_read(line);
+            }
         }
     }
+    let mut entries: ArrayVec<u32, BURST> = ArrayVec::new();
     for slot in slots {
         let key = address(cx, burst, slot, way);
-        addresses.table.prefetch(addresses.hash(key), cx.nat.links.own(), way);
+        let entry = addresses.entry(key, addresses.hash(key)).map_or(NOBODY, |entry| entry as u32);
+        if let Some([inwards, outwards]) = cells.get(entry as usize) {
+            prefetch_read(if way == Way::In { inwards } else { outwards });
+        }
+        // As many as slots, so there is room.
+        let _ = entries.try_push(entry);
+    }
+    for (slot, entry) in slots.into_iter().zip(entries) {
+        let Some([inwards, outwards]) = cells.get(entry as usize) else { continue };
+        let cell = if way == Way::In { inwards } else { outwards };
+        let bytes = u64::from(burst.meta(slot).ip_len);
+        if pays(cx, addresses, entry, way, cell, bytes) {
+            cell.count(Traffic { passed_packets: 1, passed_bytes: bytes, ..Traffic::default() });
+        } else {
+            cell.count(Traffic { dropped_packets: 1, dropped_bytes: bytes, ..Traffic::default() });
+            burst.drop(slot, DropReason::AddressLimit);
+        }
     }
 }
 
-/// Asks the limit of one address about a run of packets.
+/// Whether an address has enough for a packet.
 #[inline(always)]
-fn ask_address(cx: &Cx<'_>, burst: &mut Burst, run: Run, way: Way, addresses: &GatewayAddresses, key: u128) {
-    if run.slots.is_empty() {
-        return;
-    }
-    let Some(entry) = addresses.entry(key, addresses.hash(key)) else { return };
-    let Some((rate, bucket, cell)) = addresses.parts(cx.nat.links.own(), entry, way) else { return };
-    let traffic = match rate.terms() {
-        Some(terms) => {
-            let account = Account::open(terms, bucket, &cell.purse);
-            charge(cx, burst, &run, account, DropReason::AddressLimit, ip_len)
-        }
-        None => {
-            Traffic { passed_packets: run.slots.len() as u64, passed_bytes: run.bytes, ..Traffic::default() }
-        }
-    };
-    cell.count(traffic);
+fn pays(cx: &Cx<'_>, addresses: &GatewayAddresses, entry: u32, way: Way, cell: &Cell, bytes: u64) -> bool {
+    let Some(terms) = addresses.rate(cell.class(), way).and_then(Rate::terms) else { return true };
+    let Some(bucket) = addresses.table.bucket(entry as usize, way) else { return true };
+    let mut account = Account::open(terms, bucket, &cell.purse);
+    let enough = account.pay_all(bytes, || bytes, cx.now);
+    account.close();
+    enough
 }

@@ -355,8 +355,6 @@ fn a_change_is_in_force_with_the_next_burst() {
     let mut bench = bench("");
     let out = packet("10.2.0.9", "10.1.0.9");
     assert_eq!(bench.flood(true, &out, 60), 60);
-    // A bucket holds no more than its clock has earned since the start: 10 kB take ten seconds at 8 kbps.
-    bench.lab.pass(Duration::from_secs(10));
     let number = bench.lab.single.built.gateways[0];
     let set = |bench: &Bench, cap| {
         let built = &bench.lab.single.built.limits;

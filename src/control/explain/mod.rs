@@ -5,6 +5,7 @@
 //! What is told is what that run shows: drops, counters that moved, the packet's metadata, frames that came out. What
 //! the run does not name, such as the prefix of a route, is looked up in the same tables.
 
+mod limits;
 mod make;
 mod run;
 mod tell;
@@ -144,7 +145,7 @@ pub enum ExplainError {
 /// One thing that decides about the packet, or that happens to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The part of the pipeline: `arrive`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `leave`, `answer`.
+    /// The part of the pipeline: `arrive`, `limit`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `leave`, `answer`.
     pub stage: &'static str,
     /// In words.
     pub text: String,

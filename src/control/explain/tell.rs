@@ -35,6 +35,7 @@ impl Teller<'_> {
     pub(super) fn tell(mut self) -> Explanation {
         let verdict = self.verdict();
         self.arrive();
+        self.limits_in();
         let entry = self.config.interfaces[self.place].gateway.value.0;
         self.policies_in();
         let own = self.config.interfaces_of(crate::config::GatewayId(entry)).find_map(|(_, interface)| {
@@ -53,6 +54,7 @@ impl Teller<'_> {
             self.nat();
             self.ways(entry, &verdict);
         }
+        self.limits_out();
         self.tunnels();
         self.leave();
         if let Some(reason) = self.drops().get(1).map(|(reason, _)| reason.name()) {

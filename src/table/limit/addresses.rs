@@ -11,14 +11,18 @@
 
 use super::{
     bucket::{Bucket, Purse},
-    prefetch_read,
     sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, yield_now},
 };
 
 /// Places in which an address may stand, from the one that its hash says.
 const WINDOW: usize = 16;
-/// An empty place.
+/// An empty place. In another one the lower half is [`IS_V6`] and the entry's number and one; the upper half is an IPv4
+/// address, so that the place alone says whose it is, or a part of the hash of an IPv6 one.
 const EMPTY: u64 = 0;
+/// The place is an IPv6 address's.
+const IS_V6: u64 = 1 << 31;
+/// The number of the entry, and one.
+const NUMBER: u64 = IS_V6 - 1;
 /// The address of an entry that none has: `::`, which no packet may be from or to.
 const NOBODY: u128 = 0;
 
@@ -117,9 +121,18 @@ pub struct Cell {
     /// What the worker has taken of the entry's bucket.
     pub purse: Purse,
     counts: Counts,
+    /// The class of the address: here, since the worker has this line in hand anyway.
+    class: AtomicU32,
 }
 
 impl Cell {
+    /// The class of the address.
+    #[inline(always)]
+    #[must_use]
+    pub fn class(&self) -> usize {
+        self.class.load(Ordering::Relaxed) as usize
+    }
+
     /// Counts. Only the worker whose cell it is may.
     #[inline(always)]
     pub fn count(&self, traffic: Traffic) {
@@ -133,7 +146,6 @@ impl Cell {
 struct Entry {
     high: AtomicU64,
     low: AtomicU64,
-    class: AtomicU32,
     buckets: [Bucket; 2],
     /// What the cells had counted before this address was entered, by way.
     before: [Counts; 2],
@@ -188,7 +200,7 @@ pub const fn key_v4(address: u32) -> u128 {
 /// The table.
 #[derive(Debug)]
 pub struct AddressTable {
-    /// Of the hash in the upper half, entry and one in the lower; see [`EMPTY`].
+    /// See [`EMPTY`].
     places: Box<[AtomicU64]>,
     /// The last one is the common entry.
     entries: Box<[Entry]>,
@@ -214,7 +226,8 @@ impl AddressTable {
     pub fn new(capacity: usize, workers: usize) -> Self {
         let capacity = capacity.clamp(1, 1 << 24);
         Self {
-            places: make((2 * capacity).next_power_of_two().max(WINDOW)),
+            // A quarter full at most: nearly every address stands in its first place, and no branch is mispredicted.
+            places: make((4 * capacity).next_power_of_two().max(WINDOW)),
             entries: make(capacity + 1),
             cells: (0..workers.max(1)).map(|_| make(capacity + 1)).collect(),
             claimed: AtomicBool::default(),
@@ -268,30 +281,29 @@ impl AddressTable {
         self.place(hash, 0)
     }
 
-    /// Starts loading what a worker will need of the address with this hash, when it stands in its first place, whose
-    /// line is there.
+    /// What a place of the address says, but for the number.
     #[inline(always)]
-    pub fn prefetch(&self, hash: u64, worker: usize, way: Way) {
-        let word = self.line(hash).map_or(EMPTY, |place| place.load(Ordering::Relaxed));
-        let number = (word as u32).wrapping_sub(1) as usize;
-        if let Some(entry) = self.entries.get(number) {
-            prefetch_read(entry);
-        }
-        if let Some(cells) = self.cells.get(worker).and_then(|cells| cells.get(number)) {
-            let [inwards, outwards] = cells;
-            prefetch_read(if way == Way::In { inwards } else { outwards });
-        }
+    const fn mark(key: u128, hash: u64) -> u64 {
+        if key >> 32 == 0xffff { (key as u64) << 32 } else { hash >> 32 << 32 | IS_V6 }
+    }
+
+    /// The entry that a place is of, when it has this mark and key.
+    #[inline(always)]
+    fn entry_at(&self, word: u64, mark: u64, key: u128) -> Option<usize> {
+        let number = (word & NUMBER).wrapping_sub(1) as usize;
+        let likely = word & !NUMBER == mark && word != EMPTY && word & NUMBER != 0;
+        let is_it = likely && (mark & IS_V6 == 0 || self.entries.get(number)?.is_of(key));
+        is_it.then_some(number)
     }
 
     /// The entry of an address.
     #[inline(always)]
     #[must_use]
     pub fn find(&self, key: u128, hash: u64) -> Option<usize> {
+        let mark = Self::mark(key, hash);
         (0..WINDOW).find_map(|step| {
             let word = self.place(hash, step)?.load(Ordering::Acquire);
-            let number = (word as u32).wrapping_sub(1) as usize;
-            let likely = (word >> 32 == hash >> 32) && word != EMPTY;
-            (likely && self.entries.get(number)?.is_of(key)).then_some(number)
+            self.entry_at(word, mark, key)
         })
     }
 
@@ -332,10 +344,10 @@ impl AddressTable {
                 before.set(self.counted(number as usize, way));
             }
             entry.buckets.iter().for_each(Bucket::reset);
-            entry.class.store(class, Ordering::Relaxed);
+            self.set_class(number as usize, class);
             entry.set_key(key);
         }
-        place.store(hash >> 32 << 32 | u64::from(number + 1), Ordering::Release);
+        place.store(Self::mark(key, hash) | u64::from(number + 1), Ordering::Release);
         Entered::At(number as usize)
     }
 
@@ -344,13 +356,11 @@ impl AddressTable {
         while self.claimed.swap(true, Ordering::Acquire) {
             yield_now();
         }
-        let at = (0..WINDOW).filter_map(|step| self.place(hash, step)).find(|place| {
-            let word = place.load(Ordering::Relaxed);
-            let number = (word as u32).wrapping_sub(1) as usize;
-            word != EMPTY && self.entries.get(number).is_some_and(|entry| entry.is_of(key))
-        });
-        if let Some(place) = at {
-            let number = (place.load(Ordering::Relaxed) as u32).wrapping_sub(1);
+        let mark = Self::mark(key, hash);
+        let at = (0..WINDOW)
+            .filter_map(|step| self.place(hash, step))
+            .find_map(|place| Some((place, self.entry_at(place.load(Ordering::Relaxed), mark, key)? as u32)));
+        if let Some((place, number)) = at {
             place.store(EMPTY, Ordering::Relaxed);
             if let Some(entry) = self.entries.get(number as usize) {
                 entry.set_key(NOBODY);
@@ -372,29 +382,32 @@ impl AddressTable {
     }
 
     /// The class of an entry.
-    #[inline(always)]
     #[must_use]
     pub fn class(&self, entry: usize) -> u32 {
-        self.entries.get(entry).map_or(0, |entry| entry.class.load(Ordering::Relaxed))
+        let cells = self.cells.first().and_then(|cells| cells.get(entry));
+        cells.map_or(0, |[cell, _]| cell.class.load(Ordering::Relaxed))
     }
 
     /// Puts an entry into a class.
     pub fn set_class(&self, entry: usize, class: u32) {
-        if let Some(entry) = self.entries.get(entry) {
-            entry.class.store(class, Ordering::Relaxed);
+        for cell in self.cells.iter().filter_map(|cells| cells.get(entry)).flatten() {
+            cell.class.store(class, Ordering::Relaxed);
         }
     }
 
-    /// The bucket of an entry and a worker's cell for it.
+    /// A worker's cells, by entry and way.
     #[inline(always)]
     #[must_use]
-    pub fn parts(&self, worker: usize, entry: usize, way: Way) -> Option<(&Bucket, &Cell)> {
-        let [inwards, outwards] = self.cells.get(worker)?.get(entry)?;
-        let [bucket_in, bucket_out] = &self.entries.get(entry)?.buckets;
-        Some(match way {
-            Way::In => (bucket_in, inwards),
-            Way::Out => (bucket_out, outwards),
-        })
+    pub fn cells(&self, worker: usize) -> Option<&[[Cell; 2]]> {
+        self.cells.get(worker).map(|cells| &**cells)
+    }
+
+    /// The bucket of an entry, one way.
+    #[inline(always)]
+    #[must_use]
+    pub fn bucket(&self, entry: usize, way: Way) -> Option<&Bucket> {
+        let [inwards, outwards] = &self.entries.get(entry)?.buckets;
+        Some(if way == Way::In { inwards } else { outwards })
     }
 
     fn counted(&self, entry: usize, way: Way) -> Traffic {
@@ -416,6 +429,6 @@ impl AddressTable {
         let [before_in, before_out] = &entry.before;
         let traffic = [(Way::In, before_in), (Way::Out, before_out)]
             .map(|(way, before)| self.counted(number, way).since(before.get()));
-        Some(View { key, class: entry.class.load(Ordering::Relaxed), traffic })
+        Some(View { key, class: self.class(number), traffic })
     }
 }

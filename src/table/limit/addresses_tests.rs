@@ -33,7 +33,7 @@ fn counts_begin_with_the_address() {
     let Entered::At(entry) = table.enter(a, hash(a), 0) else { panic!("there is room") };
     let one = Traffic { passed_packets: 1, passed_bytes: 100, ..Traffic::default() };
     for worker in [0, 1] {
-        table.parts(worker, entry, Way::Out).unwrap().1.count(one);
+        table.cells(worker).unwrap()[entry][Way::Out as usize].count(one);
     }
     assert_eq!(table.view(entry).unwrap().traffic, [Traffic::default(), one.and(one)]);
     table.remove(a, hash(a));
@@ -61,7 +61,7 @@ proptest! {
                         prop_assert!(!model.values().any(|other| *other == entry));
                         prop_assert_eq!(model.insert(key, entry), None);
                     }
-                    // 24 of 64 places: no window of 16 is full.
+                    // 24 of 128 places: no window of 16 is full.
                     other => prop_assert_eq!((other, model.len()), (Entered::Full, 24)),
                 }
             }

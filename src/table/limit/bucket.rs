@@ -17,6 +17,8 @@ use super::sync::{AtomicU64, Ordering};
 const UNITS: u32 = 6;
 /// Binary places of what a byte costs: at 400 Gbps it is exact to 1 in 80 000, at 1 kbps 64 packets of 4 KiB fit a word.
 const PLACES: u32 = 16;
+/// What the clock shows more than it does: a new bucket, spent up to 0, is full. Leaves 6 years.
+const ORIGIN: u64 = 1 << 62;
 /// What a purse may hold, in units: a worker's 0.25 ms.
 const CHUNK: u64 = 250_000 << UNITS;
 /// A purse holds at most this part of a burst, as a power of two.
@@ -133,7 +135,7 @@ pub struct Bucket {
 impl Bucket {
     /// Takes `most` units at `now` (ns), or as many as there are, but nothing when there are less than `least`.
     fn take(&self, terms: Terms, least: u64, most: u64, now: u64) -> u64 {
-        let now = now << UNITS;
+        let now = ORIGIN + (now << UNITS);
         let mut spent = self.spent.load(Ordering::Relaxed);
         for _ in 0..TRIALS {
             let from = spent.max(now.saturating_sub(terms.burst));

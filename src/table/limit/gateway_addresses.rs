@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{AddressTable, Bucket, Cap, Cell, Entered, Rate, Way, addresses::key_v4};
+use super::{AddressTable, Cap, Entered, Rate, Way, addresses::key_v4};
 use crate::table::{
     hash::{HashKey, Seed},
     lpm::{Lpm4, Lpm6},
@@ -78,14 +78,11 @@ impl GatewayAddresses {
         if key >> 32 == key_v4(0) >> 32 { self.v4.lookup(key as u32) } else { self.v6.lookup(key) }
     }
 
-    /// What an entry is charged to: its rate, its bucket, and the worker's cell.
+    /// The rate of a class, one way.
     #[inline(always)]
     #[must_use]
-    pub fn parts(&self, worker: usize, entry: usize, way: Way) -> Option<(&Rate, &Bucket, &Cell)> {
-        let class = self.table.class(entry) as usize;
+    pub fn rate(&self, class: usize, way: Way) -> Option<&Rate> {
         let class = self.classes.get(class).or_else(|| self.classes.first())?;
-        let rate = if way == Way::In { &class.inwards } else { &class.outwards };
-        let (bucket, cell) = self.table.parts(worker, entry, way)?;
-        Some((rate, bucket, cell))
+        Some(if way == Way::In { &class.inwards } else { &class.outwards })
     }
 }

@@ -8,8 +8,6 @@ mod bucket;
 mod gateway_addresses;
 mod sync;
 
-use super::prefetch::prefetch_read;
-
 #[cfg(test)]
 mod addresses_tests;
 #[cfg(test)]
@@ -86,8 +84,12 @@ pub struct Active(AtomicU8);
 
 /// Interfaces or tunnels have limits for what comes in.
 pub const WAYS_IN: u8 = 1;
-/// Interfaces or tunnels have limits for what goes out.
-pub const WAYS_OUT: u8 = 1 << 1;
+/// Interfaces have limits for what goes out.
+pub const INTERFACES_OUT: u8 = 1 << 1;
+/// Tunnels have limits for what goes out.
+pub const TUNNELS_OUT: u8 = 1 << 3;
+/// Either.
+pub const WAYS_OUT: u8 = INTERFACES_OUT | TUNNELS_OUT;
 /// Gateways or their addresses have limits, or addresses are counted.
 pub const GATEWAYS: u8 = 1 << 2;
 
@@ -171,11 +173,14 @@ impl Limits {
     pub fn present(&self) -> u8 {
         let limited =
             |pairs: &[Arc<Pair>], way| pairs.iter().any(|pair| pair.way(way).rate.terms().is_some());
-        let ways = |way| limited(&self.interfaces, way) || limited(&self.tunnels, way);
+        let ways_in = limited(&self.interfaces, Way::In) || limited(&self.tunnels, Way::In);
         let gateways = limited(&self.gateways, Way::In)
             || limited(&self.gateways, Way::Out)
             || self.addresses.iter().any(Option::is_some);
         let bit = |yes: bool, bit: u8| if yes { bit } else { 0 };
-        bit(ways(Way::In), WAYS_IN) | bit(ways(Way::Out), WAYS_OUT) | bit(gateways, GATEWAYS)
+        bit(ways_in, WAYS_IN)
+            | bit(limited(&self.interfaces, Way::Out), INTERFACES_OUT)
+            | bit(limited(&self.tunnels, Way::Out), TUNNELS_OUT)
+            | bit(gateways, GATEWAYS)
     }
 }
