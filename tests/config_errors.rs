@@ -161,6 +161,7 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     // Policies.
     ("tunnel = \"dc\"\nsource", "source", "protect-without-tunnel", "protect", "tunnel ="),
     ("action = \"protect\"", "action = \"discard\"", "tunnel-without-protect", "tunnel = \"dc\"", "protect"),
+    ("tunnel = \"dc\"\nsource", "tunnel = \"dc\"\nstandby = [\"dc\"]\nsource", "duplicate-standby", "standby", "once"),
     ("destination = [\"10.1.0.0/16\"]", "destination = [\"2001:db8:1::/48\"]", "mixed-families", "2001:db8:1", "two policies"),
     ("destination = [\"10.1.0.0/16\"]", "destination = []", "bad-value", "destination", "leave the key out"),
     ("name = \"to-dc\"", "name = \"to-dc\"\nprotocol = \"icmpv6\"", "mixed-families", "icmpv6", "\"icmp\""),
@@ -180,7 +181,8 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("via = \"192.0.2.1\"", "via = \"192.0.2.1\"\nblackhole = true", "route-target", "[[gateway.vpc.route]]", "exactly one"),
     ("via = \"192.0.2.1\"", "interface = \"hub\"", "other-gateway", "hub", "its own"),
     ("via = \"192.0.2.1\"", "blackhole = false", "bad-value", "blackhole", "leave it out"),
-    ("to = \"10.8.0.0/16\"", "to = \"10.9.0.0/16\"", "duplicate-route", "10.9.0.0/16", "one route"),
+    ("via = \"192.0.2.1\"", "via = \"192.0.2.1\"\n[[gateway.vpc.route]]\nto = \"10.8.0.0/16\"\nvia = \"192.0.2.1\"\npriority = 200", "duplicate-route", "10.8.0.0/16", "different places"),
+    ("via = \"192.0.2.1\"", "via = \"192.0.2.1\"\nweight = 0", "out-of-range", "weight", "1 to 100"),
     ("gateway = \"hub\"\n[[gateway.vpc.nat]]", "gateway = \"vpc\"\n[[gateway.vpc.nat]]", "gateway-loop", "gateway = \"vpc\"", "blackhole"),
     ("[gateway.hub]", "[gateway.none]\n[gateway.hub]", "unused-gateway", "[gateway.none]", "take the gateway out"),
     // Mappings.

@@ -4,15 +4,20 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub mod apply;
 pub mod bench;
 pub mod check;
+pub mod confirm;
 pub mod demo;
+pub mod diff;
 pub mod doctor;
 pub mod explain;
+pub mod history;
 pub mod limit;
 pub mod nat;
 pub mod reload;
 pub mod replay;
+pub mod rollback;
 pub mod run;
 pub mod sa;
 pub mod show;
@@ -59,6 +64,16 @@ enum Command {
     Nat(nat::Nat),
     /// Show and change limits of a running gateway, effective with the next burst.
     Limit(limit::Limit),
+    /// Say what two configurations say differently, or a file and a running gateway.
+    Diff(diff::Diff),
+    /// Check a file, say what it changes, and make a running gateway take it up.
+    Apply(apply::Apply),
+    /// Keep a change that was made with --confirm.
+    Confirm(confirm::Confirm),
+    /// Make a running gateway return to a configuration that was in force before.
+    Rollback(rollback::Rollback),
+    /// List the configurations that were in force last.
+    History(history::History),
     /// Make a running gateway read its file again, and wait for what comes of it.
     Reload(reload::Reload),
     /// Change the keys of a running gateway's tunnel, and lose no packet by it.
@@ -116,6 +131,11 @@ pub fn main() -> ExitCode {
         Command::Show(args) => show::run(&args),
         Command::Nat(args) => nat::run(&args),
         Command::Limit(args) => limit::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Apply(args) => apply::run(&args),
+        Command::Confirm(args) => confirm::run(&args),
+        Command::Rollback(args) => rollback::run(&args),
+        Command::History(args) => history::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Sa(args) => sa::run(&args),
         Command::Bench(args) => bench::run(&args),
@@ -140,6 +160,11 @@ fn end_when_nobody_reads() {
     if let Err(error) = register_conditional_default(SIGPIPE, always) {
         tracing::debug!(%error, "SIGPIPE stays ignored");
     }
+}
+
+/// Prints to the standard output. Whoever reads may stop in the middle, as `head` does.
+pub(crate) fn print(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
 }
 
 /// Prints an error of a command to the standard error, as one sentence.

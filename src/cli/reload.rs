@@ -1,18 +1,16 @@
 //! `causeway reload`: makes a running gateway read its file again, and says what came of it.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{CANNOT, NOT_WELL, fail, show::find::Which};
-use crate::control::{
-    gateway::socket_path,
-    socket_client::{Client, ClientError},
-    view::{Request, Word},
+use super::{
+    CANNOT,
+    apply::{connect, outcome, said},
+    fail, print,
+    show::find::Which,
 };
-
-/// How long a file of many routes may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::control::view::{Request, Word};
 
 /// Make a running gateway read its file again, and wait for what comes of it. As SIGHUP, but with an answer.
 #[derive(Debug, Args)]
@@ -30,26 +28,21 @@ pub struct Reload {
 /// Runs the command.
 #[must_use]
 pub fn run(args: &Reload) -> ExitCode {
-    let run_dir = match args.which.run_dir() {
-        Ok(run_dir) => run_dir,
+    let mut client = match connect(&args.which) {
+        Ok(client) => client,
         Err(error) => return fail(&error, CANNOT),
     };
-    let answer = Client::connect(&socket_path(&run_dir), PATIENCE)
-        .and_then(|mut client| client.ask(&Request::Word(Word::Reload)));
-    match answer {
-        Ok(answer) => {
-            if let Some(warnings) = answer.get("report").and_then(|w| w.as_str()) {
+    match outcome(&mut client, &Request::Word(Word::Reload)) {
+        Ok(done) => {
+            if let Some(warnings) = &done.report {
                 eprintln!("{warnings}");
             }
-            println!("the file is in force");
+            if !done.difference.is_empty() {
+                print(&format!("{}\n", done.difference));
+            }
+            print(&said(&done));
             ExitCode::SUCCESS
         }
-        Err(ClientError::Refused { message, answer }) => {
-            if let Some(report) = answer.get("report").and_then(|r| r.as_str()) {
-                eprintln!("{report}");
-            }
-            fail(&message, NOT_WELL)
-        }
-        Err(error) => fail(&error, CANNOT),
+        Err(refused) => refused.fail(),
     }
 }

@@ -9,15 +9,16 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{BUG, CANNOT, NOT_WELL, fail};
 use crate::{
-    config::{self, Diagnostics},
+    config::FileText,
     control::{
+        apply::Applier,
         gateway::{Gateway, StartOptions, Summary, TICK, socket_path},
         limits,
-        socket::Server,
+        socket::{Asker, Server},
         view::{self, Request, Word},
     },
 };
@@ -87,10 +88,11 @@ impl Account {
 /// Runs the command.
 #[must_use]
 pub fn run(args: &Run) -> ExitCode {
-    let config = match config::load(&args.file) {
-        Ok((config, warnings)) => {
+    let loaded = FileText::read(&args.file).and_then(|text| text.check(None).map(|good| (text, good)));
+    let (text, config) = match loaded {
+        Ok((text, (config, warnings))) => {
             super::check::warn(&warnings);
-            config
+            (text, config)
         }
         Err(errors) => return super::check::report(errors),
     };
@@ -121,6 +123,7 @@ pub fn run(args: &Run) -> ExitCode {
         crate::config::build::backend(gateway.config().system.cipher.value)
             .map_or_else(|e| e.to_string(), |b| b.to_string())
     );
+    let mut applier = Applier::new(&gateway, text);
     let mut state_reported = Instant::now();
     let mut failing = false;
     let ended = 'running: loop {
@@ -128,9 +131,12 @@ pub fn run(args: &Run) -> ExitCode {
             if signal != SIGHUP {
                 break 'running true;
             }
-            let _ = reload(&mut gateway, args);
+            applier.reload();
         }
-        server.serve(&mut |request| answer(&mut gateway, args, request));
+        server.serve_askers(&mut |request, asker| answer(&mut gateway, &mut applier, request, asker));
+        for (ticket, reply) in applier.tick(&mut gateway) {
+            server.answer(ticket, &reply);
+        }
         if let Err(error) = gateway.tick() {
             // Once a second at most: it will go on for as long as the disk is full.
             if !failing || state_reported.elapsed().as_secs() >= 1 {
@@ -173,46 +179,15 @@ pub fn run(args: &Run) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn answer(gateway: &mut Gateway, args: &Run, request: &Request) -> Value {
+/// Answers a request, or leaves it to be answered later.
+fn answer(gateway: &mut Gateway, applier: &mut Applier, request: &Request, asker: Asker) -> Option<Value> {
     match request {
-        Request::Word(Word::Reload) => match reload(gateway, args) {
-            Ok(warnings) => json!({ "ok": "in force", "report": warnings }),
-            Err((message, report)) => json!({ "error": message, "report": report }),
-        },
-        Request::Sa(change) => view::change_associations(gateway, change),
-        Request::Limit(change) => limits::change(gateway, change),
-        request => view::answer(gateway, request),
+        Request::Word(Word::Reload | Word::Confirm | Word::History)
+        | Request::Apply(_)
+        | Request::Rollback(_)
+        | Request::Configuration(_) => applier.ask(gateway, request, asker),
+        Request::Sa(change) => Some(view::change_associations(gateway, change)),
+        Request::Limit(change) => Some(limits::change(gateway, change)),
+        request => Some(view::answer(gateway, request)),
     }
-}
-
-/// What was found in a file as text, where there is something.
-fn text_of(found: &Diagnostics) -> Option<String> {
-    let theme = miette::GraphicalTheme::unicode_nocolor();
-    let mut text = String::new();
-    let rendered = miette::GraphicalReportHandler::new_themed(theme).render_report(&mut text, found);
-    rendered.ok().filter(|()| !found.problems.is_empty()).map(|()| text)
-}
-
-/// Reads the file again. The result is a report of warnings; or what is wrong, in one sentence and as a report.
-fn reload(gateway: &mut Gateway, args: &Run) -> Result<Option<String>, (String, Option<String>)> {
-    let file = args.file.display();
-    let (message, report) = match config::load(&args.file) {
-        Ok((config, warnings)) => {
-            super::check::warn(&warnings);
-            match gateway.reload(config) {
-                Ok(()) => {
-                    tracing::info!("{file} is in force");
-                    return Ok(text_of(&warnings));
-                }
-                Err(error) => (format!("{file} is not taken up: {error}"), text_of(&warnings)),
-            }
-        }
-        Err(errors) => {
-            let report = text_of(&errors);
-            let _ = super::check::report(errors);
-            (format!("{file} has errors: nothing has changed"), report)
-        }
-    };
-    tracing::error!("{message}");
-    Err((message, report))
 }

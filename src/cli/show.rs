@@ -137,6 +137,18 @@ Examples:
         #[arg(long)]
         all: bool,
     },
+    /// The configuration in force, as a file would have it; keys are hidden.
+    #[command(after_help = "\
+Examples:
+  causeway show config
+  causeway show config --defaults > now.toml   # also what no file gave, as remarks
+
+Changes made by command, such as new keys of `causeway sa`, are in it.")]
+    Config {
+        /// Also what no file gave, as remarks.
+        #[arg(long)]
+        defaults: bool,
+    },
     /// What each stage of the pipeline costs. One burst in 32 is measured.
     #[command(after_help = "\
 Example:
@@ -297,6 +309,7 @@ fn show(what: &What, between: Between<'_>, facts: &mut Facts) -> Result<Shown, S
         What::Policies => traffic::policies(between),
         What::Drops { explain, by_interface, all } => traffic::drops(between, *explain, *by_interface, *all),
         What::Stages => traffic::stages(between),
+        What::Config { defaults } => lists::configuration(facts, *defaults)?,
         What::Sa => lists::associations(between, facts),
         What::Neighbours => lists::neighbours(facts)?,
         What::Routes { gateway } => lists::routes(facts, gateway.clone())?,

@@ -18,6 +18,8 @@ pub(crate) struct Context<'a> {
     pub environment: &'a dyn Environment,
     /// The permission bits of the configuration file itself, where it is a file.
     pub file_mode: Option<u32>,
+    /// What the box is called, unless the file says it. Otherwise the name of the file.
+    pub box_name: Option<&'a str>,
     /// The names each kind of section declares, in the order of the file.
     pub names: Names,
     /// The text has syntax errors: parts are lost, so nothing is called missing or undefined.
@@ -543,6 +545,29 @@ macro_rules! section {
                 })
             }
         }
+
+        impl $crate::config::written::Told for $name {
+            fn at(&self) -> Span {
+                self.at
+            }
+
+            fn shape(&self) -> SectionShape {
+                Self::SHAPE
+            }
+
+            #[allow(unused_assignments, unused_mut, unused_variables, reason = "a section may have no fields")]
+            fn fields(&self, visit: &mut dyn FnMut(usize, Span, &dyn $crate::config::written::AnyWritten)) {
+                let mut number = 0;
+                $(
+                    section!(@tell $presence self.$field, number, visit);
+                    number += 1;
+                )*
+            }
+
+            fn children(&self) -> Vec<Vec<&dyn $crate::config::written::Told>> {
+                vec![$( section!(@children $count self.$child) ),*]
+            }
+        }
     };
 
     (@final optional $ty:ty) => { Option<At<$ty>> };
@@ -571,6 +596,19 @@ macro_rules! section {
     (@read_child $reader:ident one $ty:ident) => { $reader.one::<$ty>() };
     (@read_child $reader:ident maybe $ty:ident) => { $reader.maybe::<$ty>() };
     (@read_child $reader:ident $count:ident $ty:ident) => { $reader.many::<$ty>() };
+    (@tell optional $field:expr, $number:ident, $visit:ident) => {
+        if let Some(at) = &$field {
+            $visit($number, at.span, &at.value);
+        }
+    };
+    (@tell $presence:ident $field:expr, $number:ident, $visit:ident) => {
+        $visit($number, $field.span, &$field.value)
+    };
+    (@children one $child:expr) => { vec![&$child as &dyn $crate::config::written::Told] };
+    (@children $count:ident $child:expr) => {
+        $child.iter().map(|section| section as &dyn $crate::config::written::Told).collect()
+    };
+
     (@finish_child one $ty:ident, $draft:expr) => { <$ty as Section>::finish($draft?)? };
     (@finish_child maybe $ty:ident, $draft:expr) => {
         match $draft { None => None, Some(draft) => Some(<$ty as Section>::finish(draft)?) }

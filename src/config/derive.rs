@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::decode::Slot;
+use super::decode::{Context, Slot};
 use super::document::Draft;
 use super::model::{Driver, Encapsulation};
 use super::quantity::Ranged;
 use super::types::{Location, Mac, Name};
 
 /// Fills what the file leaves to be computed. `path` is the configuration file's.
-pub(crate) fn fill(draft: &mut Draft, path: &Path, base_dir: &Path) {
-    system(draft, path, base_dir);
+pub(crate) fn fill(draft: &mut Draft, path: &Path, cx: &Context<'_>) {
+    system(draft, path, cx);
     ports(draft);
     interfaces(draft);
     tunnels(draft);
@@ -24,10 +24,11 @@ pub(crate) fn fill(draft: &mut Draft, path: &Path, base_dir: &Path) {
     }
 }
 
-fn system(draft: &mut Draft, path: &Path, base_dir: &Path) {
+fn system(draft: &mut Draft, path: &Path, cx: &Context<'_>) {
     let system = &mut draft.system;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    system.name.derive(Name::from_any(&stem), system.at);
+    let stem = cx.box_name.unwrap_or(&stem);
+    system.name.derive(Name::from_any(stem), system.at);
     let Some(name) = system.name.get().map(|name| name.as_str().to_owned()) else {
         return;
     };
@@ -35,7 +36,7 @@ fn system(draft: &mut Draft, path: &Path, base_dir: &Path) {
     system.run_dir.derive(Location(PathBuf::from(format!("/run/causeway/{name}"))), system.at);
     for location in [&mut system.state, &mut system.run_dir, &mut system.nat_log] {
         if let Slot::Given(given) = location {
-            given.value.0 = base_dir.join(&given.value.0);
+            given.value.0 = cx.base_dir.join(&given.value.0);
         }
     }
 }

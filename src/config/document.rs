@@ -97,7 +97,7 @@ pub(crate) fn decode(document: &DeTable<'_>, path: &Path, cx: &mut Context<'_>) 
             .map(|s| TunnelDraft { name: s.name(), ..Tunnel::decode(s.table, s.span, cx) })
             .collect(),
     };
-    super::derive::fill(&mut draft, path, cx.base_dir);
+    super::derive::fill(&mut draft, path, cx);
     draft
 }
 

@@ -76,6 +76,7 @@ impl Key {
             base_dir: Path::new("/"),
             environment: &nothing,
             file_mode: None,
+            box_name: None,
             names: Default::default(),
             incomplete: false,
             problems: Vec::new(),

@@ -7,8 +7,9 @@
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 pub mod build;
@@ -16,6 +17,7 @@ mod check;
 mod decode;
 mod derive;
 mod diagnostics;
+pub mod diff;
 mod document;
 mod keys;
 mod limit_values;
@@ -29,6 +31,7 @@ mod span;
 mod suggest;
 mod tunnel_values;
 mod types;
+mod written;
 
 use decode::{Context, Names, Section};
 pub use diagnostics::{Diagnostics, MOST_PROBLEMS, Problem, Severity, Source};
@@ -36,8 +39,8 @@ pub use keys::{Environment, Key, ProcessEnvironment};
 pub use limit_values::{Burst, LimitRate, cap, rate_text, read_burst, read_rate};
 pub use model::{
     Action, AddressLimit, Cipher, Config, DontFragment, Driver, Encapsulation, Gateway, GatewayId, HugePages,
-    Idle, Interface, InterfaceId, Limit, Nat, NatKind, NextHop, OwnLimit, Policy, Port, PortId, Route,
-    SecurityAssociation, Side, System, Tunnel, TunnelId, XdpMode, ZeroCopy,
+    IcmpErrors, Idle, Interface, InterfaceId, Limit, Nat, NatKind, NextHop, OwnLimit, Policy, Port, PortId,
+    Route, SecurityAssociation, Side, System, Tunnel, TunnelId, XdpMode, ZeroCopy,
 };
 pub use prefix::{AddressRange, AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 pub use quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged};
@@ -52,35 +55,107 @@ pub const MOST_GATEWAYS: usize = 8;
 /// The largest file that is read: some millions of lines.
 pub const LARGEST_FILE: u64 = 64 << 20;
 
+/// The text of a file, read but not checked. It may hold keys: it is zeroed when dropped.
+#[derive(Clone)]
+pub struct FileText {
+    path: PathBuf,
+    bytes: Zeroizing<Vec<u8>>,
+    mode: u32,
+}
+
+impl FileText {
+    /// A text that was read before from the file `path`, which had this mode.
+    #[must_use]
+    pub fn new(path: PathBuf, bytes: Zeroizing<Vec<u8>>, mode: u32) -> Self {
+        Self { path, bytes, mode }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is too large.
+    pub fn read(path: &Path) -> Result<Self, Diagnostics> {
+        let name = path.display().to_string();
+        let refuse = |code, message: String, help: &str| {
+            Err(Diagnostics::unreadable(&name, Problem::new(code, Span::default(), message).help(help)))
+        };
+        let mut file = match keys::open(path) {
+            Ok(file) => file,
+            Err(error) => {
+                return refuse(
+                    "unreadable",
+                    format!("cannot open {name}: {error}"),
+                    "give the path of a file",
+                );
+            }
+        };
+        let metadata = match file.metadata() {
+            Ok(metadata) if metadata.is_file() => metadata,
+            _ => {
+                let message = format!("{name} is not a regular file");
+                return refuse("unreadable", message, "give the path of a file");
+            }
+        };
+        let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len().min(LARGEST_FILE) as usize + 1));
+        if let Err(error) = file.by_ref().take(LARGEST_FILE + 1).read_to_end(&mut bytes) {
+            return refuse("unreadable", format!("cannot read {name}: {error}"), "give the path of a file");
+        }
+        if bytes.len() as u64 > LARGEST_FILE {
+            let message = format!("{name} is larger than {} MiB", LARGEST_FILE >> 20);
+            return refuse("too-large", message, "a configuration of this size is not meant");
+        }
+        Ok(Self { path: path.into(), bytes, mode: metadata.mode() & 0o7777 })
+    }
+
+    /// The file it is of.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The permission bits of the file.
+    #[must_use]
+    pub fn mode(&self) -> u32 {
+        self.mode
+    }
+
+    /// Its SHA-256 in hexadecimal digits.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        Sha256::digest(&self.bytes[..]).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Checks it, keys included. The [`Diagnostics`] beside the configuration hold warnings only. With `name`, a file
+    /// that gives the box no name is for the box of this name, whatever the file is called.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it.
+    pub fn check(&self, name: Option<&str>) -> Result<(Config, Diagnostics), Diagnostics> {
+        parse_bytes(&self.path, &self.bytes, &ProcessEnvironment, Some(self.mode), name)
+    }
+}
+
+impl std::fmt::Debug for FileText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FileText({}, {} bytes)", self.path.display(), self.bytes.len())
+    }
+}
+
 /// Reads and checks a file, keys included. The [`Diagnostics`] beside the configuration hold warnings only.
 ///
 /// # Errors
 ///
 /// Everything that is wrong with the file.
 pub fn load(path: &Path) -> Result<(Config, Diagnostics), Diagnostics> {
-    let name = path.display().to_string();
-    let refuse = |code, message: String, help: &str| {
-        Err(Diagnostics::unreadable(&name, Problem::new(code, Span::default(), message).help(help)))
-    };
-    let mut file = match keys::open(path) {
-        Ok(file) => file,
-        Err(error) => {
-            return refuse("unreadable", format!("cannot open {name}: {error}"), "give the path of a file");
-        }
-    };
-    let metadata = match file.metadata() {
-        Ok(metadata) if metadata.is_file() => metadata,
-        _ => return refuse("unreadable", format!("{name} is not a regular file"), "give the path of a file"),
-    };
-    let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len().min(LARGEST_FILE) as usize + 1));
-    if let Err(error) = file.by_ref().take(LARGEST_FILE + 1).read_to_end(&mut bytes) {
-        return refuse("unreadable", format!("cannot read {name}: {error}"), "give the path of a file");
-    }
-    if bytes.len() as u64 > LARGEST_FILE {
-        let message = format!("{name} is larger than {} MiB", LARGEST_FILE >> 20);
-        return refuse("too-large", message, "a configuration of this size is not meant");
-    }
-    parse_bytes(path, &bytes, &ProcessEnvironment, Some(metadata.mode() & 0o7777))
+    FileText::read(path)?.check(None)
 }
 
 /// Checks a text as if it stood in the file `path`, which need not exist; relative paths in it start at its directory.
@@ -93,7 +168,7 @@ pub fn parse(
     text: &str,
     environment: &dyn Environment,
 ) -> Result<(Config, Diagnostics), Diagnostics> {
-    parse_bytes(path, text.as_bytes(), environment, None)
+    parse_bytes(path, text.as_bytes(), environment, None, None)
 }
 
 fn parse_bytes(
@@ -101,6 +176,7 @@ fn parse_bytes(
     bytes: &[u8],
     environment: &dyn Environment,
     file_mode: Option<u32>,
+    box_name: Option<&str>,
 ) -> Result<(Config, Diagnostics), Diagnostics> {
     let name = path.display().to_string();
     let text = match std::str::from_utf8(bytes) {
@@ -117,6 +193,7 @@ fn parse_bytes(
         base_dir: path.parent().unwrap_or(Path::new("")),
         environment,
         file_mode,
+        box_name,
         names: Names::default(),
         incomplete: false,
         problems: Vec::new(),

@@ -22,6 +22,7 @@ use super::span::{At, Span};
 use super::suggest::{self, shorten};
 use super::tunnel_values::{Mss, PacketsPerSecond};
 use super::types::{BufferSize, DeviceName, Dscp, Location, Mac, Name, ReplayWindow, Spi, Vlan};
+use super::written::{Writer, Written};
 
 /// A checked configuration. Sections stand in the order of the file, and identifiers are their indices.
 #[derive(Debug, Clone)]
@@ -54,6 +55,12 @@ macro_rules! choices {
             /// As the file writes it.
             pub fn as_str(self) -> &'static str {
                 match self { $( $name::$variant => $word, )* }
+            }
+        }
+
+        impl Written for $name {
+            fn write(&self, to: &mut Writer<'_>) {
+                to.text(&self.as_str());
             }
         }
 
@@ -94,6 +101,15 @@ macro_rules! references {
         $(#[doc = $doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(pub usize);
+
+        impl Written for $name {
+            fn write(&self, to: &mut Writer<'_>) {
+                // An identifier of another configuration has no name here.
+                if let Some(named) = to.config.$names.get(self.0) {
+                    to.text(&named.name);
+                }
+            }
+        }
 
         impl Value for $name {
             fn decode(value: &DeValue<'_>, span: Span, cx: &mut Context<'_>) -> Option<Self> {
@@ -234,6 +250,16 @@ choices! {
         "set" Set,
         /// Never set.
         "clear" Clear,
+    }
+}
+
+choices! {
+    /// What of an ICMP error about a tunnel's traffic must fit the policies (RFC 4301 6).
+    IcmpErrors {
+        /// The packet that it quotes.
+        "quoted" Quoted,
+        /// Its own addresses are enough.
+        "headers" Headers,
     }
 }
 
@@ -489,6 +515,10 @@ section! {
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.
         "dscp" dscp: Dscp, default "\"copy\"", "46";
+        /// What of an ICMP error out of the tunnel must fit the policies: the packet that it quotes, or only its own
+        /// addresses. One whose own addresses fit no policy always needs a quote that does. With `"quoted"` an error that
+        /// comes in the clear and quotes what the tunnel protects is dropped, too (RFC 4301 6).
+        "icmp_errors" icmp_errors: IcmpErrors, default "\"quoted\"", "\"headers\"";
         /// The largest inner packet. The line that carries the tunnel and what is learned of its path (RFC 1191, RFC
         /// 8201) may lower it, but for IPv6 never below 1280: then the sealed packet is divided.
         "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";
@@ -596,6 +626,9 @@ section! {
         "action" action: Action, required, "\"protect\"";
         /// Through which tunnel, for `protect`.
         "tunnel" tunnel: TunnelId, optional "for `bypass` and `discard`", "\"dc\"";
+        /// Tunnels that take over while that one is down, the first of them that is up; at most 3. Packets may come
+        /// out of any of them at any time.
+        "standby" standby: Vec<At<TunnelId>>, optional "no other", "[\"dc-2\"]";
         /// Where the packet comes from, after NAT.
         "source" source: Vec<At<Prefix>>, optional "anywhere", "[\"10.2.0.0/16\"]";
         /// Where it goes, after NAT.
@@ -649,6 +682,11 @@ section! {
         "gateway" gateway: GatewayId, optional "no other gateway", "\"hub\"";
         /// `true` drops the packets.
         "blackhole" blackhole: bool, default "false", "true";
+        /// Of several routes to one prefix whose next hops are of the same kind: the lower goes first, a higher one
+        /// is used while all those are down. Equal ones share the flows.
+        "priority" priority: Ranged<0, 65_535>, default "100", "200";
+        /// The share of flows, beside routes to the same prefix with the same priority.
+        "weight" weight: Ranged<1, 100>, default "1", "3";
     }
     children {}
     computed {

@@ -122,6 +122,14 @@ impl Text for Interval {
     }
 }
 
+impl std::str::FromStr for Interval {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::read(text).map_err(|complaint| format!("{}: {}", complaint.message, complaint.help))
+    }
+}
+
 /// A number of bytes, such as `"2MiB"`, `2048` or `"64 kB"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);

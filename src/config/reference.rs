@@ -211,11 +211,12 @@ mod tests {
         names.ports.push("line");
         ["vpc", "internet", "hub"].into_iter().for_each(|name| names.gateways.push(name));
         names.interfaces.push("wan");
-        names.tunnels.push("dc");
+        ["dc", "dc-2"].into_iter().for_each(|name| names.tunnels.push(name));
         let mut cx = Context {
             base_dir: std::path::Path::new("."),
             environment: &environment,
             file_mode: None,
+            box_name: None,
             names,
             incomplete: false,
             problems: Vec::new(),

@@ -36,6 +36,11 @@ impl Protocol {
     /// ICMP for IPv6.
     pub const ICMPV6: Protocol = Protocol(58);
 
+    /// Its name, where it has one.
+    pub fn name(self) -> Option<&'static str> {
+        PROTOCOLS.iter().find(|(_, number)| *number == self.0).map(|(name, _)| *name)
+    }
+
     /// TCP, UDP, DCCP and SCTP start with a source and a destination port.
     pub fn has_ports(self) -> bool {
         matches!(self.0, 6 | 17 | 33 | 132)
@@ -44,8 +49,8 @@ impl Protocol {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match PROTOCOLS.iter().find(|(_, number)| *number == self.0) {
-            Some((name, _)) => f.write_str(name),
+        match self.name() {
+            Some(name) => f.write_str(name),
             None => write!(f, "protocol {}", self.0),
         }
     }

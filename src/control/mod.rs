@@ -1,9 +1,11 @@
 //! What runs beside the workers: neighbours, ports, reload, the control socket.
 
+pub mod apply;
 pub mod explain;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;
+pub mod history;
 pub mod host_neighbours;
 pub mod lifetimes;
 pub mod limits;

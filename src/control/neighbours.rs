@@ -14,7 +14,8 @@ use crate::{
         address::IpVersion,
         interface::Interface,
         neighbour::{NeighbourAges, NeighbourKey, NeighbourState, NeighbourWriter},
-        tables::Tables,
+        next_hops::Hop,
+        tables::{NextHop, Tables},
     },
     wire::{
         arp,
@@ -93,8 +94,8 @@ impl Resolver {
                 send(announcement(number, interface, prefix.network()));
             }
         }
-        for hop in tables.next_hops.iter() {
-            if let crate::table::tables::NextHop::Via { interface, neighbour, address } = *hop
+        for (_, hop) in tables.next_hops.iter() {
+            if let Hop::One(NextHop::Via { interface, neighbour, address }) = *hop
                 && writer.table().mac(neighbour).is_none()
             {
                 self.ask(tables, interface, address, now);

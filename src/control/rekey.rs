@@ -136,6 +136,12 @@ impl Overlay {
         check(config)
     }
 
+    /// Whether no command has changed anything that the file does not say.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tunnels.is_empty()
+    }
+
     /// Forgets what a new file says itself, or says newer.
     pub fn follow(&mut self, file: &Config) {
         let tunnels: HashMap<&str, &Tunnel> =

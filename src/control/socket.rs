@@ -58,10 +58,28 @@ pub struct Server {
     clients: Vec<Client>,
     /// The client that is served first in this round.
     turn: usize,
+    /// The ticket of the next client.
+    ticket: u64,
+}
+
+/// Names a client whose request is answered later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket(u64);
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// For an answer that comes later.
+    pub ticket: Ticket,
+    /// The user, as the kernel knows it (`SO_PEERCRED`).
+    pub uid: Option<u32>,
 }
 
 #[derive(Debug)]
 struct Client {
+    asker: Asker,
+    /// Its request is taken and will be answered later.
+    waits: bool,
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -105,11 +123,16 @@ impl Server {
         };
         let (listener, identity) =
             make().map_err(|source| SocketError::Make { path: path.into(), source })?;
-        Ok(Self { listener, path: path.into(), identity, clients: Vec::new(), turn: 0 })
+        Ok(Self { listener, path: path.into(), identity, clients: Vec::new(), turn: 0, ticket: 0 })
     }
 
     /// Takes in new clients, reads requests, has them answered, and writes what can be written.
     pub fn serve(&mut self, answer: &mut dyn FnMut(&Request) -> Value) {
+        self.serve_askers(&mut |request, _| Some(answer(request)));
+    }
+
+    /// The same, for an answer that may depend on who asks, or comes later, by [`Server::answer`].
+    pub fn serve_askers(&mut self, answer: &mut dyn FnMut(&Request, Asker) -> Option<Value>) {
         self.accept();
         if self.clients.is_empty() {
             return;
@@ -128,6 +151,16 @@ impl Server {
         });
     }
 
+    /// Answers a request that was put off. A client that has gone gets nothing.
+    pub fn answer(&mut self, ticket: Ticket, reply: &Value) {
+        let waiting = self.clients.iter_mut().find(|client| client.asker.ticket == ticket && client.waits);
+        if let Some(client) = waiting {
+            client.waits = false;
+            client.active = Instant::now();
+            client.put(reply);
+        }
+    }
+
     fn accept(&mut self) {
         for _ in 0..ACCEPTS {
             // Whatever is wrong (no descriptor left, the client gone again): the next round tries again.
@@ -136,12 +169,16 @@ impl Server {
                 continue;
             }
             if self.clients.len() >= MAX_CLIENTS {
-                let silent = self.clients.iter().enumerate().min_by_key(|(_, client)| client.active);
-                if let Some((silent, _)) = silent {
-                    self.clients.swap_remove(silent);
-                }
+                let idle = self.clients.iter().enumerate().filter(|(_, client)| !client.waits);
+                let silent = idle.min_by_key(|(_, client)| client.active);
+                let Some((silent, _)) = silent else { continue };
+                self.clients.swap_remove(silent);
             }
+            self.ticket += 1;
+            let uid = rustix::net::sockopt::socket_peercred(&stream).ok().map(|peer| peer.uid.as_raw());
             self.clients.push(Client {
+                asker: Asker { ticket: Ticket(self.ticket), uid },
+                waits: false,
                 stream,
                 input: Vec::new(),
                 output: Vec::new(),
@@ -165,9 +202,12 @@ impl Client {
     fn round(
         &mut self,
         may_answer: bool,
-        answer: &mut dyn FnMut(&Request) -> Value,
+        answer: &mut dyn FnMut(&Request, Asker) -> Option<Value>,
         now: Instant,
     ) -> Outcome {
+        if self.waits {
+            return Outcome::Keep;
+        }
         if self.write(now).is_err() || now.saturating_duration_since(self.active) > PATIENCE {
             return Outcome::Drop;
         }
@@ -191,10 +231,18 @@ impl Client {
         }
         let line: Vec<u8> = self.input.drain(..=end).collect();
         self.active = now;
-        let reply = match serde_json::from_slice(&line) {
-            Ok(request) => answer(&request),
-            Err(_) => refusal(
-                &"that is no request: write \"ping\", \"version\", \"reload\", {\"show\": …}, {\"sa\": …} or {\"limit\": …} as one line of JSON",
+        // A list would pass for the fields of an object.
+        let value = serde_json::from_slice(&line).ok().filter(|value: &Value| !value.is_array());
+        let reply = match value.ok_or(()).and_then(|value| serde_json::from_value(value).map_err(drop)) {
+            Ok(request) => {
+                let Some(reply) = answer(&request, self.asker) else {
+                    self.waits = true;
+                    return Outcome::Answered;
+                };
+                reply
+            }
+            Err(()) => refusal(
+                &"that is no request: write \"ping\", \"version\", \"reload\", {\"show\": …}, {\"explain\": …}, {\"sa\": …} or {\"limit\": …} as one line of JSON",
             ),
         };
         self.put(&reply);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
+    apply::{ApplyFile, Configuration, Rollback},
     gateway::Gateway,
     limits::{self, LimitRequest},
     neighbours::address_of,
@@ -40,6 +41,22 @@ pub enum Request {
     EndSession(EndSession),
     /// `{"limit": "set", "gateway": "vpc", "in": "50Mbps"}`.
     Limit(LimitRequest),
+    /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
+    Explain(Explain),
+    /// `{"apply": "/etc/causeway/gateway.toml", …}`.
+    Apply(ApplyFile),
+    /// `{"rollback": 12, …}`.
+    Rollback(Rollback),
+    /// `{"config": "given"}`.
+    Configuration(Configuration),
+}
+
+/// A question about a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// The packet, in words.
+    pub explain: String,
 }
 
 /// A request to change the security associations of a tunnel.
@@ -115,6 +132,10 @@ pub enum Word {
     Version,
     /// To read the configuration file again.
     Reload,
+    /// That what was applied last is to stay.
+    Confirm,
+    /// [`History`](super::apply::History).
+    History,
 }
 
 /// A request for a page of a list.
@@ -359,7 +380,7 @@ pub fn refusal(error: &dyn std::fmt::Display) -> Value {
     json!({ "error": error.to_string() })
 }
 
-/// The answer to a request for a list, or to a word other than `reload`, which is for whoever has the file.
+/// The answer to a request for a list, or to a word that does not concern the file.
 #[must_use]
 pub fn answer(gateway: &Gateway, request: &Request) -> Value {
     match request {
@@ -369,8 +390,15 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
             "name": gateway.config().system.name.value.as_str(),
             "pid": std::process::id(),
         }}),
-        Request::Word(Word::Reload) => refusal(&"this gateway has no file to read again"),
+        Request::Word(Word::Reload | Word::Confirm | Word::History)
+        | Request::Apply(_)
+        | Request::Rollback(_)
+        | Request::Configuration(_) => refusal(&"this gateway runs without a file"),
         Request::Show(show) => list(gateway, show),
+        Request::Explain(question) => match super::explain::ask(gateway, &question.explain) {
+            Ok(told) => json!({ "ok": told }),
+            Err(why) => refusal(&why),
+        },
         Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
         Request::Limit(_) => refusal(&"limits are changed by whoever runs the gateway"),
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
@@ -464,12 +492,15 @@ fn routes<'a>(gateway: &'a Gateway, wanted: Option<&'a str>) -> impl Iterator<It
         (wanted.is_none_or(|wanted| wanted == name)).then_some((name, writers))
     });
     chosen.flat_map(move |(name, (v4, v6))| {
-        let v4 = v4.iter().map(|(bits, length, hop)| (IpAddr::V4(bits.into()), length, hop));
-        let v6 = v6.iter().map(|(bits, length, hop)| (IpAddr::V6(bits.into()), length, hop));
-        v4.chain(v6).map(move |(address, length, hop)| {
-            let hop = gateway.tables().next_hop(hop);
-            route(gateway, name, address, length, hop)
-        })
+        let v4 = v4.iter_from((0, 0)).map(|((bits, length), all)| (IpAddr::V4(bits.into()), length, all));
+        let v6 = v6.iter_from((0, 0)).map(|((bits, length), all)| (IpAddr::V6(bits.into()), length, all));
+        let all = v4.chain(v6);
+        all.flat_map(|(address, length, all)| all.iter().map(move |one| (address, length, one.hop))).map(
+            move |(address, length, hop)| {
+                let hop = gateway.tables().next_hop(hop);
+                route(gateway, name, address, length, hop)
+            },
+        )
     })
 }
 

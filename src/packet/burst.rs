@@ -115,6 +115,27 @@ impl Burst {
         self.entry(slot).take()
     }
 
+    /// Takes the frames of those of `slots` that are live out of the burst, and queues them; drops those that find no
+    /// room. The result is how many were queued, and their bytes.
+    #[inline]
+    pub fn queue(&mut self, slots: Slots, queue: &mut FrameQueue) -> (u64, u64) {
+        let slots = slots & self.live;
+        let (mut queued, mut bytes) = (Slots::NONE, 0);
+        for slot in slots {
+            if queue.is_full() {
+                break;
+            }
+            queued.insert(slot);
+            if let Some(frame) = self.entry(slot).take() {
+                bytes += frame.len() as u64;
+                queue.push(frame);
+            }
+        }
+        self.live -= queued;
+        (slots - queued).into_iter().for_each(|slot| self.drop(slot, DropReason::TxFull));
+        (queued.len() as u64, bytes)
+    }
+
     /// The packet's frame.
     #[inline]
     #[must_use]
@@ -175,6 +196,14 @@ impl Burst {
             None => &mut [],
         };
         (bytes, &mut self.meta[slot.index()])
+    }
+
+    /// The packet's frame, to move its ends, and what is known of it.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the arrays' length")]
+    pub const fn frame_and_meta(&mut self, slot: Slot) -> (Option<&mut Frame>, &Meta) {
+        (self.frames[slot.index()].as_mut(), &self.meta[slot.index()])
     }
 
     /// The bytes of several packets at once, to change: what the cipher works on.

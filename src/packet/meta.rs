@@ -163,12 +163,12 @@ pub struct Meta {
     pub ip_len: u16,
     /// Bits.
     pub flags: Flags,
+    /// TTL or hop limit as it came.
+    pub ttl: u8,
     /// Transport protocol (IPv6: after the extension headers).
     pub proto: u8,
     /// Type of service or traffic class.
     pub tos: u8,
-    /// TTL or hop limit as it came.
-    pub ttl: u8,
     /// Why it was dropped, where it was.
     pub reason: Option<DropReason>,
     /// How many gateways it went through.

@@ -118,7 +118,7 @@ impl Umem {
     fn offset(&self, frame: &Frame) -> Option<usize> {
         let index = frame.chunk.get().wrapping_sub(self.first);
         debug_assert!(index < self.count, "a frame of another UMEM");
-        (index < self.count).then_some(((index as usize) << self.shift) + usize::from(frame.start))
+        (index < self.count).then_some(((index as usize) << self.shift) + frame.headroom())
     }
 
     /// The bytes of a packet. Empty for a frame of another UMEM.
@@ -132,7 +132,7 @@ impl Umem {
         // SAFETY: the bytes are mapped as above and initialised (mappings are zeroed). Nobody else writes them:
         // the frame is the only token of its chunk, it is borrowed for as long as the slice lives, and while it
         // exists the chunk is not lent to a driver.
-        unsafe { std::slice::from_raw_parts(start, usize::from(frame.len)) }
+        unsafe { std::slice::from_raw_parts(start, frame.len()) }
     }
 
     /// The bytes of a packet, to change. Empty for a frame of another UMEM.
@@ -144,24 +144,24 @@ impl Umem {
         // SAFETY: as in `bytes`.
         let start = unsafe { self.memory.base().add(offset) };
         // SAFETY: as in `bytes`; the frame is borrowed exclusively, so this is the only reference to the bytes.
-        unsafe { std::slice::from_raw_parts_mut(start, usize::from(frame.len)) }
+        unsafe { std::slice::from_raw_parts_mut(start, frame.len()) }
     }
 
     /// Adds `n` bytes behind the packet. `false`, and no change, when the chunk has not as many.
     #[inline]
     #[must_use]
     pub fn grow_back(&self, frame: &mut Frame, n: usize) -> bool {
-        let len = usize::from(frame.len) + n;
-        if usize::from(frame.start) + len > self.chunk_size() {
+        let len = frame.len() + n;
+        if frame.headroom() + len > self.chunk_size() {
             return false;
         }
-        frame.len = len as u16;
+        frame.set(frame.start(), len as u16);
         true
     }
 
     /// Makes the frame an empty packet with `headroom` bytes in front of it (at most the chunk).
     pub fn reset(&self, frame: &mut Frame, headroom: usize) {
-        (frame.start, frame.len) = (headroom.min(self.chunk_size()) as u16, 0);
+        frame.set(headroom.min(self.chunk_size()) as u16, 0);
     }
 
     /// Fills the frame with `bytes`, behind the usual headroom. `false`, and an empty packet, when they do not fit.
@@ -215,7 +215,7 @@ impl FramePool {
     #[inline]
     #[must_use]
     pub fn alloc(&mut self) -> Option<Frame> {
-        Some(Frame { chunk: self.free.pop()?, start: HEADROOM as u16, len: 0 })
+        Some(Frame::new(self.free.pop()?, HEADROOM as u16, 0))
     }
 
     /// A packet of these bytes; `None` when the pool is empty or the bytes do not fit a chunk.
@@ -302,7 +302,7 @@ impl Lender {
         let chunk = NonZeroU32::new(self.umem.first + index as u32)?;
         *word &= !bit;
         self.count -= 1;
-        Some(Frame { chunk, start: start as u16, len: len as u16 })
+        Some(Frame::new(chunk, start as u16, len as u16))
     }
 
     /// Takes back every chunk that is still out, once the driver can no longer reach any of them.

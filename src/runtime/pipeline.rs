@@ -16,7 +16,7 @@ use crate::{
         parse::Parse,
         path_errors::{PathErrors, Unreachable},
         police::{PoliceIn, PoliceInwards, PoliceOut},
-        reassemble::Reassemble,
+        reassemble::{Reassemble, too_late},
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
@@ -133,6 +133,7 @@ impl Pipeline {
             Entry::Forward => cx.lanes.forward = burst.live(),
             Entry::Seal => cx.lanes.seal = burst.live(),
             Entry::Tx => cx.lanes.tx = burst.live(),
+            Entry::Late => return too_late(cx, burst),
         }
         // What comes from other workers, and what the gateway makes, has been looked at or needs not to be.
         let mut limits = if entry == Entry::Rx { cx.tables.limits.active.bits() } else { 0 };

@@ -7,33 +7,20 @@ use arrayvec::ArrayVec;
 use super::{Cx, Entry, Stage, fragment, icmp_error};
 use crate::{
     crypto::aead::{self, Aad, Job},
-    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots, Umem},
     stats::SaColumn,
     table::{
         path::LEAST_V4,
         prefetch::prefetch_read,
-        tables::NextHop,
+        tables::{NextHop, Tables},
         tunnel::{Df, SaOut, Tunnel},
     },
     wire::{esp, ip::protocol},
 };
 
 /// Puts each packet into the ESP packet of its tunnel; the cipher works on the burst as a whole.
-#[derive(Debug)]
-pub struct EspSeal {
-    /// Sequence number of each packet of the burst.
-    sequence: [u64; BURST],
-    /// Packets that are larger than line or path take.
-    oversize: Slots,
-    /// Packets whose UDP checksum is due.
-    unsummed: Slots,
-}
-
-impl Default for EspSeal {
-    fn default() -> Self {
-        Self { sequence: [0; BURST], oversize: Slots::NONE, unsummed: Slots::NONE }
-    }
-}
+#[derive(Debug, Default)]
+pub struct EspSeal;
 
 impl Stage for EspSeal {
     const NAME: &'static str = "esp-seal";
@@ -46,19 +33,28 @@ impl Stage for EspSeal {
         if cx.tables.tunnels.len() > NEAR_TUNNELS {
             fetch(cx, burst, slots);
         }
-        self.number(cx, burst, slots);
-        for slot in slots & burst.live() {
-            match self.encapsulate(cx, burst, slot) {
-                Ok(()) => {}
-                Err(DropReason::TunnelDown) => down(cx, burst, slot),
-                Err(reason) => burst.drop(slot, reason),
+        let mut sealing = Sealing::default();
+        let mut left = slots;
+        while let Some(first) = left.first() {
+            // In runs of packets into one tunnel.
+            let number = burst.meta(first).tunnel;
+            let mut run = Slots::NONE;
+            for slot in left {
+                if burst.meta(slot).tunnel != number {
+                    break;
+                }
+                run.insert(slot);
+            }
+            left -= run;
+            match Way::of(cx.tables, number) {
+                Some(way) => sealing.prepare(cx, burst, run, &way),
+                None => run.into_iter().for_each(|slot| down(cx, burst, slot)),
             }
         }
-        let slots = slots & burst.live();
-        self.seal(cx, burst, slots);
-        cx.lanes.tx |= slots;
-        if !(self.oversize | self.unsummed).is_empty() {
-            self.complete(cx, burst);
+        sealing.seal(cx, burst);
+        cx.lanes.tx |= sealing.slots;
+        if !(sealing.oversize | sealing.unsummed).is_empty() {
+            sealing.complete(cx, burst);
         }
     }
 }
@@ -101,139 +97,137 @@ fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots) {
     }
 }
 
-impl EspSeal {
-    /// Takes sequence numbers, once for each run of packets into one tunnel.
-    fn number(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) {
-        let mut left = slots.into_iter().peekable();
-        while let Some(first) = left.next() {
-            let number = burst.meta(first).tunnel;
-            let mut run = Slots::only(first);
-            while let Some(next) = left.next_if(|slot| burst.meta(*slot).tunnel == number) {
-                run.insert(next);
-            }
-            let Some((_, sa)) = association(cx, burst.meta(first)) else {
-                run.into_iter().for_each(|slot| down(cx, burst, slot));
+/// The way into a tunnel: found once for packets in a row that go into the same.
+struct Way<'a> {
+    number: u16,
+    tunnel: &'a Tunnel,
+    sa: &'a SaOut,
+    next_hop: u32,
+    egress: u16,
+    neighbour: u32,
+    /// Bytes in front of the inner packet.
+    in_front: usize,
+    /// Bytes of an outer packet above which it is divided. An IPv6 packet of the least size that every line must take
+    /// is let in on a way that takes less.
+    most: usize,
+}
+
+impl<'a> Way<'a> {
+    /// `None` when the tunnel cannot carry a packet.
+    fn of(tables: &'a Tables, number: u16) -> Option<Self> {
+        let tunnel = tables.tunnel(number)?;
+        let sa = tunnel.sa.as_deref()?;
+        let (next_hop, &NextHop::Via { interface, neighbour, .. }) =
+            tables.outer_way(tunnel.next_hop?, number)?
+        else {
+            return None;
+        };
+        Some(Self {
+            number,
+            tunnel,
+            sa,
+            next_hop,
+            egress: interface,
+            neighbour: neighbour.to_bits(),
+            in_front: tunnel.outer.header_len() + esp::HEADER_IV_LEN,
+            most: tunnel.outer_mtu().max(LEAST_V4).into(),
+        })
+    }
+}
+
+/// What the cipher is to know of a packet.
+struct Text<'a> {
+    sa: &'a SaOut,
+    sequence: u64,
+    /// Where the text begins in the frame.
+    at: usize,
+}
+
+/// The packets of a burst on their way to the cipher.
+#[derive(Default)]
+struct Sealing<'a> {
+    /// Those that are ready for it, and in the same order what it needs.
+    slots: Slots,
+    texts: ArrayVec<Text<'a>, BURST>,
+    /// Packets that are larger than line or path take.
+    oversize: Slots,
+    /// Packets whose UDP checksum is due.
+    unsummed: Slots,
+}
+
+impl<'a> Sealing<'a> {
+    /// Numbers the packets of a run and puts headers and trailers around them.
+    fn prepare(&mut self, cx: &mut Cx<'a>, burst: &mut Burst, run: Slots, way: &Way<'a>) {
+        let sa = way.sa;
+        if sa.ended.load(Relaxed) {
+            cx.counters.sa(sa.index, SaColumn::Expired, run.len() as u64);
+            run.into_iter().for_each(|slot| burst.drop(slot, DropReason::EspExpired));
+            return;
+        }
+        let mut numbers = sa.sequence.take(run.len() as u32).unwrap_or(0..0);
+        let (mut packets, mut bytes) = (0, 0);
+        let (mut dummies, mut dummy_bytes) = (0, 0);
+        for slot in run {
+            // When fewer are left than packets, the last packets go without.
+            let number = numbers.next().or_else(|| sa.sequence.take(1).and_then(|mut one| one.next()));
+            let Some(sequence) = number else {
+                cx.counters.sa(sa.index, SaColumn::Exhausted, 1);
+                burst.drop(slot, DropReason::SequenceExhausted);
                 continue;
             };
-            if sa.ended.load(Relaxed) {
-                cx.counters.sa(sa.index, SaColumn::Expired, run.len() as u64);
-                run.into_iter().for_each(|slot| burst.drop(slot, DropReason::EspExpired));
+            let (length, flags) = (u64::from(burst.meta(slot).ip_len), burst.meta(slot).flags);
+            let Some(total) = encapsulate(cx.umem, burst, slot, way, sequence) else {
+                burst.drop(slot, DropReason::NoBuffer);
                 continue;
+            };
+            packets += 1;
+            bytes += length;
+            if flags.has(Flags::DUMMY) {
+                dummies += 1;
+                dummy_bytes += length;
             }
-            let mut numbers = sa.sequence.take(run.len() as u32).unwrap_or(0..0);
-            let (mut packets, mut bytes) = (0, 0);
-            let (mut dummies, mut dummy_bytes) = (0, 0);
-            for slot in run {
-                // When fewer are left than packets, the last packets go without.
-                match numbers.next().or_else(|| sa.sequence.take(1).and_then(|mut one| one.next())) {
-                    Some(sequence) => {
-                        self.set(slot, sequence);
-                        packets += 1;
-                        bytes += u64::from(burst.meta(slot).ip_len);
-                        if burst.meta(slot).flags.has(Flags::DUMMY) {
-                            dummies += 1;
-                            dummy_bytes += u64::from(burst.meta(slot).ip_len);
-                        }
-                    }
-                    None => {
-                        cx.counters.sa(sa.index, SaColumn::Exhausted, 1);
-                        burst.drop(slot, DropReason::SequenceExhausted);
-                    }
-                }
+            self.slots.insert(slot);
+            self.oversize.insert_if(slot, total > way.most);
+            // As many as slots, so there is room.
+            let _ = self.texts.try_push(Text { sa, sequence, at: way.in_front });
+        }
+        if way.tunnel.outer.needs_checksum() {
+            self.unsummed |= run;
+        }
+        cx.counters.tunnel_out(way.number, packets - dummies, bytes - dummy_bytes);
+        cx.counters.sa(sa.index, SaColumn::Packets, packets);
+        cx.counters.sa(sa.index, SaColumn::Bytes, bytes);
+    }
+
+    /// Encrypts all packets together.
+    fn seal(&self, cx: &Cx<'_>, burst: &mut Burst) {
+        let mut jobs: ArrayVec<Job<'_>, BURST> = ArrayVec::new();
+        let mut texts = self.texts.iter();
+        burst.for_each_bytes_mut(cx.umem, self.slots, |_, bytes, _| {
+            let Some(Text { sa, sequence, at }) = texts.next() else { return };
+            let aad = if sa.esn { Aad::esn(sa.spi, *sequence) } else { Aad::new(sa.spi, *sequence as u32) };
+            if let Some(text) = bytes.get_mut(*at..) {
+                let _ = jobs.try_push(Job::new(&sa.key, sequence.to_be_bytes(), aad, text));
             }
-            cx.counters.tunnel_out(number, packets - dummies, bytes - dummy_bytes);
-            cx.counters.sa(sa.index, SaColumn::Packets, packets);
-            cx.counters.sa(sa.index, SaColumn::Bytes, bytes);
-        }
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
-    const fn set(&mut self, slot: Slot, sequence: u64) {
-        self.sequence[slot.index()] = sequence;
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
-    const fn get(&self, slot: Slot) -> u64 {
-        self.sequence[slot.index()]
-    }
-
-    /// Puts the headers in front and the trailer behind, all but encrypted.
-    #[inline]
-    fn encapsulate(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) -> Result<(), DropReason> {
-        let meta = *burst.meta(slot);
-        let (tunnel, sa) = association(cx, &meta).ok_or(DropReason::TunnelDown)?;
-        let next_hop = tunnel.next_hop.ok_or(DropReason::TunnelDown)?;
-        let Some(&NextHop::Via { interface, neighbour, .. }) = cx.tables.next_hops.get(next_hop as usize)
-        else {
-            return Err(DropReason::TunnelDown);
-        };
-        let length = usize::from(meta.ip_len);
-        let payload = tunnel.padded(length);
-        let in_front = tunnel.outer.header_len() + esp::HEADER_IV_LEN;
-        let behind = esp::padding(payload) + esp::TRAILER_LEN + esp::ICV_LEN;
-        let df = match tunnel.df {
-            Df::Copy => !meta.is_v6() && meta.flags.has(Flags::DONT_FRAGMENT),
-            Df::Set => true,
-            Df::Clear => false,
-        };
-        let total = in_front + payload + behind;
-        // An IPv6 packet of the least size that every line must take, on a way that takes less.
-        let oversize = total > usize::from(LEAST_V4) && total > usize::from(tunnel.outer_mtu());
-        let df = df && !oversize;
-        self.oversize.insert_if(slot, oversize);
-        self.unsummed.insert_if(slot, tunnel.outer.needs_checksum());
-        let sequence = self.get(slot);
-        // Unlike a count of its own, it is no other worker's at the same time.
-        let identification = sequence as u16;
-        let frame = burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?;
-        let more = payload - length + behind;
-        if !frame.reframe(usize::from(meta.l3), length, in_front) || !cx.umem.grow_back(frame, more) {
-            return Err(DropReason::NoBuffer);
-        }
-        let (bytes, known) = burst.packet_mut(cx.umem, slot);
-        let next_header = match (meta.flags.has(Flags::DUMMY), meta.is_v6()) {
-            (true, _) => protocol::NO_NEXT_HEADER,
-            (false, true) => protocol::IPV6,
-            (false, false) => protocol::IPV4,
-        };
-        let inner = bytes.get_mut(in_front..).ok_or(DropReason::NoBuffer)?;
-        // What was in the buffer before goes nowhere, sealed or not.
-        inner.get_mut(length..payload).unwrap_or(&mut []).fill(0);
-        esp::write_trailer(inner, payload, next_header).ok_or(DropReason::NoBuffer)?;
-        // RFC 6040 4.1, normal mode: ECN is copied. DSCP is copied or set (RFC 4301 5.1.2.1).
-        let class = tunnel.dscp.map_or(meta.tos, |dscp| dscp << 2 | meta.tos & 3);
-        tunnel.outer.write(bytes, class, df, identification);
-        if let Some(mut header) = esp::Esp::at_mut(bytes, tunnel.outer.header_len()) {
-            header.set_spi(esp::Spi(sa.spi));
-            header.set_sequence(sequence as u32);
-            // The sequence number is the IV (RFC 4106 3.1): never twice under one key.
-            header.set_iv(sequence.to_be_bytes());
-        }
-        known.l3 = 0;
-        known.ip_len = total as u16;
-        known.flags = Flags::NONE
-            .with(Flags::V6, tunnel.outer.is_v6())
-            .with(Flags::ORIGINATED, meta.flags.has(Flags::ORIGINATED));
-        known.next_hop = next_hop;
-        known.egress = interface;
-        known.neighbour = neighbour.to_bits();
-        Ok(())
+        });
+        aead::seal(&mut jobs);
     }
 
     /// Fills in checksums over what is sealed now, and divides what is too large for the line or the path.
     #[cold]
-    fn complete(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        for slot in std::mem::take(&mut self.unsummed) & burst.live() {
+    fn complete(&self, cx: &mut Cx<'_>, burst: &mut Burst) {
+        for slot in self.unsummed & burst.live() {
             if let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) {
                 tunnel.outer.fill_checksum(burst.bytes_mut(cx.umem, slot));
             }
         }
-        for slot in std::mem::take(&mut self.oversize) & burst.live() {
+        for (slot, text) in
+            self.slots.into_iter().zip(&self.texts).filter(|(slot, _)| self.oversize.contains(*slot))
+        {
             let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) else { continue };
             let mtu = tunnel.outer_mtu();
             let divided = if tunnel.outer.is_v6() {
-                let identification = self.get(slot) as u32;
-                fragment::split_v6(cx, burst, slot, mtu, Entry::Tx, identification)
+                fragment::split_v6(cx, burst, slot, mtu, Entry::Tx, text.sequence as u32)
             } else {
                 fragment::split(cx, burst, slot, mtu, Entry::Tx)
             };
@@ -242,22 +236,59 @@ impl EspSeal {
             }
         }
     }
+}
 
-    /// Encrypts all packets of `slots` together.
-    fn seal(&self, cx: &Cx<'_>, burst: &mut Burst, slots: Slots) {
-        let mut jobs: ArrayVec<Job<'_>, BURST> = ArrayVec::new();
-        let tables = cx.tables;
-        burst.for_each_bytes_mut(cx.umem, slots, |slot, bytes, meta| {
-            let Some(tunnel) = tables.tunnel(meta.tunnel) else { return };
-            let Some(sa) = tunnel.sa.as_deref() else { return };
-            let text = bytes.get_mut(tunnel.outer.header_len() + esp::HEADER_IV_LEN..);
-            let sequence = self.get(slot);
-            let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
-            if let Some(text) = text {
-                // As many jobs as slots, so there is room.
-                let _ = jobs.try_push(Job::new(&sa.key, sequence.to_be_bytes(), aad, text));
-            }
-        });
-        aead::seal(&mut jobs);
+/// Puts the headers in front and the trailer behind, all but encrypted. The result is the outer packet's bytes; `None` when
+/// the buffer is too small.
+#[inline(always)]
+fn encapsulate(umem: &Umem, burst: &mut Burst, slot: Slot, way: &Way<'_>, sequence: u64) -> Option<usize> {
+    let tunnel = way.tunnel;
+    let (frame, meta) = burst.frame_and_meta(slot);
+    let length = usize::from(meta.ip_len);
+    let payload = tunnel.padded(length);
+    let behind = esp::padding(payload) + esp::TRAILER_LEN + esp::ICV_LEN;
+    let total = way.in_front + payload + behind;
+    let frame = frame?;
+    if !frame.reframe(usize::from(meta.l3), length, way.in_front)
+        || !umem.grow_back(frame, total - way.in_front - length)
+    {
+        return None;
     }
+    let (bytes, meta) = burst.packet_mut(umem, slot);
+    let (flags, tos) = (meta.flags, meta.tos);
+    let df = match tunnel.df {
+        Df::Copy => !flags.has(Flags::V6) && flags.has(Flags::DONT_FRAGMENT),
+        Df::Set => true,
+        Df::Clear => false,
+    };
+    let next_header = match (flags.has(Flags::DUMMY), flags.has(Flags::V6)) {
+        (true, _) => protocol::NO_NEXT_HEADER,
+        (false, true) => protocol::IPV6,
+        (false, false) => protocol::IPV4,
+    };
+    let inner = bytes.get_mut(way.in_front..)?;
+    if payload > length {
+        // What was in the buffer before goes nowhere, sealed or not.
+        inner.get_mut(length..payload)?.fill(0);
+    }
+    esp::write_trailer(inner, payload, next_header)?;
+    // RFC 6040 4.1, normal mode: ECN is copied. DSCP is copied or set (RFC 4301 5.1.2.1).
+    let class = tunnel.dscp.map_or(tos, |dscp| dscp << 2 | tos & 3);
+    // Unlike a count of its own, the sequence number is no other worker's at the same time.
+    tunnel.outer.write(bytes, class, df && total <= way.most, sequence as u16);
+    if let Some(mut header) = esp::Esp::at_mut(bytes, tunnel.outer.header_len()) {
+        header.set_spi(esp::Spi(way.sa.spi));
+        header.set_sequence(sequence as u32);
+        // The sequence number is the IV (RFC 4106 3.1): never twice under one key.
+        header.set_iv(sequence.to_be_bytes());
+    }
+    meta.l3 = 0;
+    meta.ip_len = total as u16;
+    meta.flags = Flags::NONE
+        .with(Flags::V6, tunnel.outer.is_v6())
+        .with(Flags::ORIGINATED, flags.has(Flags::ORIGINATED));
+    meta.next_hop = way.next_hop;
+    meta.egress = way.egress;
+    meta.neighbour = way.neighbour;
+    Some(total)
 }

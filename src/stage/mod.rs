@@ -22,6 +22,7 @@ pub mod next_hop;
 pub mod parse;
 pub mod path_errors;
 pub mod police;
+pub mod quoted;
 pub mod reassemble;
 pub mod rewrite;
 pub mod route;

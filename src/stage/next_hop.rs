@@ -5,8 +5,10 @@ use crate::{
     packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot},
     stage::icmp_error::Problem,
     table::{
+        choice::{Choice, Needs, flow_hash},
         interface::Side,
         neighbour::NeighbourKey,
+        next_hops::Hop,
         tables::{NextHop as Target, Tables},
     },
     wire::{ipv4::Ipv4, ipv6::Ipv6},
@@ -20,7 +22,7 @@ pub struct NextHop;
 const MAX_PASSES: u8 = 8;
 
 /// In `Meta::tunnel`: no tunnel.
-pub const NO_TUNNEL: u16 = u16::MAX;
+pub use crate::table::tables::NO_TUNNEL;
 /// In `Meta::neighbour`: not known yet.
 pub const NO_NEIGHBOUR: u32 = u32::MAX;
 /// In `Meta::neighbour`: asked for in vain.
@@ -36,7 +38,7 @@ impl Stage for NextHop {
         let mut way = WayOut::NONE;
         for slot in super::take(&mut cx.lanes.chosen, burst) {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-            if !way.is_of(meta) {
+            if !way.is_of(meta) && !choose(cx.tables, bytes, meta, &way) {
                 way = WayOut::find(cx.tables, meta).unwrap_or(WayOut::NONE);
             }
             let result = if way.is_of(meta) {
@@ -65,8 +67,10 @@ struct WayOut {
     neighbour: u32,
     /// The next hop is the destination itself, and so each packet's own.
     on_link: bool,
-    /// Whether packets from a peer may go this way.
-    from_peers: bool,
+    /// Only packets with one of these may go this way; with none given, all may.
+    only: Flags,
+    /// Whether its interface or tunnel is up.
+    up: bool,
     /// Bytes of the largest IP packet.
     mtu: u16,
 }
@@ -80,7 +84,8 @@ impl WayOut {
         egress: 0,
         neighbour: NO_NEIGHBOUR,
         on_link: false,
-        from_peers: false,
+        only: Flags::NONE,
+        up: false,
         mtu: 0,
     };
 
@@ -96,20 +101,28 @@ impl WayOut {
     fn find(tables: &Tables, meta: &Meta) -> Option<Self> {
         let this = Self { next_hop: meta.next_hop, gateway: meta.gateway, ..Self::NONE };
         let transit = tables.gateway(meta.gateway)?.transit;
+        let only = |up, from_peers| match (up, from_peers) {
+            (true, true) => Flags::NONE,
+            (true, false) => Flags::FROM_LOCAL | Flags::ORIGINATED,
+            // What the gateway itself says may find out whether the way works again, or answer who asks that.
+            (false, _) => Flags::ORIGINATED,
+        };
         let into = |tunnel| {
             let mtu = tables.tunnel(tunnel)?.inner_mtu();
-            Some(Self { tunnel, from_peers: transit, mtu, ..this })
+            let up = Needs::Tunnel(tunnel).met(&tables.liveness);
+            Some(Self { tunnel, only: only(up, transit), up, mtu, ..this })
         };
         let by = |number| {
             let interface = tables.interface(number)?;
-            let from_peers = transit || interface.side == Side::Local;
-            Some(Self { egress: number, from_peers, mtu: interface.mtu, ..this })
+            let up = Needs::Interface(number).met(&tables.liveness);
+            let only = only(up, transit || interface.side == Side::Local);
+            Some(Self { egress: number, only, up, mtu: interface.mtu, ..this })
         };
         if meta.next_hop == Target::BY_POLICY {
             return into(meta.tunnel);
         }
         // By reference: a next hop is 28 bytes, of which a packet needs few.
-        match tables.next_hops.get(meta.next_hop as usize)? {
+        match tables.next_hops.one(meta.next_hop)? {
             Target::Via { interface, neighbour, .. } => {
                 Some(Self { neighbour: neighbour.to_bits(), ..by(*interface)? })
             }
@@ -117,6 +130,39 @@ impl WayOut {
             Target::Tunnel(tunnel) => into(*tunnel),
             _ => None,
         }
+    }
+}
+
+/// Where several ways lead to the packet's destination, takes the one for its flow. The result is whether that is
+/// `way`, so that nothing has to be found out about it again.
+#[inline]
+fn choose(tables: &Tables, bytes: &[u8], meta: &mut Meta, way: &WayOut) -> bool {
+    let Some(Hop::Choice(choice)) = tables.next_hops.get(meta.next_hop) else { return false };
+    if let Some(chosen) = chosen(tables, choice, bytes, meta) {
+        meta.next_hop = chosen;
+    }
+    way.is_of(meta)
+}
+
+/// The next hop for the packet's flow of those that are up. What the gateway itself sends takes the best one even when
+/// none is: it may find out that one works again.
+fn chosen(tables: &Tables, choice: &Choice, bytes: &[u8], meta: &Meta) -> Option<u32> {
+    let standing = choice.standing(&tables.liveness);
+    let standing = match standing {
+        None if meta.flags.has(Flags::ORIGINATED) => choice.regardless(),
+        standing => standing,
+    };
+    standing?.pick(|| flow_hash(bytes, meta))
+}
+
+/// Why a packet may not go a way that is not for it.
+#[cold]
+fn refusal(way: &WayOut) -> Refusal {
+    if way.up {
+        // From a peer to a peer, where the gateway does not allow it.
+        (DropReason::TransitForbidden, Some(Problem::Prohibited))
+    } else {
+        (DropReason::NoLivePath, Some(Problem::HostUnreachable))
     }
 }
 
@@ -129,9 +175,8 @@ fn leave(
     meta: &mut Meta,
     slot: Slot,
 ) -> Result<(), Refusal> {
-    // From a peer to a peer, where the gateway does not allow it.
-    if !way.from_peers && !meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED) {
-        return Err((DropReason::TransitForbidden, Some(Problem::Prohibited)));
+    if way.only != Flags::NONE && !meta.flags.any(way.only) {
+        return Err(refusal(way));
     }
     lower_ttl(bytes, meta)?;
     (meta.egress, meta.tunnel, meta.neighbour) = (way.egress, way.tunnel, way.neighbour);
@@ -157,8 +202,8 @@ fn leave(
 
 /// The packet stays in this box: for another gateway, for this one, or nowhere.
 fn stay(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Result<(), Refusal> {
-    match cx.tables.next_hops.get(meta.next_hop as usize) {
-        Some(&Target::Gateway(gateway)) => {
+    match cx.tables.next_hops.get(meta.next_hop) {
+        Some(&Hop::One(Target::Gateway(gateway))) => {
             if meta.passes >= MAX_PASSES {
                 return Err((DropReason::TooManyPasses, None));
             }
@@ -172,11 +217,13 @@ fn stay(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Resul
             cx.lanes.ip.insert(slot);
             cx.lanes.crossed.insert(slot);
         }
-        Some(Target::Local) => cx.lanes.local.insert(slot),
-        Some(Target::Blackhole) => return Err((DropReason::Blackhole, None)),
-        Some(Target::Broadcast) => return Err((DropReason::Multicast, None)),
+        Some(Hop::One(Target::Local)) => cx.lanes.local.insert(slot),
+        Some(Hop::One(Target::Blackhole)) => return Err((DropReason::Blackhole, None)),
+        Some(Hop::One(Target::Broadcast)) => return Err((DropReason::Multicast, None)),
         // What leads out has a way, unless its interface or tunnel is gone.
-        Some(_) => return Err((DropReason::NoRoute, None)),
+        Some(Hop::One(_)) => return Err((DropReason::NoRoute, None)),
+        // Nothing was chosen.
+        Some(Hop::Choice(_)) => return Err((DropReason::NoLivePath, Some(Problem::HostUnreachable))),
         None => return Err((DropReason::NoRoute, Some(Problem::NoRoute))),
     }
     Ok(())

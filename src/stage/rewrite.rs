@@ -9,7 +9,7 @@ use super::{
     path_errors,
 };
 use crate::{
-    packet::{Burst, DropReason, Frame, FrameQueue, Meta, Slot, Slots, Umem},
+    packet::{Burst, DropReason, Frame, Meta, Slot, Slots, Umem},
     stats::WorkerColumn,
     table::{
         neighbour::NeighbourId,
@@ -108,32 +108,35 @@ impl Link {
 /// result says which these are.
 #[inline]
 fn send(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, link: &Link) -> Slots {
-    let mut done = Slots::NONE;
-    let (mut packets, mut octets) = (0, 0);
-    let mut queue = cx.out.ports.get_mut(usize::from(link.port));
+    let mut ready = Slots::NONE;
+    let mut failed = Slots::NONE;
     for slot in slots {
-        let meta = burst.meta(slot);
+        let (frame, meta) = burst.frame_and_meta(slot);
         if !link.is_of(meta) {
             break;
         }
-        done.insert(slot);
         let (at, len) = (usize::from(meta.l3), usize::from(meta.ip_len));
-        let Some(frame) = burst.frame_mut(slot) else { continue };
-        if !frame.reframe(at, len, link.header.header_len()) {
-            burst.drop(slot, DropReason::NoBuffer);
+        let header = &link.header;
+        let Some(frame) =
+            frame.and_then(|frame| frame.reframe(at, len, header.header_len()).then_some(frame))
+        else {
+            failed.insert(slot);
             continue;
-        }
+        };
         pad(cx.umem, frame);
-        link.header.write(cx.umem.bytes_mut(frame));
-        if let Some(len) = enqueue(queue.as_deref_mut(), burst, slot) {
-            packets += 1;
-            octets += len as u64;
-        }
+        header.write(cx.umem.bytes_mut(frame));
+        ready.insert(slot);
     }
+    failed.into_iter().for_each(|slot| burst.drop(slot, DropReason::NoBuffer));
+    let Some(queue) = cx.out.ports.get_mut(usize::from(link.port)) else {
+        ready.into_iter().for_each(|slot| burst.drop(slot, DropReason::PortDown));
+        return ready | failed;
+    };
+    let (packets, octets) = burst.queue(ready, queue);
     if packets > 0 {
         cx.counters.interface_out(link.egress, packets, octets);
     }
-    done
+    ready | failed
 }
 
 /// Makes a frame as long as Ethernet asks for.
@@ -149,25 +152,13 @@ pub fn pad(umem: &Umem, frame: &mut Frame) {
 }
 
 /// Hands a whole frame to its port. The result is the frame's length.
-#[inline]
 pub fn queue(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, port: u16) -> Option<usize> {
-    enqueue(cx.out.ports.get_mut(usize::from(port)), burst, slot)
-}
-
-#[inline(always)]
-fn enqueue(queue: Option<&mut FrameQueue>, burst: &mut Burst, slot: Slot) -> Option<usize> {
-    let Some(queue) = queue else {
+    let Some(queue) = cx.out.ports.get_mut(usize::from(port)) else {
         burst.drop(slot, DropReason::PortDown);
         return None;
     };
-    if queue.is_full() {
-        burst.drop(slot, DropReason::TxFull);
-        return None;
-    }
-    let frame = burst.take(slot)?;
-    let len = frame.len();
-    queue.push(frame);
-    Some(len)
+    let (packets, octets) = burst.queue(Slots::only(slot), queue);
+    (packets > 0).then_some(octets as usize)
 }
 
 /// The neighbour is not known: the packet waits and the control thread is asked.

@@ -6,7 +6,7 @@ use super::{Cx, Stage};
 use crate::{
     packet::{BURST, Burst, Meta, NatMarks, Slot, Slots},
     table::{
-        address::Address,
+        address::{Address, IpVersion},
         lpm::{Lpm, NO_ROUTE},
     },
     wire::ipv6::Ipv6,
@@ -27,50 +27,61 @@ impl Stage for Route {
     const NAME: &'static str = "route";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        let slots = super::take(&mut cx.lanes.lookup, burst);
-        cx.lanes.chosen |= slots;
-        let mut left = slots;
+        let mut left = super::take(&mut cx.lanes.lookup, burst);
+        cx.lanes.chosen |= left;
         while let Some(first) = left.first() {
             let (number, v6) = (burst.meta(first).gateway, burst.meta(first).is_v6());
-            let same =
-                left.filter(|slot| burst.meta(slot).gateway == number && burst.meta(slot).is_v6() == v6);
-            left -= same;
-            let gateway = cx.tables.gateway(number);
-            match gateway {
-                None => same.into_iter().for_each(|slot| burst.meta_mut(slot).next_hop = NO_ROUTE),
+            left -= match cx.tables.gateway(number) {
+                None => {
+                    burst.meta_mut(first).next_hop = NO_ROUTE;
+                    Slots::only(first)
+                }
                 Some(gateway) if v6 => {
                     let destination = |burst: &Burst, slot| {
                         let header = Ipv6::at(burst.bytes(cx.umem, slot), usize::from(burst.meta(slot).l3));
                         header.map_or(0, |header| header.destination().to_bits())
                     };
-                    look_up(&gateway.routes_v6, burst, same, destination);
+                    look_up(&gateway.routes_v6, burst, left, number, destination)
                 }
                 Some(gateway) => {
-                    look_up(&gateway.routes_v4, burst, same, |burst, slot| destination_v4(burst.meta(slot)))
+                    let destination = |burst: &Burst, slot| destination_v4(burst.meta(slot));
+                    look_up(&gateway.routes_v4, burst, left, number, destination)
                 }
-            }
+            };
         }
     }
 }
 
+/// Looks up destinations of packets of `slots` that are in the gateway of this number and of the table's IP version:
+/// in a small table those from the first on in a row, in a large one all, so that their cache misses overlap. The
+/// result says which these are.
 #[inline(always)]
 fn look_up<A: Address>(
     routes: &Lpm<A>,
     burst: &mut Burst,
     slots: Slots,
+    gateway: u16,
     destination: impl Fn(&Burst, Slot) -> A,
-) {
+) -> Slots {
+    let is_of = |meta: &Meta| meta.gateway == gateway && meta.is_v6() == (A::VERSION == IpVersion::V6);
+    let mut done = Slots::NONE;
     if let Some(near) = routes.near() {
         for slot in slots {
+            if !is_of(burst.meta(slot)) {
+                break;
+            }
             let next_hop = near.find(destination(burst, slot));
             burst.meta_mut(slot).next_hop = next_hop;
+            done.insert(slot);
         }
-        return;
+        return done;
     }
-    let addresses: ArrayVec<A, BURST> = slots.into_iter().map(|slot| destination(burst, slot)).collect();
+    done = slots.filter(|slot| is_of(burst.meta(slot)));
+    let addresses: ArrayVec<A, BURST> = done.into_iter().map(|slot| destination(burst, slot)).collect();
     let mut found = [NO_ROUTE; BURST];
     routes.lookup_burst(&addresses, &mut found);
-    for (slot, next_hop) in slots.into_iter().zip(found) {
+    for (slot, next_hop) in done.into_iter().zip(found) {
         burst.meta_mut(slot).next_hop = next_hop;
     }
+    done
 }

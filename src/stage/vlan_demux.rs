@@ -38,9 +38,9 @@ pub const UNTAGGED: usize = 14;
 pub struct Way<'a> {
     /// What the metadata of such a packet begins with.
     pub template: Meta,
-    /// The gateway; `None` while there is no way.
-    pub gateway: Option<&'a Gateway>,
-    destination: Pattern<0>,
+    /// The gateway.
+    pub gateway: &'a Gateway,
+    station: Pattern<0>,
     types: Pattern<10>,
 }
 
@@ -59,29 +59,17 @@ impl<const AT: usize> Pattern<AT> {
     }
 
     #[inline(always)]
-    fn matches(&self, head: &[u8; SINGLE_TAGGED]) -> bool {
-        let bytes = head.split_at(AT).1.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
-        (bytes ^ self.bytes) & self.mask == 0
+    fn difference(&self, front: &[u8; SINGLE_TAGGED]) -> u64 {
+        let bytes = front.split_at(AT).1.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        (bytes ^ self.bytes) & self.mask
     }
 }
 
 impl<'a> Way<'a> {
-    /// No frame's way.
+    /// The way of a frame from `port`, when it is untagged or has one 802.1Q tag, and carries IPv4 to a gateway.
     #[must_use]
-    pub fn none() -> Self {
-        let (destination, types) = (Pattern::default(), Pattern::default());
-        Self { template: Meta::EMPTY, gateway: None, destination, types }
-    }
-
-    /// Becomes the way of a frame, when it is untagged or has one 802.1Q tag, and carries IPv4; else no frame's.
-    // Out of line and by reference: taken apart into registers, the way costs more to keep than to read.
-    #[inline(never)]
-    pub fn find(&mut self, tables: &'a Tables, port: u16, head: &[u8; SINGLE_TAGGED]) {
-        *self = Self::of(tables, port, head).unwrap_or(Self::none());
-    }
-
-    fn of(tables: &'a Tables, port: u16, head: &[u8; SINGLE_TAGGED]) -> Option<Self> {
-        let types = *head.last_chunk::<8>()?;
+    pub fn of(tables: &'a Tables, port: u16, frame: &[u8]) -> Option<Self> {
+        let types = *frame.first_chunk::<SINGLE_TAGGED>()?.last_chunk::<8>()?;
         let [.., t0, t1, t2, t3, t4, t5] = types;
         let (tpid, tci, inner) = (u16::from_be_bytes([t0, t1]), u16::from_be_bytes([t2, t3]), [t4, t5]);
         let (l3, tagging, outer_tci, mask) = match EtherType(tpid) {
@@ -97,28 +85,29 @@ impl<'a> Way<'a> {
             outer_tci,
             l3: l3 as u16,
             l4: (l3 + ipv4::HEADER_LEN) as u16,
-            flags: Flags::HAS_PORTS,
             ..Meta::EMPTY
         };
         let interface = demux(tables, &mut template)?;
         let [a, b, c, d, e, f] = interface.mac.0;
         Some(Self {
-            gateway: Some(tables.gateway(template.gateway)?),
+            gateway: tables.gateway(template.gateway)?,
             template,
-            destination: Pattern::new([a, b, c, d, e, f, 0, 0], [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+            station: Pattern::new([a, b, c, d, e, f, 0, 0], [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
             types: Pattern::new(types, mask),
         })
     }
 
     /// Whether a frame from `port` comes this way.
     #[inline(always)]
-    pub fn is_of(&self, port: u16, head: &[u8; SINGLE_TAGGED]) -> bool {
-        self.types.matches(head) && port == self.template.port && self.gateway.is_some()
+    #[must_use]
+    pub fn is_of(&self, port: u16, front: &[u8; SINGLE_TAGGED]) -> bool {
+        self.types.difference(front) == 0 && port == self.template.port
     }
 
-    /// Whether the frame is for the interface's own station.
+    /// Zero when the frame is for the interface's own station.
     #[inline(always)]
-    pub fn is_for_us(&self, head: &[u8; SINGLE_TAGGED]) -> bool {
-        self.destination.matches(head)
+    #[must_use]
+    pub fn differs_in_station(&self, front: &[u8; SINGLE_TAGGED]) -> u64 {
+        self.station.difference(front)
     }
 }

@@ -32,12 +32,16 @@ pub trait Address:
 
     /// The 8 bits that start `depth` bits from the top. `depth` is a multiple of 8 below [`Self::WIDTH`].
     fn byte(self, depth: u8) -> u8;
+    /// The first 8 bits, and the others moved up to take their place.
+    fn shift(self) -> (u8, Self);
     /// An address whose 8 bits at `depth` are `byte`, all others zero.
     fn from_byte(byte: u8, depth: u8) -> Self;
     /// The mask of a prefix length; lengths above [`Self::WIDTH`] count as [`Self::WIDTH`].
     fn mask(length: u8) -> Self;
     /// `self - other`, modulo 2^WIDTH.
     fn wrapping_sub(self, other: Self) -> Self;
+    /// The bits from `depth` on, in front; `depth` is below [`Self::WIDTH`].
+    fn starting_at(self, depth: u8) -> Self;
     /// The same number in 128 bits.
     fn widen(self) -> u128;
     /// The low bits of `number`.
@@ -55,6 +59,14 @@ macro_rules! address {
         #[inline(always)]
         fn byte(self, depth: u8) -> u8 {
             (self >> (Self::WIDTH.wrapping_sub(8).wrapping_sub(depth) & (Self::WIDTH - 1))) as u8
+        }
+        #[inline(always)]
+        fn starting_at(self, depth: u8) -> Self {
+            self << (depth & (Self::WIDTH - 1))
+        }
+        #[inline(always)]
+        fn shift(self) -> (u8, Self) {
+            ((self >> (Self::BITS - 8)) as u8, self << 8)
         }
         #[inline(always)]
         fn from_byte(byte: u8, depth: u8) -> Self {

@@ -11,6 +11,7 @@
 )]
 
 pub mod address;
+pub mod choice;
 pub mod gateway_nat;
 pub mod hash;
 pub mod interface;
@@ -19,8 +20,10 @@ pub mod liveness;
 pub mod lpm;
 pub mod nat;
 pub mod neighbour;
+pub mod next_hops;
 pub mod path;
 pub mod prefetch;
+pub mod rib;
 pub mod sad;
 pub mod session;
 pub mod spd;

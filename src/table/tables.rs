@@ -6,19 +6,21 @@ use std::{
 };
 
 use super::{
+    choice,
     gateway_nat::GatewayNat,
     interface::{Demux, Interface, OwnAddresses},
     limit::Limits,
     liveness::Liveness,
     lpm::{Lpm4, Lpm6},
     neighbour::{NeighbourId, NeighbourTable},
+    next_hops::{Hop, NextHops},
     sad::Sad,
     spd::Spd,
     tunnel::{SaIn, Tunnel},
 };
 
 /// What happens to packets that a route or a policy chose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NextHop {
     /// To a router on an interface's link.
     Via {
@@ -51,11 +53,59 @@ impl NextHop {
     pub const BY_POLICY: u32 = u32::MAX - 1;
 }
 
+/// In place of a tunnel's number: none.
+pub const NO_TUNNEL: u16 = u16::MAX;
+/// Tunnels that may stand by for a policy's first.
+pub const MOST_STANDBY: usize = 3;
+
+/// The tunnels of a policy that protects: the first of them that is up takes the packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protection {
+    first: u16,
+    /// Filled up with [`NO_TUNNEL`].
+    standby: [u16; MOST_STANDBY],
+}
+
+impl Protection {
+    /// By `first`, and by those of `standby` while it is down; at most [`MOST_STANDBY`] of them.
+    #[must_use]
+    pub fn new(first: u16, standby: &[u16]) -> Self {
+        let mut this = Self { first, standby: [NO_TUNNEL; MOST_STANDBY] };
+        this.standby.iter_mut().zip(standby).for_each(|(place, tunnel)| *place = *tunnel);
+        this
+    }
+
+    /// The tunnels, in order.
+    pub fn tunnels(&self) -> impl Iterator<Item = u16> {
+        let standby = self.standby;
+        std::iter::once(self.first).chain(standby).filter(|tunnel| *tunnel != NO_TUNNEL)
+    }
+
+    /// Whether this is one of them: packets may come out of any.
+    #[inline]
+    #[must_use]
+    pub fn has(&self, tunnel: u16) -> bool {
+        self.first == tunnel || tunnel != NO_TUNNEL && self.standby.contains(&tunnel)
+    }
+
+    /// The first that is up; the first of all when none is, whose state is looked at again where it is used.
+    #[inline]
+    #[must_use]
+    pub fn choose(&self, liveness: &Liveness) -> u16 {
+        let [second, ..] = self.standby;
+        if second == NO_TUNNEL || liveness.tunnel_is_up(self.first) {
+            return self.first;
+        }
+        let up = |tunnel: &&u16| **tunnel != NO_TUNNEL && liveness.tunnel_is_up(**tunnel);
+        self.standby.iter().find(up).copied().unwrap_or(self.first)
+    }
+}
+
 /// What a policy does (RFC 4301 4.4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PolicyAction {
-    /// Into the tunnel.
-    Protect(u16),
+    /// Into a tunnel.
+    Protect(Protection),
     /// On to the route table.
     Bypass,
     /// Dropped.
@@ -88,7 +138,7 @@ pub struct Gateway {
 }
 
 /// Everything a worker looks up, as one immutable whole. Routes and neighbours change in place behind it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tables {
     /// Counts snapshots.
     pub generation: u64,
@@ -98,8 +148,8 @@ pub struct Tables {
     pub interfaces: Arc<[Interface]>,
     /// Gateways, by number.
     pub gateways: Arc<[Gateway]>,
-    /// Next hops, by number.
-    pub next_hops: Arc<[NextHop]>,
+    /// Next hops, by number; more come while workers read.
+    pub next_hops: Arc<NextHops>,
     /// Tunnels, by number.
     pub tunnels: Vec<Tunnel>,
     /// Inbound security associations by SPI and destination; values index `sas`.
@@ -172,10 +222,25 @@ impl Tables {
         self.tunnels.get(usize::from(number))
     }
 
-    /// The next hop of this number.
+    /// The next hop of this number, if it is one and no choice.
     #[inline]
     #[must_use]
     pub fn next_hop(&self, number: u32) -> Option<NextHop> {
-        self.next_hops.get(number as usize).copied()
+        self.next_hops.one(number).copied()
+    }
+
+    /// The way that a tunnel's outer packets take to the next hop of this number, and its own number: all of them the same,
+    /// so that they stay in order. Where nothing is up, the best way is tried all the same: the tunnel's own health says more.
+    #[inline]
+    #[must_use]
+    pub fn outer_way(&self, number: u32, tunnel: u16) -> Option<(u32, &NextHop)> {
+        match self.next_hops.get(number)? {
+            Hop::One(hop) => Some((number, hop)),
+            Hop::Choice(choice) => {
+                let standing = choice.standing(&self.liveness).or_else(|| choice.regardless())?;
+                let number = standing.pick(|| choice::tunnel_hash(tunnel))?;
+                Some((number, self.next_hops.one(number)?))
+            }
+        }
     }
 }

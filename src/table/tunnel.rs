@@ -2,12 +2,22 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
 };
 
 use super::path::{LEAST_V6, Path};
 use crate::{
-    crypto::{aead::Key, replay::Window, sequence::Sequence},
+    crypto::{
+        aead::Key,
+        replay::{Refused, Window},
+        sequence::Sequence,
+    },
     wire::{
         checksum::Sum,
         esp,
@@ -50,6 +60,8 @@ pub struct Outer {
     udp: bool,
     /// Sum over the IPv4 header as it stands: what its checksum is computed from.
     sum: Sum,
+    /// The first 24 bytes, as little-endian words.
+    words: [u64; 3],
 }
 
 impl Outer {
@@ -101,7 +113,10 @@ impl Outer {
             header.set_destination_port(esp::UDP_PORT);
             len += udp::HEADER_LEN;
         }
-        Some(Self { bytes, len: len as u8, v6, udp: udp_encapsulation, sum })
+        let word =
+            |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |w| u64::from_le_bytes(*w));
+        let words = [word(0), word(8), word(16)];
+        Some(Self { bytes, len: len as u8, v6, udp: udp_encapsulation, sum, words })
     }
 
     /// Bytes of the IP header and, where there is one, the UDP header.
@@ -190,20 +205,26 @@ impl Outer {
                 header.set_payload_len((total - ipv6::HEADER_LEN) as u16);
             }
         } else {
-            let Some((mut header, _)) = Ipv4::split_mut(packet) else { return };
-            if let Some(ready) = self.bytes.first_chunk() {
-                *header.bytes_mut() = *ready;
-            }
-            let flags = if df { 0x4000 } else { 0 };
+            let Some(header) = packet.first_chunk_mut::<{ ipv4::HEADER_LEN }>() else { return };
+            let flags: u16 = if df { 0x4000 } else { 0 };
             let identification = if df { 0 } else { identification };
-            header.set_traffic_class(class);
-            header.set_total_len(total as u16);
-            header.set_identification(identification);
-            header.set_flags_offset(flags);
-            let sum = self.sum.combine(Sum::of_u16(u16::from(class)));
-            let sum = sum.combine(Sum::of_u16(total as u16));
-            let sum = sum.combine(Sum::of_u16(identification)).combine(Sum::of_u16(flags));
-            header.set_checksum(sum.checksum());
+            // Four words of 16 bits: their sum and its carries fit 32.
+            let sum = u32::from(self.sum.get()) + u32::from(class) + total as u32;
+            let sum = Sum::of_u32(sum + u32::from(identification) + u32::from(flags));
+            // As three words, so that the header is written by three stores; the first byte is the lowest.
+            let place = |field: u16, at: usize| u64::from(field.swap_bytes()) << (8 * at);
+            let [a, b, c] = self.words;
+            let a = a
+                | u64::from(class) << 8
+                | place(total as u16, 2)
+                | place(identification, 4)
+                | place(flags, 6);
+            let b = b | place(sum.checksum(), 2);
+            let (words, last) = header.as_chunks_mut::<8>();
+            for (bytes, word) in words.iter_mut().zip([a, b]) {
+                *bytes = word.to_le_bytes();
+            }
+            last.copy_from_slice(&(c as u32).to_le_bytes());
             if self.udp
                 && let Some(target) = packet.get_mut(ipv4::HEADER_LEN..ipv4::HEADER_LEN + udp::HEADER_LEN)
             {
@@ -248,6 +269,8 @@ pub struct SaIn {
     pub remote: u128,
     /// The numbers seen.
     pub window: Arc<Window>,
+    /// The window before it, which had another size.
+    pub former: Option<Arc<Former>>,
     /// Security parameters index.
     pub spi: u32,
     /// Its row in the counters.
@@ -266,6 +289,85 @@ pub struct SaIn {
     pub ended: AtomicBool,
     /// The schedule of its key.
     pub key: Key,
+}
+
+impl SaIn {
+    /// [`Window::check`], also by the window before for as long as a worker may still accept by that alone.
+    ///
+    /// # Errors
+    /// Why the number would not be accepted.
+    #[inline]
+    pub fn check(&self, sequence: u64) -> Result<(), Refused> {
+        if let Some(former) = &self.former {
+            former.check(sequence)?;
+        }
+        self.window.check(sequence)
+    }
+
+    /// [`Window::mark`], likewise.
+    ///
+    /// # Errors
+    /// Why the number is not accepted.
+    #[inline]
+    pub fn mark(&self, sequence: u64) -> Result<u64, Refused> {
+        if let Some(former) = &self.former {
+            former.mark(sequence)?;
+        }
+        self.window.mark(sequence)
+    }
+}
+
+/// A window in whose place another of a different size has come.
+///
+/// Workers take new tables up one after the other. Until the last has them, one may accept by the old window alone;
+/// so those that have the new one already ask and mark both, the old one first. Then the control thread adds to the
+/// new window what the old one has seen ([`Former::end`]), and the old one is asked no more. Every number that was
+/// accepted meanwhile stands in the window that each later packet is compared with.
+#[derive(Debug)]
+pub struct Former {
+    window: Arc<Window>,
+    /// The one before that, where two changes follow so closely.
+    before: Option<Arc<Self>>,
+    over: AtomicBool,
+}
+
+impl Former {
+    /// `window` is about to be replaced; `before` is its own predecessor, if that still counts.
+    #[must_use]
+    pub const fn new(window: Arc<Window>, before: Option<Arc<Self>>) -> Self {
+        Self { window, before, over: AtomicBool::new(false) }
+    }
+
+    /// All workers have the new window: it takes over what this one has seen.
+    pub fn end(&self, successor: &Window) {
+        successor.absorb(&self.window);
+        // What was absorbed is to be seen by whoever sees that this one is over.
+        self.over.store(true, Release);
+    }
+
+    /// Whether it is asked no more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over.load(Acquire)
+    }
+
+    #[cold]
+    fn check(&self, sequence: u64) -> Result<(), Refused> {
+        if self.is_over() {
+            return Ok(());
+        }
+        self.before.as_ref().map_or(Ok(()), |before| before.check(sequence))?;
+        self.window.check(sequence)
+    }
+
+    #[cold]
+    fn mark(&self, sequence: u64) -> Result<(), Refused> {
+        if self.is_over() {
+            return Ok(());
+        }
+        self.before.as_ref().map_or(Ok(()), |before| before.mark(sequence))?;
+        self.window.mark(sequence).map(|_| ())
+    }
 }
 
 /// An address as associations compare it: IPv4 in the low 32 bits.
@@ -302,6 +404,8 @@ pub struct Tunnel {
     pub dscp: Option<u8>,
     /// Whether a route leads into it: then packets come out of it that no policy covers.
     pub routed: bool,
+    /// Whether ICMP errors about its traffic must quote what its policies cover.
+    pub errors_by_quote: bool,
     /// The largest TCP segment that connections through it may agree on.
     pub mss: Option<Mss>,
     /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.

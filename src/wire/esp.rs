@@ -76,19 +76,29 @@ pub const fn payload_within(len: usize) -> Option<usize> {
     }
 }
 
+/// Padding and pad length for each length of padding, the first byte lowest.
+const TRAILERS: [u64; ALIGNMENT] = [0x00, 0x01_01, 0x02_02_01, 0x03_03_02_01];
+
 /// Writes padding (1, 2, 3 …, RFC 4303 2.4), pad length and next header after `payload_len` bytes of payload.
 ///
-/// Returns the bytes to encrypt; `None`, and nothing written, when `buffer` is too short.
+/// Returns the bytes to encrypt; `None`, and nothing written, when `buffer` is too short. The bytes behind them, which are
+/// the ICV's, may be written too.
 #[inline]
 pub fn write_trailer(buffer: &mut [u8], payload_len: usize, next_header: u8) -> Option<usize> {
     let padding = padding(payload_len);
     let len = payload_len.checked_add(padding + TRAILER_LEN)?;
-    let trailer = buffer.get_mut(payload_len..len)?;
-    let values = [&[0, 0][..], &[1, 1, 0], &[1, 2, 2, 0], &[1, 2, 3, 3, 0]];
-    for (place, value) in trailer.iter_mut().zip(*values.get(padding)?) {
-        *place = *value;
+    let trailer = TRAILERS.get(padding)? | u64::from(next_header) << (8 * (padding + 1));
+    let place = buffer.get_mut(payload_len..)?;
+    if let Some(place) = place.first_chunk_mut() {
+        // One store, whatever the length.
+        *place = trailer.to_le_bytes();
+    } else {
+        place
+            .get_mut(..len - payload_len)?
+            .iter_mut()
+            .zip(trailer.to_le_bytes())
+            .for_each(|(byte, value)| *byte = value);
     }
-    *trailer.last_mut()? = next_header;
     Some(len)
 }
 
@@ -192,14 +202,19 @@ mod tests {
         #[test]
         fn trailer_round_trip(payload in prop::collection::vec(any::<u8>(), 0..70), next_header: u8) {
             let mut buffer = payload.clone();
-            buffer.resize(payload.len() + 8, 0xee);
+            buffer.resize(payload.len() + 5 + ICV_LEN + 8, 0xee);
             let len = write_trailer(&mut buffer, payload.len(), next_header).unwrap();
             prop_assert_eq!(len % ALIGNMENT, 0);
             prop_assert_eq!(HEADER_IV_LEN + len + ICV_LEN, sealed_len(payload.len()));
             prop_assert_eq!(parse_trailer(&buffer[..len]), Ok(Trailer { payload_len: payload.len(), next_header }));
             prop_assert_eq!(&buffer[..payload.len()], &payload[..]);
-            prop_assert!(buffer[len..].iter().all(|byte| *byte == 0xee));
+            prop_assert!(buffer[len + ICV_LEN..].iter().all(|byte| *byte == 0xee));
             prop_assert_eq!(write_trailer(&mut buffer[..len - 1], payload.len(), 4), None);
+            // Without room for an ICV, nothing but the trailer is written.
+            let mut short = payload.clone();
+            short.resize(len, 0xee);
+            prop_assert_eq!(write_trailer(&mut short, payload.len(), next_header), Some(len));
+            prop_assert_eq!(&short[..], &buffer[..len]);
         }
 
         #[test]

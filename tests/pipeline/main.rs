@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod choice;
 mod forward;
 mod limits;
 mod link;
@@ -11,6 +12,7 @@ mod mtu;
 mod mutations;
 mod nat;
 mod nat_sessions;
+mod quotes;
 mod reasons;
 mod tunnel;
 mod vectors;

@@ -76,6 +76,9 @@ fn way(reason: DropReason, host: &Host) -> Way {
         R::TransportTruncated => Frame(host.frame(&ip("10.1.0.9", "10.9.0.1", TCP, &[0; 19]).bytes())),
         R::TtlExpired => Frame(host.frame(&udp("10.1.0.9", "10.9.0.1", (1, 2), b"x").ttl(1).bytes())),
         R::NoRoute => to("10.1.0.9", "8.8.8.8"),
+        R::NoLivePath => {
+            Test("choice::where_nothing_is_up_the_sender_is_told_and_no_shorter_prefix_takes_over")
+        }
         R::Blackhole => to("10.1.0.9", "10.9.6.130"),
         R::TooManyPasses => Never("a file whose gateways lead round, or through too many, is refused"),
         R::PacketTooBig => Frame(host.frame(&udp("10.1.0.9", "10.9.0.1", (1, 2), &[0; 1480]).df().bytes())),

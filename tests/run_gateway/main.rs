@@ -1,5 +1,6 @@
 //! The real program, run as an operator runs it, in network namespaces. Needs root.
 
+mod apply;
 mod host;
 mod hostile;
 mod lab;

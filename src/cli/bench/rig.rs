@@ -16,7 +16,13 @@ use crate::{
     },
     packet::{BURST, DropReason, Frame, FramePool},
     runtime::Clock,
-    table::{hash::Seed, neighbour::NeighbourKey, tables::NextHop},
+    table::{
+        hash::Seed,
+        neighbour::NeighbourKey,
+        next_hops::Hop,
+        rib::{Candidate, Rank, Source},
+        tables::NextHop,
+    },
 };
 
 /// Why something cannot be measured.
@@ -75,23 +81,26 @@ pub fn gateway<P: PacketIo>(
 fn load_routes(topology: &Topology, single: &mut Single<MemPort>) -> Result<(), RigError> {
     let setup = |error: &dyn std::fmt::Display| RigError::Setup(error.to_string());
     let hops = &single.built.tables.next_hops;
-    let place = |hop: NextHop| hops.iter().position(|known| *known == hop).map(|place| place as u32);
-    let tunnels: Vec<u32> =
-        single.built.tunnels.iter().filter_map(|number| place(NextHop::Tunnel(*number))).collect();
+    let place = |wanted: &dyn Fn(&NextHop) -> bool| {
+        hops.iter().find(|(_, hop)| matches!(hop, Hop::One(hop) if wanted(hop))).map(|(number, _)| number)
+    };
+    let tunnels: Vec<u32> = single
+        .built
+        .tunnels
+        .iter()
+        .filter_map(|number| place(&|hop| *hop == NextHop::Tunnel(*number)))
+        .collect();
     let wan = single.built.interfaces.get(WAN).copied();
-    let router =
-        hops.iter().position(|hop| matches!(hop, NextHop::Via { interface, .. } if Some(*interface) == wan));
-    let Some((writer, _)) = single.built.routes.first_mut() else { return Ok(()) };
+    let router = place(&|hop| matches!(hop, NextHop::Via { interface, .. } if Some(*interface) == wan));
+    let rank = if tunnels.is_empty() { Rank::LINE } else { Rank::TUNNEL };
+    let Some((rib, _)) = single.built.routes.first_mut() else { return Ok(()) };
     for (number, (base, length)) in topology.outside.iter().enumerate() {
-        let hop = if tunnels.is_empty() {
-            router.map(|place| place as u32)
-        } else {
-            tunnels.get(number % tunnels.len()).copied()
-        };
+        let hop = if tunnels.is_empty() { router } else { tunnels.get(number % tunnels.len()).copied() };
         let hop = hop.ok_or_else(|| RigError::Setup("no next hop for a route".into()))?;
-        writer.insert(*base as u32, *length, hop).map_err(|error| setup(&error))?;
+        let route = Candidate { hop, rank, source: Source::Ebgp, priority: 100, weight: 1 };
+        rib.add((*base as u32, *length), route).map_err(|error| setup(&error))?;
     }
-    writer.publish().map_err(|error| setup(&error))
+    rib.publish(&mut single.built.next_hops).map_err(|error| setup(&error))
 }
 
 /// A gateway under measurement.

@@ -12,8 +12,22 @@ use super::{
 };
 use crate::{
     control::view::{self, NeighbourRow, RouteRow, SaRow, Topic},
+    control::{
+        apply::{Configuration, Extent},
+        socket_client::Client,
+    },
     stats::counters::group,
 };
+
+pub fn configuration(facts: &mut Facts, defaults: bool) -> Result<Shown, String> {
+    // A table of many routes takes its time to write.
+    let patience = std::time::Duration::from_secs(60);
+    let mut client = Client::connect(&facts.socket, patience).map_err(|error| error.to_string())?;
+    let config = if defaults { Extent::All } else { Extent::Given };
+    let answer = client.ask(&view::Request::Configuration(Configuration { config }));
+    let text = answer.map_err(|error| error.to_string())?.as_str().unwrap_or_default().to_owned();
+    Ok(Shown { json: json!({ "config": text }), text })
+}
 
 pub fn neighbours(facts: &mut Facts) -> Result<Shown, String> {
     let mut rows: Vec<NeighbourRow> = facts.need(&view::Show::first(Topic::Neighbours))?;

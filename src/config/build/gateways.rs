@@ -2,78 +2,46 @@
 
 use std::net::IpAddr;
 
-use super::{BuildError, Builder, RouteWriters, table_error};
+use super::{BuildError, Builder, Ribs, table_error};
 use crate::{
     config::{self, Action, NextHop as Where, Prefix, Side},
     table::{
         interface::OwnAddresses,
-        lpm::{Lpm4, Lpm6},
+        rib::{Candidate, Rank, Rib, Source},
         spd::{self, Ports, Spd},
-        tables::{Gateway, NextHop, PolicyAction},
+        tables::{Gateway, NextHop, PolicyAction, Protection},
     },
 };
 
 impl Builder<'_> {
     /// The gateway at `place` in the configuration; an empty one for a number that is free.
-    pub(super) fn gateway(&mut self, place: Option<usize>) -> Result<(Gateway, RouteWriters), BuildError> {
-        let (routes_v4, mut writer_v4) = Lpm4::new();
-        let (routes_v6, mut writer_v6) = Lpm6::new();
+    pub(super) fn gateway(&mut self, place: Option<usize>) -> Result<(Gateway, Ribs), BuildError> {
+        let (routes_v4, v4) = Rib::new();
+        let (routes_v6, v6) = Rib::new();
+        let mut ribs = (v4, v6);
         let mut own = OwnAddresses::default();
         let mut policies = Vec::new();
         let mut actions = Vec::new();
         let mut nat = None;
         let mut icmp_source = (None, None);
         let name = place.map_or("", |place| self.config.gateways[place].name.value.as_str());
-        let mut insert = |prefix: Prefix, hop: u32| -> Result<(), BuildError> {
-            let what = || format!("routes of gateway {name}");
-            match prefix.address() {
-                IpAddr::V4(a) => {
-                    writer_v4.insert(a.to_bits(), prefix.length(), hop).map(drop).map_err(table_error(what()))
-                }
-                IpAddr::V6(a) => {
-                    writer_v6.insert(a.to_bits(), prefix.length(), hop).map(drop).map_err(table_error(what()))
-                }
-            }
-        };
+        let what = || format!("routes of gateway {name}");
         if let Some(place) = place {
             let gateway = &self.config.gateways[place];
-            let mine = |interface: &&config::Interface| interface.gateway.value.0 == place;
-            for (interface, number) in
-                self.config.interfaces.iter().zip(self.interfaces.clone()).filter(|(i, _)| mine(i))
-            {
-                for address in interface.addresses.iter().map(|a| a.value) {
-                    let connected = self.next_hop(NextHop::Connected { interface: number });
-                    insert(address.network(), connected)?;
-                    // The directed broadcast of a link is nobody's address (RFC 2644).
-                    if address.address.is_ipv4() && address.length <= 30 {
-                        let broadcast = self.next_hop(NextHop::Broadcast);
-                        insert(Prefix::host(address.network().last()), broadcast)?;
-                        insert(Prefix::host(address.network().address()), broadcast)?;
-                    }
+            for (prefix, candidate) in self.candidates(place)? {
+                match prefix.address() {
+                    IpAddr::V4(a) => ribs.0.add((a.to_bits(), prefix.length()), candidate),
+                    IpAddr::V6(a) => ribs.1.add((a.to_bits(), prefix.length()), candidate),
                 }
+                .map_err(table_error(what()))?;
             }
-            for route in &gateway.routes {
-                let hop = match route.next_hop {
-                    Where::Via { address, interface } => self.via(self.interfaces[interface.0], address)?,
-                    Where::Connected(interface) => {
-                        NextHop::Connected { interface: self.interfaces[interface.0] }
-                    }
-                    Where::Tunnel(tunnel) => NextHop::Tunnel(self.tunnels[tunnel.0]),
-                    Where::Gateway(gateway) => NextHop::Gateway(self.gateways[gateway.0]),
-                    Where::Blackhole => NextHop::Blackhole,
-                };
-                let hop = self.next_hop(hop);
-                insert(route.to.value, hop)?;
-            }
-            // Own addresses go last: no route may take them away.
-            let local = self.next_hop(NextHop::Local);
-            let numbers = self.config.interfaces.iter().zip(&self.interfaces).filter(|(i, _)| mine(i));
+            let mine = |(interface, _): &(&config::Interface, &u16)| interface.gateway.value.0 == place;
+            let numbers = self.config.interfaces.iter().zip(&self.interfaces).filter(mine);
             // The VPC's side first: errors about tunnel traffic come from an address that policies know.
             let mut numbers: Vec<_> = numbers.collect();
             numbers.sort_by_key(|(interface, _)| *interface.side != Side::Local);
             for (interface, &number) in numbers {
                 for address in interface.addresses.iter().map(|a| a.value.address) {
-                    insert(Prefix::host(address), local)?;
                     own.insert(address, number);
                     match address {
                         IpAddr::V4(a) => icmp_source.0 = icmp_source.0.or(Some(a)),
@@ -85,8 +53,12 @@ impl Builder<'_> {
                 policies.push(spd_policy(policy, actions.len() as u32));
                 actions.push(match *policy.action {
                     Action::Protect => {
-                        let tunnel = policy.tunnel.as_ref().map(|t| self.tunnels[t.value.0]);
-                        tunnel.map_or(PolicyAction::Discard, PolicyAction::Protect)
+                        let number = |id: &config::TunnelId| self.tunnels[id.0];
+                        let standby = policy.standby.iter().flat_map(|list| &list.value);
+                        let standby: Vec<u16> = standby.map(|tunnel| number(&tunnel.value)).collect();
+                        policy.tunnel.as_ref().map_or(PolicyAction::Discard, |tunnel| {
+                            PolicyAction::Protect(Protection::new(number(&tunnel.value), &standby))
+                        })
                     }
                     Action::Bypass => PolicyAction::Bypass,
                     Action::Discard => PolicyAction::Discard,
@@ -96,8 +68,8 @@ impl Builder<'_> {
                 nat = Some(self.nat(place)?);
             }
         }
-        writer_v4.publish().map_err(table_error(format!("routes of gateway {name}")))?;
-        writer_v6.publish().map_err(table_error(format!("routes of gateway {name}")))?;
+        ribs.0.publish(&mut self.next_hops).map_err(table_error(what()))?;
+        ribs.1.publish(&mut self.next_hops).map_err(table_error(what()))?;
         let spd =
             Spd::build(&policies, self.seed).map_err(table_error(format!("policies of gateway {name}")))?;
         let gateway = Gateway {
@@ -112,7 +84,65 @@ impl Builder<'_> {
             transit: place.is_some_and(|place| *self.config.gateways[place].transit),
             icmp_source,
         };
-        Ok((gateway, (writer_v4, writer_v6)))
+        Ok((gateway, ribs))
+    }
+
+    /// Every route that the configuration gives a gateway: its own addresses, its links, and what is written there.
+    fn candidates(&mut self, place: usize) -> Result<Vec<(Prefix, Candidate)>, BuildError> {
+        let gateway = &self.config.gateways[place];
+        let mut all = Vec::with_capacity(gateway.routes.len());
+        let connected =
+            |hop, rank| Candidate { hop, rank, source: Source::Connected, priority: 0, weight: 1 };
+        let local = self.next_hop(NextHop::Local)?;
+        let broadcast = self.next_hop(NextHop::Broadcast)?;
+        for (interface, number) in self.config.interfaces.iter().zip(self.interfaces.clone()) {
+            if interface.gateway.value.0 != place {
+                continue;
+            }
+            let link = self.next_hop(NextHop::Connected { interface: number })?;
+            for address in interface.addresses.iter().map(|a| a.value) {
+                // Nothing may take its own addresses away from a gateway.
+                all.push((Prefix::host(address.address), connected(local, Rank::OWN)));
+                all.push((address.network(), connected(link, rank_of(interface))));
+                // The directed broadcast of a link is nobody's address (RFC 2644).
+                if address.address.is_ipv4() && address.length <= 30 {
+                    for end in [address.network().last(), address.network().address()] {
+                        all.push((Prefix::host(end), connected(broadcast, Rank::OWN)));
+                    }
+                }
+            }
+        }
+        for route in &gateway.routes {
+            let (hop, rank) = match route.next_hop {
+                Where::Via { address, interface } => {
+                    let rank = rank_of(&self.config.interfaces[interface.0]);
+                    (self.via(self.interfaces[interface.0], address)?, rank)
+                }
+                Where::Connected(interface) => {
+                    let hop = NextHop::Connected { interface: self.interfaces[interface.0] };
+                    (self.next_hop(hop)?, rank_of(&self.config.interfaces[interface.0]))
+                }
+                Where::Tunnel(tunnel) => {
+                    (self.next_hop(NextHop::Tunnel(self.tunnels[tunnel.0]))?, Rank::TUNNEL)
+                }
+                Where::Gateway(gateway) => {
+                    (self.next_hop(NextHop::Gateway(self.gateways[gateway.0]))?, Rank::GATEWAY)
+                }
+                Where::Blackhole => (self.next_hop(NextHop::Blackhole)?, Rank::BLACKHOLE),
+            };
+            let (priority, weight) = (route.priority.get() as u16, route.weight.get() as u8);
+            let candidate = Candidate { hop, rank, source: Source::Static, priority, weight };
+            all.push((route.to.value, candidate));
+        }
+        Ok(all)
+    }
+}
+
+/// How good a way over an interface is.
+const fn rank_of(interface: &config::Interface) -> Rank {
+    match interface.side.value {
+        Side::Local => Rank::LOCAL,
+        Side::Peer => Rank::LINE,
     }
 }
 

@@ -23,9 +23,10 @@ use crate::{
         hash::Seed,
         limit::Level,
         liveness::Liveness,
-        lpm::LpmWriter,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
+        next_hops::NextHopWriter,
         path::Path,
+        rib::{Rib, RibError},
         tables::{Features, NextHop, Tables},
         tunnel::{Df, Outer, Tunnel},
     },
@@ -142,7 +143,11 @@ impl Numbering {
 pub struct Kept {
     /// The neighbour table's only writer.
     pub neighbours: NeighbourWriter,
-    windows: HashMap<Fingerprint, (Arc<Window>, u32)>,
+    windows: associations::Windows,
+    /// What workers have of each association, and whether it opens.
+    halves: HashMap<(Fingerprint, bool), Half>,
+    /// By what its keys were expanded.
+    cipher: Option<Backend>,
     /// What was learned of the ways to peers, by tunnel and its ends.
     paths: HashMap<(u16, IpAddr, IpAddr), Arc<Path>>,
     trouble: Arc<AtomicU64>,
@@ -169,6 +174,8 @@ impl Kept {
         Self {
             neighbours,
             windows: HashMap::new(),
+            halves: HashMap::new(),
+            cipher: None,
             paths: HashMap::new(),
             trouble: Arc::default(),
             liveness: Arc::default(),
@@ -186,8 +193,8 @@ impl Kept {
     }
 }
 
-/// The writers of a gateway's route tables, IPv4 and IPv6.
-pub type RouteWriters = (LpmWriter<u32>, LpmWriter<u128>);
+/// The routes of a gateway, IPv4 and IPv6.
+pub type Ribs = (Rib<u32>, Rib<u128>);
 
 /// Tables, and what the control thread needs to know of them.
 pub struct Built {
@@ -195,8 +202,10 @@ pub struct Built {
     pub tables: Arc<Tables>,
     /// Rows of the statistics.
     pub rows: Rows,
-    /// Writers of the route tables, by gateway number.
-    pub routes: Vec<RouteWriters>,
+    /// Routes, by gateway number.
+    pub routes: Vec<Ribs>,
+    /// The numbers of their next hops.
+    pub next_hops: NextHopWriter,
     /// Number of each interface, in the order of the configuration.
     pub interfaces: Vec<u16>,
     /// Number of each tunnel, in the order of the configuration.
@@ -258,7 +267,8 @@ pub fn build(
         gateways,
         tunnels,
         neighbours: &mut kept.neighbours,
-        next_hops: Vec::new(),
+        next_hops: NextHopWriter::default(),
+        routers: HashMap::new(),
         pinned: Vec::new(),
         pools: Vec::new(),
         generation: kept.generation.wrapping_add(1) as u32,
@@ -312,7 +322,7 @@ pub fn build(
         demux: builder.demux().into(),
         interfaces: interfaces.into(),
         gateways: gateways.into(),
-        next_hops: std::mem::take(&mut builder.next_hops).into(),
+        next_hops: Arc::clone(builder.next_hops.table()),
         sad_v4: associations.v4,
         sad_v6: associations.v6,
         sas: associations.opening,
@@ -337,6 +347,7 @@ pub fn build(
         },
         tables: Arc::new(tables),
         routes,
+        next_hops: builder.next_hops,
         interfaces: builder.interfaces,
         tunnels: builder.tunnels,
         gateways: builder.gateways,
@@ -346,7 +357,7 @@ pub fn build(
         limits,
         unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
     };
-    built.replaced = associations::keep(associations.windows, kept);
+    built.replaced = associations::keep(associations.windows, associations.cipher, &built.associations, kept);
     kept.paths = paths;
     Ok(built)
 }
@@ -370,6 +381,7 @@ fn vacant_tunnel() -> Tunnel {
         df: Df::Copy,
         dscp: None,
         routed: false,
+        errors_by_quote: true,
         mss: None,
         tfc: 0,
     }
@@ -382,7 +394,9 @@ struct Builder<'a> {
     gateways: Vec<u16>,
     tunnels: Vec<u16>,
     neighbours: &'a mut NeighbourWriter,
-    next_hops: Vec<NextHop>,
+    next_hops: NextHopWriter,
+    /// Next hops that are routers, by interface and address.
+    routers: HashMap<(u16, IpAddr), u32>,
     pinned: Vec<NeighbourId>,
     /// Names of NAT pools, by row.
     pools: Vec<String>,
@@ -392,16 +406,16 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     /// The number of a next hop, which is listed once.
-    fn next_hop(&mut self, hop: NextHop) -> u32 {
-        let known = self.next_hops.iter().position(|known| *known == hop);
-        known.unwrap_or_else(|| {
-            self.next_hops.push(hop);
-            self.next_hops.len() - 1
-        }) as u32
+    fn next_hop(&mut self, hop: NextHop) -> Result<u32, BuildError> {
+        let number = self.next_hops.one(hop).ok_or(RibError::NextHopsFull);
+        number.map_err(table_error("next hops".into()))
     }
 
     /// A router or peer on a link, with a place of its own in the neighbour table.
-    fn via(&mut self, interface: u16, address: IpAddr) -> Result<NextHop, BuildError> {
+    fn via(&mut self, interface: u16, address: IpAddr) -> Result<u32, BuildError> {
+        if let Some(known) = self.routers.get(&(interface, address)) {
+            return Ok(*known);
+        }
         let key = match address {
             IpAddr::V4(a) => NeighbourKey::v4(interface, a.to_bits()),
             IpAddr::V6(a) => NeighbourKey::v6(interface, a.to_bits()),
@@ -410,7 +424,9 @@ impl Builder<'_> {
             self.neighbours.ensure(&key, self.now).map_err(table_error(format!("next hop {address}")))?;
         self.neighbours.pin(id);
         self.pinned.push(id);
-        Ok(NextHop::Via { interface, neighbour: id, address })
+        let number = self.next_hop(NextHop::Via { interface, neighbour: id, address })?;
+        self.routers.insert((interface, address), number);
+        Ok(number)
     }
 }
 

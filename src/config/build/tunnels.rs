@@ -4,9 +4,10 @@ use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use super::{BuildError, Builder};
 use crate::{
-    config::{self, DontFragment, Dscp, Encapsulation, NextHop as Where},
+    config::{self, DontFragment, Dscp, Encapsulation, IcmpErrors, NextHop as Where},
     table::{
         hash::Seed,
+        next_hops::{Hop, NextHops, Tiers},
         path::Path,
         sad::Sad,
         tables::{Gateway, NextHop},
@@ -39,11 +40,7 @@ impl Builder<'_> {
             source: "its two ends are of different IP versions".into(),
         })?;
         // The line that outer packets leave by need not be the one that has `local`.
-        let leaves_by = match next_hop.and_then(|hop| self.next_hops.get(hop as usize)) {
-            Some(&NextHop::Via { interface, .. }) => self.interface_mtu(interface),
-            _ => None,
-        };
-        let line_mtu = leaves_by.unwrap_or(u16::MAX);
+        let line_mtu = next_hop.and_then(|hop| self.line_mtu(hop)).unwrap_or(u16::MAX);
         Ok(Tunnel {
             gateway: self.gateways[tunnel.gateway.value.0],
             underlay,
@@ -63,12 +60,25 @@ impl Builder<'_> {
                 Dscp::Set(value) => Some(value),
             },
             routed,
+            errors_by_quote: *tunnel.icmp_errors == IcmpErrors::Quoted,
             mss: tunnel.mss.as_ref().map(|mss| match mss.value {
                 config::Mss::Auto => Mss::Auto,
                 config::Mss::Fixed(most) => Mss::Fixed(most),
             }),
             tfc: tunnel.tfc.as_ref().map_or(0, |tfc| tfc.value.get() as u16),
         })
+    }
+
+    /// What the lines take that packets with this next hop may leave by.
+    fn line_mtu(&self, hop: u32) -> Option<u16> {
+        match self.next_hops.table().get(hop)? {
+            Hop::One(NextHop::Via { interface, .. }) => self.interface_mtu(*interface),
+            Hop::One(_) => None,
+            Hop::Choice(choice) => {
+                let members = choice.tiers().iter().flat_map(|tier| tier.members());
+                members.filter_map(|member| self.line_mtu(member.hop)).min()
+            }
+        }
     }
 
     fn interface_mtu(&self, number: u16) -> Option<u16> {
@@ -79,27 +89,63 @@ impl Builder<'_> {
     /// The next hop of outer packets to `remote`; `None` when no route leads there over an interface.
     fn towards(
         &mut self,
-        mut gateway: u16,
+        gateway: u16,
         remote: IpAddr,
         gateways: &[Gateway],
     ) -> Result<Option<u32>, BuildError> {
-        for _ in 0..gateways.len() {
-            let tables = &gateways[usize::from(gateway)];
-            let hop = match remote {
-                IpAddr::V4(a) => tables.routes_v4.lookup(a.to_bits()),
-                IpAddr::V6(a) => tables.routes_v6.lookup(a.to_bits()),
-            };
-            match hop.and_then(|hop| self.next_hops.get(hop as usize).copied()) {
-                Some(NextHop::Via { .. }) => return Ok(hop),
-                Some(NextHop::Connected { interface }) => {
-                    let via = self.via(interface, remote)?;
-                    return Ok(Some(self.next_hop(via)));
-                }
-                Some(NextHop::Gateway(next)) => gateway = next,
-                _ => return Ok(None),
+        let found = look_up(&gateways[usize::from(gateway)], remote);
+        found.map_or(Ok(None), |hop| self.outward(hop, remote, gateways, gateways.len()))
+    }
+
+    /// The next hop of outer packets to `remote` where a route names this one; `None` when that leads over no
+    /// interface.
+    fn outward(
+        &mut self,
+        hop: u32,
+        remote: IpAddr,
+        gateways: &[Gateway],
+        left: usize,
+    ) -> Result<Option<u32>, BuildError> {
+        let table = Arc::clone(self.next_hops.table());
+        match table.get(hop) {
+            Some(Hop::One(NextHop::Via { .. })) => Ok(Some(hop)),
+            Some(Hop::One(NextHop::Connected { interface })) => self.via(*interface, remote).map(Some),
+            Some(Hop::One(NextHop::Gateway(next))) if left > 0 => {
+                let found = gateways.get(usize::from(*next)).and_then(|gateway| look_up(gateway, remote));
+                found.map_or(Ok(None), |hop| self.outward(hop, remote, gateways, left - 1))
             }
+            Some(Hop::Choice(choice)) => {
+                let mut tiers = Tiers::new();
+                for tier in choice.tiers() {
+                    let mut members = Vec::new();
+                    for member in tier.members() {
+                        // A choice within a choice counts as its best way.
+                        let hop = self.outward(member.hop, remote, gateways, left)?;
+                        let hop = hop.and_then(|hop| best(&table, hop));
+                        members.extend(hop.map(|hop| (hop, member.weight)));
+                    }
+                    if !members.is_empty() {
+                        tiers.push(members);
+                    }
+                }
+                Ok(if tiers.is_empty() { None } else { self.next_hops.choice(tiers) })
+            }
+            _ => Ok(None),
         }
-        Ok(None)
+    }
+}
+
+fn look_up(gateway: &Gateway, address: IpAddr) -> Option<u32> {
+    match address {
+        IpAddr::V4(a) => gateway.routes_v4.lookup(a.to_bits()),
+        IpAddr::V6(a) => gateway.routes_v6.lookup(a.to_bits()),
+    }
+}
+
+fn best(table: &NextHops, hop: u32) -> Option<u32> {
+    match table.get(hop)? {
+        Hop::One(_) => Some(hop),
+        Hop::Choice(choice) => choice.tiers().first()?.members().first().map(|member| member.hop),
     }
 }
 

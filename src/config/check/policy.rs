@@ -7,10 +7,11 @@ use super::{duplicate, seen};
 use crate::config::decode::{Context, Slot};
 use crate::config::diagnostics::Problem;
 use crate::config::document::Draft;
-use crate::config::model::{Action, GatewayId, PolicyDraft};
+use crate::config::model::{Action, GatewayId, PolicyDraft, TunnelId};
 use crate::config::prefix::Prefix;
 use crate::config::selector::{PortRanges, Protocol};
 use crate::config::span::At;
+use crate::table::tables::MOST_STANDBY;
 
 pub(crate) fn check(draft: &Draft, cx: &mut Context<'_>) {
     for (index, gateway) in draft.gateways.iter().enumerate() {
@@ -148,19 +149,54 @@ fn tunnel(draft: &Draft, gateway: GatewayId, policy: &PolicyDraft, cx: &mut Cont
             .help("write action = \"protect\", or take `tunnel` out")
             .also(action.span, "the action"),
         ),
-        (Action::Protect, Slot::Given(tunnel)) => {
-            let owner = draft.tunnels.get(tunnel.value.0).and_then(|t| t.gateway.get());
-            if let Some(owner) = owner.filter(|owner| owner.value != gateway) {
-                let message =
-                    format!("the tunnel belongs to gateway \"{}\"", cx.names.gateways.list[owner.value.0]);
-                cx.report(
-                    Problem::new("other-gateway", tunnel.span, message)
-                        .help("a policy protects with a tunnel of its own gateway")
-                        .also(owner.span, "the tunnel's gateway"),
-                );
-            }
-        }
+        (Action::Protect, Slot::Given(tunnel)) => of_this_gateway(draft, gateway, tunnel, cx),
         _ => {}
+    }
+    standby(draft, gateway, policy, cx);
+}
+
+/// Tunnels stand by for another one of their gateway, each once.
+fn standby(draft: &Draft, gateway: GatewayId, policy: &PolicyDraft, cx: &mut Context<'_>) {
+    let (Some(action), Some(list)) = (policy.action.get(), policy.standby.get()) else { return };
+    if action.value != Action::Protect {
+        let problem = Problem::new(
+            "tunnel-without-protect",
+            list.span,
+            "only `protect` sends packets through a tunnel, and so has others stand by",
+        );
+        cx.report(
+            problem.help("write action = \"protect\", or take `standby` out").also(action.span, "the action"),
+        );
+        return;
+    }
+    if list.len() > MOST_STANDBY {
+        let message = format!("{} tunnels stand by, and {MOST_STANDBY} is the most", list.len());
+        cx.report(Problem::new("too-many-standby", list.span, message).help("take some out"));
+    }
+    let mut first = HashMap::new();
+    if let Some(tunnel) = policy.tunnel.get() {
+        first.insert(tunnel.value.0, tunnel.span);
+    }
+    for tunnel in list.iter() {
+        if let Some(first) = seen(&mut first, tunnel.value.0, tunnel.span) {
+            let message = "this policy has the tunnel already".to_owned();
+            let help = "name each tunnel once";
+            cx.report(duplicate("duplicate-standby", tunnel.span, first, message, help));
+        }
+        of_this_gateway(draft, gateway, tunnel, cx);
+    }
+}
+
+/// A tunnel is of its policy's gateway.
+fn of_this_gateway(draft: &Draft, gateway: GatewayId, tunnel: &At<TunnelId>, cx: &mut Context<'_>) {
+    let owner = draft.tunnels.get(tunnel.value.0).and_then(|t| t.gateway.get());
+    if let Some(owner) = owner.filter(|owner| owner.value != gateway) {
+        let message = format!("the tunnel belongs to gateway \"{}\"", cx.names.gateways.list[owner.value.0]);
+        cx.report(
+            Problem::new("other-gateway", tunnel.span, message)
+                .help("a policy protects with a tunnel of its own gateway")
+                .also(owner.span, "the tunnel's gateway"),
+        );
     }
 }
 

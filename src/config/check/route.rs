@@ -177,18 +177,25 @@ pub(crate) fn tables(draft: &Draft, networks: &Networks, cx: &mut Context<'_>) -
         for connected in &network.connected {
             table.map.insert_first(connected.address.network(), Leads::Out);
         }
-        let mut first = PrefixMap::default();
+        let mut first: PrefixMap<Vec<(NextHop, Span)>> = PrefixMap::default();
         for route in &gateway.routes {
             let Some(to) = route.to.get() else {
                 table.incomplete = true;
                 continue;
             };
-            if let Some(first) = first.insert_first(to.value, to.span) {
-                let message = format!("this gateway has a route to {} already", to.value);
-                let help = "a prefix has one route: take one out, or make one longer";
+            let Some(next_hop) = route.next_hop else {
+                table.incomplete = true;
+                continue;
+            };
+            let known = first.entry(to.value);
+            if let Some((_, first)) = known.iter().find(|(hop, _)| *hop == next_hop) {
+                let message = format!("this gateway has a route to {} with this next hop already", to.value);
+                let help =
+                    "routes to one prefix lead to different places: take one out, or change its next hop";
                 cx.report(duplicate("duplicate-route", to.span, *first, message, help));
                 continue;
             }
+            known.push((next_hop, to.span));
             let leads = match (route.tunnel.get(), route.gateway.get()) {
                 (Some(tunnel), _) => Leads::Tunnel(tunnel.value, route.at),
                 (None, Some(gateway)) => Leads::Gateway(gateway.value),

@@ -160,15 +160,23 @@ fn remote(id: TunnelId, tunnel: &TunnelDraft, table: &Table, cx: &mut Context<'_
 /// A tunnel that no policy and no route names never carries a packet.
 fn used(draft: &Draft, cx: &mut Context<'_>) {
     let mut used = vec![false; draft.tunnels.len()];
-    let policies = draft.gateways.iter().flat_map(|g| &g.policies).map(|p| &p.tunnel);
+    let mut uses = |tunnel: TunnelId| {
+        if let Some(used) = used.get_mut(tunnel.0) {
+            *used = true;
+        }
+    };
+    let policies = draft.gateways.iter().flat_map(|g| &g.policies);
     let routes = draft.gateways.iter().flat_map(|g| &g.routes).map(|r| &r.tunnel);
-    for slot in policies.chain(routes) {
+    for slot in policies.clone().map(|p| &p.tunnel).chain(routes) {
         match slot.get() {
-            Some(tunnel) => {
-                if let Some(used) = used.get_mut(tunnel.value.0) {
-                    *used = true;
-                }
-            }
+            Some(tunnel) => uses(tunnel.value),
+            None if slot.is_present() => return,
+            None => {}
+        }
+    }
+    for slot in policies.map(|p| &p.standby) {
+        match slot.get() {
+            Some(tunnels) => tunnels.iter().for_each(|tunnel| uses(tunnel.value)),
             None if slot.is_present() => return,
             None => {}
         }

@@ -49,7 +49,7 @@ impl Teller<'_> {
     }
 
     fn limits_of_addresses(&mut self, way: Way) {
-        let built = &self.run.single.built.limits;
+        let built = &self.run.limits;
         let mut found = Vec::new();
         for addresses in &built.addresses {
             let Some(known) = built.limits.addresses_of(addresses.gateway) else { continue };

@@ -43,7 +43,7 @@ use crate::{
 };
 
 pub use super::run_dir::{segment_path, socket_path};
-pub use reload::ReloadError;
+pub use reload::{Basis, ReloadError};
 pub use start::{StartError, StartOptions};
 
 /// What a gateway leaves when it has ended.
@@ -118,7 +118,7 @@ pub const TICK: Duration = Duration::from_millis(1);
 
 /// A running gateway. Whoever has it calls [`Gateway::tick`] every [`TICK`].
 pub struct Gateway {
-    config: Config,
+    config: Arc<Config>,
     clock: Clock,
     kept: Kept,
     built: Built,
@@ -198,7 +198,7 @@ impl Gateway {
         self.replaced.retain(|(epoch, windows)| {
             let done = passed(*epoch);
             if done {
-                windows.iter().for_each(|(old, new)| new.raise(old.newest()));
+                windows.iter().for_each(|(old, new)| old.end(new));
             }
             !done
         });
@@ -341,7 +341,7 @@ impl Gateway {
 
     /// The configuration in force.
     #[must_use]
-    pub const fn config(&self) -> &Config {
+    pub fn config(&self) -> &Config {
         &self.config
     }
 

@@ -7,14 +7,15 @@ use thiserror::Error;
 use super::{
     super::{
         ports,
-        rekey::{Change, RekeyError},
+        rekey::{Change, Overlay, RekeyError},
     },
     Gateway, Persistent, segment_path, to_first,
 };
 use crate::{
     config::{
-        self, Config,
+        Config,
         build::{self, BuildError},
+        diff::{self, Difference},
     },
     runtime::{Command, Snapshot},
     stats::{Segment, SegmentError, WorkerCounters},
@@ -24,8 +25,8 @@ use crate::{
 #[derive(Debug, Error)]
 pub enum ReloadError {
     /// What can change only with a restart.
-    #[error("{0} cannot change while the gateway runs: restart it")]
-    NeedsRestart(&'static str),
+    #[error("this cannot change while the gateway runs, so restart it for:\n{}", list(.0))]
+    NeedsRestart(Difference),
     /// The tables.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -60,7 +61,7 @@ impl Gateway {
         let mut old = std::mem::replace(&mut self.built, built);
         old.unpin.clear();
         let unpin = std::mem::take(&mut self.built.unpin);
-        let config = std::mem::replace(&mut self.config, config);
+        let config = std::mem::replace(&mut self.config, Arc::new(config));
         if let Err(error) = self.publish() {
             (self.built, self.config) = (old, config);
             return Err(error);
@@ -90,12 +91,12 @@ impl Gateway {
     /// [`ReloadError`]; nothing has changed then.
     pub fn rekey(&mut self, change: Change) -> Result<(), ReloadError> {
         let mut overlay = self.overlay.clone();
-        let mut config = self.config.clone();
+        let mut config = Config::clone(&self.config);
         overlay.change(&mut config, change).map_err(ReloadError::Associations)?;
         self.can_publish()?;
         let mut other = build::rekey(&config, &mut self.kept, &mut Persistent(&mut self.state), &self.built)?;
         other.exchange(&mut self.built);
-        std::mem::swap(&mut self.config, &mut config);
+        let config = std::mem::replace(&mut self.config, Arc::new(config));
         if let Err(error) = self.publish() {
             other.exchange(&mut self.built);
             self.config = config;
@@ -143,37 +144,58 @@ impl Gateway {
 
     /// What a reload cannot change: the machine, and the ports.
     fn check_reload(&self, new: &Config) -> Result<(), ReloadError> {
-        let old = &self.config;
-        let port = |p: &config::Port| {
-            let device = p.device.as_ref().map(|d| d.value.as_str().to_string());
-            (p.name.value.as_str().to_string(), *p.driver, device, p.ring.get(), *p.share_with_host)
-        };
-        if old.ports.iter().map(port).ne(new.ports.iter().map(port)) {
-            return Err(ReloadError::NeedsRestart("the list of ports, their drivers, devices and rings"));
-        }
-        let machine = |c: &Config| {
-            let cores =
-                c.system.cores.as_ref().map(|l| l.value.iter().map(|c| c.value.get()).collect::<Vec<_>>());
-            let sizes = (c.system.buffers.get(), c.system.buffer_size.get(), c.system.burst.get());
-            let log = c.system.nat_log.as_ref().map(|log| log.value.0.clone());
-            let nat =
-                (c.system.nat_sessions.get(), log, c.system.nat_log_size.get(), c.system.nat_log_files.get());
-            (cores, sizes, c.system.run_dir.value.0.clone(), c.system.state.value.0.clone(), nat)
-        };
-        if machine(old) != machine(new) {
-            return Err(ReloadError::NeedsRestart(
-                "cores, buffers, burst, run_dir, state and what concerns NAT in [system]",
-            ));
-        }
-        let taps = |c: &Config| {
-            let tap = |i: &config::Interface| {
-                Some((i.name.value.as_str().to_string(), i.host_tap.as_ref()?.value.as_str().to_string()))
-            };
-            c.interfaces.iter().filter_map(tap).collect::<Vec<_>>()
-        };
-        if taps(old) != taps(new) {
-            return Err(ReloadError::NeedsRestart("host_tap of interfaces"));
-        }
-        Ok(())
+        let fixed = diff::needing_restart(&self.config, new);
+        if fixed.is_empty() { Ok(()) } else { Err(ReloadError::NeedsRestart(fixed)) }
     }
+
+    /// What a new file is compared with.
+    #[must_use]
+    pub fn basis(&self) -> Basis {
+        Basis { config: Arc::clone(&self.config), overlay: self.overlay.clone() }
+    }
+
+    /// Whether nothing has changed since.
+    #[must_use]
+    pub fn is_still(&self, basis: &Basis) -> bool {
+        Arc::ptr_eq(&self.config, &basis.config)
+    }
+
+    /// Remembers that a file says what is in force already: what it now says itself is no longer there by command.
+    pub fn follow(&mut self, file: &Config) {
+        self.overlay.follow(file);
+    }
+}
+
+/// What was in force at some time, to compare with it elsewhere.
+#[derive(Debug, Clone)]
+pub struct Basis {
+    config: Arc<Config>,
+    overlay: Overlay,
+}
+
+impl Basis {
+    /// What a file would change.
+    ///
+    /// # Errors
+    /// It does not go together with changes made by command.
+    pub fn compare(&self, file: &Config) -> Result<Difference, ReloadError> {
+        let mut overlay = self.overlay.clone();
+        overlay.follow(file);
+        if overlay.is_empty() {
+            return Ok(diff::compare(&self.config, file));
+        }
+        let mut file = file.clone();
+        overlay.apply(&mut file).map_err(ReloadError::Associations)?;
+        Ok(diff::compare(&self.config, &file))
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+fn list(difference: &Difference) -> String {
+    difference.changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

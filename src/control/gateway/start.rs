@@ -174,7 +174,7 @@ impl Gateway {
             epoch: 0,
             health: vec![0; config.ports.len()],
             ports_due: 0,
-            config,
+            config: Arc::new(config),
             clock,
             kept,
             built,

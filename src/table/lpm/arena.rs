@@ -49,25 +49,20 @@ impl Reference {
     }
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub struct Line([AtomicU64; LINE_WORDS]);
-
-/// One run of lines, as a reader or the writer goes through it.
+/// One run of lines, as a reader or the writer goes through it: whole cache lines of words.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a>(&'a [Line]);
+pub struct View<'a>(&'a [AtomicU64]);
 
 impl View<'_> {
     /// The number of lines.
     #[inline(always)]
     pub fn lines(self) -> usize {
-        self.0.len()
+        self.0.len() / LINE_WORDS
     }
 
     #[inline(always)]
     fn word(&self, position: u32) -> Option<&AtomicU64> {
-        let Line(words) = self.0.get(position as usize / LINE_WORDS)?;
-        words.get(position as usize % LINE_WORDS)
+        self.0.get(position as usize)
     }
 
     /// The word at a position; the empty entry where there is none.
@@ -85,8 +80,8 @@ impl View<'_> {
 
     #[inline(always)]
     pub fn prefetch(self, position: u32) {
-        if let Some(line) = self.0.get(position as usize / LINE_WORDS) {
-            prefetch_read(line);
+        if let Some(word) = self.word(position) {
+            prefetch_read(word);
         }
     }
 
@@ -97,10 +92,8 @@ impl View<'_> {
         if node.is_dense() {
             return first + u32::from(byte);
         }
-        let Some(Line(header)) = self.0.get(node.line() as usize) else { return first };
-        let [.., ranks, _, _, _] = header;
-        let marks = header.get(usize::from(byte >> 6)).map_or(0, |word| word.load(Ordering::Relaxed));
-        first + node::entry_index(marks, ranks.load(Ordering::Relaxed), byte)
+        let marks = self.load(first + u32::from(byte >> 6));
+        first + node::entry_index(marks, self.load(first + node::RANKS), byte)
     }
 
     /// The entry for slot `byte` of a node.
@@ -110,23 +103,45 @@ impl View<'_> {
     }
 }
 
+/// The words of a run, and how many to leave out in front so that lines are the processor's.
+#[derive(Debug)]
+struct Run {
+    words: Box<[AtomicU64]>,
+    skip: usize,
+}
+
+impl Run {
+    /// A run of so many lines, all zero.
+    fn new(lines: usize) -> Self {
+        let words: Box<[AtomicU64]> = (0..(lines + 1) * LINE_WORDS).map(|_| AtomicU64::new(0)).collect();
+        let skip = words.as_ptr().align_offset(LINE_WORDS * size_of::<u64>()).min(LINE_WORDS);
+        Self { words, skip }
+    }
+
+    #[inline(always)]
+    fn view(&self) -> View<'_> {
+        let lines = self.words.len() / LINE_WORDS - 1;
+        View(self.words.get(self.skip..self.skip + lines * LINE_WORDS).unwrap_or(&[]))
+    }
+}
+
 /// The runs. Readers and the writer share it; a run appears once and stays.
 #[derive(Debug, Default)]
 pub struct Arena {
-    runs: [OnceLock<Box<[Line]>>; RUNS],
+    runs: [OnceLock<Run>; RUNS],
 }
 
 impl Arena {
     /// A run; empty if there is none of this number.
     #[inline(always)]
     pub fn view(&self, run: usize) -> View<'_> {
-        View(self.runs.get(run).and_then(OnceLock::get).map_or(&[], |lines| lines))
+        self.runs.get(run).and_then(OnceLock::get).map_or(View(&[]), Run::view)
     }
 
     /// Makes a run that begins as a copy of the one before. `None` when it would be too large.
     fn grow(&self, run: usize) -> Option<usize> {
         let lines = FIRST_LINES << run;
-        self.runs.get(run)?.get_or_init(|| (0..lines).map(|_| Line::default()).collect());
+        self.runs.get(run)?.get_or_init(|| Run::new(lines));
         let (new, old) = (self.view(run), self.view(run.checked_sub(1)?));
         for position in 0..(old.lines() * LINE_WORDS) as u32 {
             new.store(position, old.load(position));
@@ -136,7 +151,7 @@ impl Arena {
 
     /// Bytes in all runs.
     pub fn memory(&self) -> usize {
-        self.runs.iter().filter_map(OnceLock::get).map(|lines| size_of_val::<[Line]>(lines)).sum()
+        self.runs.iter().filter_map(OnceLock::get).map(|run| size_of_val::<[AtomicU64]>(&run.words)).sum()
     }
 }
 

@@ -196,12 +196,16 @@ impl<A: Address> Lpm<A> {
     fn descend(view: View<'_>, start: &Start<A>, mask: A, address: A) -> u32 {
         let mut best = start.default;
         let mut node = if address & mask == start.prefix { start.node } else { Reference::NONE };
-        let mut depth = start.depth;
-        while node != Reference::NONE && depth < A::WIDTH {
-            let entry = view.entry(node, address.byte(depth));
+        let mut rest = address.starting_at(start.depth);
+        // No way down is longer than an address.
+        for _ in 0..A::WIDTH / 8 {
+            if node == Reference::NONE {
+                break;
+            }
+            let (byte, below) = rest.shift();
+            let entry = view.entry(node, byte);
             best = if value(entry) == NO_ROUTE { best } else { value(entry) };
-            node = child(entry);
-            depth += 8;
+            (node, rest) = (child(entry), below);
         }
         best
     }
