@@ -19,6 +19,7 @@ pub mod nat;
 pub mod reload;
 pub mod replay;
 pub mod rollback;
+pub mod route;
 pub mod run;
 pub mod sa;
 pub mod show;
@@ -61,6 +62,8 @@ enum Command {
     Replay(replay::Replay),
     /// Show what a running gateway counts and knows.
     Show(show::Show),
+    /// Add routes to a running gateway, or remove them.
+    Route(route::Route),
     /// End NAT sessions of a running gateway.
     Nat(nat::Nat),
     /// Take an interface or tunnel of a running gateway out of service: traffic goes another way.
@@ -136,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Route(args) => route::run(&args),
         Command::Nat(args) => nat::run(&args),
         Command::Drain(args) => drain::drain(&args),
         Command::Undrain(args) => drain::undrain(&args),

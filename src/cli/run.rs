@@ -189,6 +189,7 @@ fn answer(gateway: &mut Gateway, applier: &mut Applier, request: &Request, asker
         Request::Sa(change) => Some(view::change_associations(gateway, change)),
         Request::Health(change) => Some(view::change_health(gateway, change)),
         Request::Limit(change) => Some(limits::change(gateway, change)),
+        Request::Routes(change) => Some(gateway.change_routes(change)),
         request => Some(view::answer(gateway, request)),
     }
 }

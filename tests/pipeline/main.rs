@@ -6,6 +6,7 @@ mod common;
 
 mod choice;
 mod forward;
+mod gateways;
 mod health;
 mod limits;
 mod link;

@@ -7,5 +7,6 @@ mod lab;
 mod lifecycle;
 mod limits;
 mod refused;
+mod routes;
 mod shared;
 mod show;

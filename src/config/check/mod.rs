@@ -32,6 +32,7 @@ pub(crate) fn all(draft: &mut Draft, cx: &mut Context<'_>) {
     route::resolve(draft, &networks, cx);
     let tables = route::tables(draft, &networks, cx);
     route::loops(draft, &tables, cx);
+    route::dead_ends(draft, &tables, cx);
     port::check(draft, cx);
     address::check(&networks, cx);
     tunnel::check(draft, &networks, &tables, cx);

@@ -35,11 +35,11 @@ use super::{
     single::{Single, SingleError},
 };
 use crate::{
-    config::{Action, Config, HugePages, Prefix, Side, Span, Vlan, build::Ephemeral},
+    config::{Action, Config, HugePages, NextHop as Where, Prefix, Side, Span, Vlan, build::Ephemeral},
     io::mem::{MemPort, wire},
     packet::{DropReason, Flags, Meta, NatMarks, meta::NO_INTERFACE},
     stats::counters::group,
-    table::{hash::Seed, neighbour::NeighbourState, tables::NextHop},
+    table::{choice::flow_hash, hash::Seed, neighbour::NeighbourState, next_hops::Hop, tables::NextHop},
     wire::{
         checksum::Sum,
         esp,

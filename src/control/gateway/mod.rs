@@ -1,6 +1,7 @@
 //! A running gateway: its workers, and everything beside them.
 
 mod reload;
+mod routes;
 mod start;
 
 use std::{
@@ -145,6 +146,10 @@ pub struct Gateway {
     received_due: (u64, u64),
     /// Windows that were replaced, once every worker has passed the epoch: old and new.
     replaced: Vec<(u64, Replaced)>,
+    /// Every worker has begun a new burst since routes changed last.
+    routes_passed: bool,
+    /// Tunnels are to follow routes that changed.
+    renewal_due: bool,
     /// Next hops to unpin, once every worker has passed the epoch.
     unpin: Vec<(u64, Vec<NeighbourId>)>,
     epoch: u64,
@@ -212,6 +217,7 @@ impl Gateway {
             }
             !done
         });
+        self.tick_routes();
         self.watch_ports(now);
         self.limit_care.tick(&self.built, &self.segment, now);
         // Not while a worker may still count elsewhere: an association would seem to have used less.

@@ -148,6 +148,7 @@ impl Gateway {
         let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
         let mut kept = Kept::new(writer, workers, seed);
         let built = build::build(&config, &opened.macs, &mut kept, &mut Persistent(&mut state), clock.now())?;
+        kept.commit();
         let name = config.system.name.value.as_str();
         let layout = built.rows.clone().layout(name, workers, clock.tick_hz());
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
@@ -172,6 +173,8 @@ impl Gateway {
             received_due: (0, 0),
             replaced: Vec::new(),
             unpin: Vec::new(),
+            routes_passed: true,
+            renewal_due: false,
             epoch: 0,
             health: Health::new(rand::random::<u32>() >> 1),
             port_health: vec![0; config.ports.len()],
