@@ -238,7 +238,7 @@ impl Comparison<'_> {
         let (old_children, new_children) = (old.children(), new.children());
         for (child, (old, new)) in old.shape().children.iter().zip(old_children.iter().zip(&new_children)) {
             match child.count {
-                Count::One => {
+                Count::One | Count::Maybe if old.len() == 1 && new.len() == 1 => {
                     if let (Some(old), Some(new)) = (old.first(), new.first()) {
                         self.pair(Some(child.key), *old, *new);
                     }

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use super::{
     decode::SectionShape,
     keys::Key,
+    limit_values::{Burst, LimitRate},
     model::{Config, Idle},
     prefix::{AddressRanges, HostOrPrefix, InterfaceAddress, Prefix},
     quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged},
@@ -206,6 +207,21 @@ impl Written for BitsPerSecond {
             ("Tbps", 1_000_000_000_000),
         ];
         scaled(self.0, &UNITS, to);
+    }
+}
+
+impl Written for LimitRate {
+    fn write(&self, to: &mut Writer<'_>) {
+        match self.0 {
+            Some(rate) => Written::write(&BitsPerSecond(rate), to),
+            None => to.text(&"none"),
+        }
+    }
+}
+
+impl Written for Burst {
+    fn write(&self, to: &mut Writer<'_>) {
+        Written::write(&Bytes(self.0), to);
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     apply::{ApplyFile, Configuration, Rollback},
     gateway::Gateway,
     health::{self, view::HealthChange},
+    limits::{self, LimitRequest},
     neighbours::address_of,
     rekey::{Action, Change},
 };
@@ -18,6 +19,7 @@ use crate::{
     config::{Encapsulation, Key, Side, build::Half},
     stats::{SaColumn, Segment, counters::group},
     table::{
+        limit::Level,
         neighbour::NeighbourState,
         tables::{NextHop, Tables},
     },
@@ -40,6 +42,8 @@ pub enum Request {
     EndSession(EndSession),
     /// `{"health": "drain", "kind": "tunnel", "name": "dc"}`.
     Health(HealthChange),
+    /// `{"limit": "set", "gateway": "vpc", "in": "50Mbps"}`.
+    Limit(LimitRequest),
     /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
     Explain(Explain),
     /// `{"apply": "/etc/causeway/gateway.toml", …}`.
@@ -152,7 +156,7 @@ pub enum Word {
 pub struct Show {
     /// Which list.
     pub show: Topic,
-    /// Routes, NAT sessions: of this gateway only.
+    /// Routes, NAT sessions, talkers: of this gateway only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
     /// NAT sessions: only these.
@@ -200,6 +204,10 @@ pub enum Topic {
     NatRules,
     /// [`HealthRow`](super::health::view::HealthRow)s.
     Health,
+    /// [`LimitRow`](limits::LimitRow)s.
+    Limits,
+    /// [`TalkerRow`](limits::TalkerRow)s: one page.
+    Talkers,
 }
 
 /// A page of a list.
@@ -315,6 +323,9 @@ pub struct InterfaceRow {
     pub mtu: u16,
     /// The TAP device of the host.
     pub host_tap: Option<String>,
+    /// Limits in force, in and out, in bits a second.
+    #[serde(default)]
+    pub limit: [Option<u64>; 2],
 }
 
 /// What a tunnel is.
@@ -344,6 +355,9 @@ pub struct TunnelRow {
     pub via: Option<IpAddr>,
     /// Its state; nothing when no route leads to the other end.
     pub state: Option<String>,
+    /// Limits in force, in and out, in bits a second.
+    #[serde(default)]
+    pub limit: [Option<u64>; 2],
 }
 
 /// What a port is.
@@ -399,7 +413,9 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
             Ok(told) => json!({ "ok": told }),
             Err(why) => refusal(&why),
         },
-        Request::Sa(_) | Request::Health(_) => refusal(&"this is changed by whoever runs the gateway"),
+        Request::Sa(_) | Request::Health(_) | Request::Limit(_) => {
+            refusal(&"this is changed by whoever runs the gateway")
+        }
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
             Ok(()) => json!({ "ok": "ended" }),
             Err(why) => refusal(&why),
@@ -433,6 +449,15 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
         }
         Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
         Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
+        Topic::Limits => page(limits::rows(gateway).into_iter(), show.from, generation),
+        Topic::Talkers => {
+            if let Some(wanted) = &show.gateway
+                && !gateway.config().gateways.iter().any(|g| g.name.value.as_str() == wanted)
+            {
+                return refusal(&format!("there is no gateway {wanted:?}"));
+            }
+            page(limits::talkers(gateway, show.gateway.as_deref()).into_iter(), show.from, generation)
+        }
     }
 }
 
@@ -606,6 +631,7 @@ fn interfaces(gateway: &Gateway) -> impl Iterator<Item = InterfaceRow> {
             mac: known.map(|i| i.mac.to_string()).unwrap_or_default(),
             mtu: known.map_or(0, |i| i.mtu),
             host_tap: interface.host_tap.as_ref().map(|tap| tap.value.as_str().into()),
+            limit: limits::in_force(built, Level::Interface, number),
         }
     })
 }
@@ -636,6 +662,7 @@ fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
             unreachable: known.is_some_and(|t| t.path.is_unreachable(gateway.now())),
             via,
             state,
+            limit: limits::in_force(built, Level::Tunnel, number),
         }
     })
 }

@@ -7,6 +7,7 @@ mod common;
 mod choice;
 mod forward;
 mod health;
+mod limits;
 mod link;
 mod mtu;
 mod mutations;

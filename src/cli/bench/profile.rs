@@ -27,6 +27,20 @@ pub enum Match {
     Protect,
 }
 
+/// What has a limit, one that is never reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limited {
+    /// The gateway, both ways.
+    Gateway,
+    /// Each interface, both ways.
+    Interface,
+    /// Each tunnel, both ways.
+    Tunnel,
+    /// Each host, both ways.
+    Address,
+}
+
 /// The size of a frame: L2 with the VLAN tag, without FCS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
@@ -137,6 +151,9 @@ pub struct Profile {
     /// Tunnels, each with an SA in each direction.
     #[serde(default)]
     pub tunnels: usize,
+    /// Limits.
+    #[serde(default)]
+    pub limits: Vec<Limited>,
     /// Bits of the AES keys.
     #[serde(default = "aes_128")]
     pub key_bits: usize,
@@ -248,13 +265,22 @@ profiles! {
     "nat-pool-1m",
     "nat-pool-4m",
     "seal-1",
+    "seal-256",
     "seal-1024",
     "seal-10k",
     "open-1",
+    "open-256",
     "open-1024",
+    "open-10k",
     "spd-1",
     "spd-100",
     "spd-10000",
+    "limit-gateway",
+    "limit-interface",
+    "limit-address",
+    "limit-address-64k",
+    "limit-tunnel",
+    "limit-all",
     "gateway",
     "gateway-aes256",
     "gateway-in",

@@ -3,6 +3,7 @@
 mod associations;
 mod gateways;
 mod interfaces;
+mod limits;
 mod nat;
 mod tunnels;
 
@@ -20,6 +21,7 @@ use crate::{
     stats::counters::{Rows, health_row},
     table::{
         hash::{HashKey, Seed},
+        limit::Level,
         liveness::Liveness,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         next_hops::NextHopWriter,
@@ -58,6 +60,8 @@ pub enum BuildError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
+
+pub use limits::{BuiltAddresses, BuiltLimits, key_of};
 
 pub use associations::{Association, Half, Rekeyed, Replaced, rekey};
 
@@ -113,7 +117,7 @@ impl Sequences for Ephemeral {
 }
 
 /// Numbers for names that stay the same over reloads: what is in flight keeps meaning what it meant.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Numbering(Vec<String>);
 
 impl Numbering {
@@ -159,6 +163,8 @@ pub struct Kept {
     generation: u64,
     /// Whether several workers share the associations.
     shared: bool,
+    workers: usize,
+    limits: limits::KeptLimits,
 }
 
 impl Kept {
@@ -182,6 +188,8 @@ impl Kept {
             seed,
             generation: 0,
             shared: workers > 1,
+            workers,
+            limits: limits::KeptLimits::default(),
         }
     }
 }
@@ -211,6 +219,8 @@ pub struct Built {
     pub replaced: Replaced,
     /// Interfaces with a host TAP, in the order of their host numbers.
     pub hosts: Vec<u16>,
+    /// Limits; to be applied once the workers have the tables.
+    pub limits: BuiltLimits,
     /// Next hops pinned by the snapshot before; to be let go once no worker uses it.
     pub unpin: Vec<NeighbourId>,
 }
@@ -298,6 +308,14 @@ pub fn build(
         tunnels.push(builder.tunnel(place, Arc::clone(sa), path, &gateways)?);
     }
     let (sealing_v4, sealing_v6) = tunnels::sealing(&tunnels, kept.seed);
+    let names = [&*kept.gateways.0, &kept.interfaces.0, &kept.tunnels.0];
+    let limits = limits::limits(config, &mut kept.limits, names, &builder.gateways, kept.workers, kept.seed)?;
+    let [gateway_names, interface_names, tunnel_names] = names;
+    let limit_rows = limits::rows([
+        (Level::Gateway, gateway_names),
+        (Level::Interface, interface_names),
+        (Level::Tunnel, tunnel_names),
+    ]);
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
@@ -315,6 +333,7 @@ pub fn build(
         trouble: Arc::clone(&kept.trouble),
         liveness: Arc::clone(&kept.liveness),
         neighbours: Arc::clone(builder.neighbours.table()),
+        limits: Arc::clone(&limits.limits),
     };
     let mut built = Built {
         rows: Rows {
@@ -326,6 +345,7 @@ pub fn build(
             sas: kept.associations.0.clone(),
             pools: builder.pools,
             health: health_rows(config),
+            limits: limit_rows,
         },
         tables: Arc::new(tables),
         routes,
@@ -336,6 +356,7 @@ pub fn build(
         associations: associations.all,
         replaced: Vec::new(),
         hosts,
+        limits,
         unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
     };
     built.replaced = associations::keep(associations.windows, associations.cipher, &built.associations, kept);

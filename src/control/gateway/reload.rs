@@ -66,6 +66,7 @@ impl Gateway {
             (self.built, self.config) = (old, config);
             return Err(error);
         }
+        self.built.limits.apply();
         self.overlay = overlay;
         self.health.renew(&self.config, &self.built, now);
         if let Err(error) = self.log_sessions() {
