@@ -5,10 +5,9 @@ mod common;
 use std::{fs, net::IpAddr, path::Path, process::Command};
 
 use causeway::{
-    cli::explain::parse,
     config::{self, Config, build::Ephemeral},
     control::{
-        explain::{Explanation, Verdict, explain},
+        explain::{Explanation, Verdict, explain, parse},
         ports::derived_mac,
         single::Single,
     },

@@ -28,7 +28,8 @@ use common::{frame::*, *};
 /// One end, 1 or 2, with the keys that seal and open in each direction.
 struct Site {
     gateway: Gateway,
-    host: MemPort,
+    /// One for each worker.
+    hosts: Vec<MemPort>,
     mac: Mac,
     own: Mac,
     run_dir: PathBuf,
@@ -43,16 +44,20 @@ struct Keys {
     out: u32,
     into: Vec<u32>,
     more: String,
+    workers: usize,
 }
 
 fn text(end: u8, keys: &Keys, dir: &Path) -> String {
     let other = 3 - end;
     let sa = |spi: u32| format!("{{ spi = {spi}, key = {{ env = \"KEY_{spi:x}\" }} }}");
     let into: Vec<String> = keys.into.iter().map(|spi| sa(*spi)).collect();
+    let cores: Vec<usize> = core_affinity::get_core_ids().unwrap().iter().rev().map(|core| core.id).collect();
+    let cores = cores.get(..keys.workers).expect("a core for each worker");
     format!(
         r#"
 [system]
 name = "site-{end}"
+cores = {cores:?}
 buffers = 4096
 huge_pages = "never"
 run_dir = "{run_dir}"
@@ -96,8 +101,16 @@ destination = ["10.{other}.0.0/16"]
     )
 }
 
+/// As [`key`], and different for each of many thousand names.
+fn own_key(name: &str) -> Vec<u8> {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    [&key(name)[..12], &hash.to_be_bytes()].concat()
+}
+
 fn parse(text: &str) -> Config {
-    let environment = |name: &str| Some(hex(&key(name)));
+    let environment = |name: &str| Some(hex(&own_key(name)));
     match config::parse(Path::new("/bench/bench.toml"), text, &environment) {
         Ok((config, _)) => config,
         Err(errors) => panic!("{}", errors.to_json()),
@@ -107,7 +120,7 @@ fn parse(text: &str) -> Config {
 /// The key of an SPI, as a command takes it.
 fn key_of(spi: u32, dir: &Path) -> Key {
     let path = dir.join(format!("{spi:x}.key"));
-    fs::write(&path, hex(&key(&format!("KEY_{spi:x}")))).unwrap();
+    fs::write(&path, hex(&own_key(&format!("KEY_{spi:x}")))).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     Key::read(&path).unwrap()
 }
@@ -117,15 +130,15 @@ const FLOWS: u32 = 4;
 const UNDERWAY: usize = 300;
 
 impl Site {
-    fn new(end: u8, keys: &Keys, dir: &Path, wan: MemPort, new_state: bool) -> Self {
+    fn new(end: u8, keys: &Keys, dir: &Path, wan: Vec<MemPort>, new_state: bool) -> Self {
         let config = parse(&text(end, keys, dir));
         let own = derived_mac(&config, &config.ports[0]).0;
         let run_dir = config.system.run_dir.value.0.clone();
-        let (lan, host) = wire(1024);
-        let wires = HashMap::from([("lan".to_string(), vec![lan]), ("wan".to_string(), vec![wan])]);
+        let (lan, hosts) = wires(keys.workers);
+        let wires = HashMap::from([("lan".to_string(), lan), ("wan".to_string(), wan)]);
         let gateway =
             Gateway::start(config, StartOptions { new_state, wires, ..StartOptions::default() }).unwrap();
-        Self { gateway, host, mac: [2, 0, 0, 0, 0xee, end], own, run_dir, sent: 0, received: Vec::new() }
+        Self { gateway, hosts, mac: [2, 0, 0, 0, 0xee, end], own, run_dir, sent: 0, received: Vec::new() }
     }
 
     fn tick(&mut self) {
@@ -135,12 +148,14 @@ impl Site {
 
     /// The host answers for its address and takes what comes for it.
     fn serve(&mut self, end: u8) {
-        while let Some(bytes) = self.host.receive() {
+        let frames =
+            self.hosts.iter().flat_map(|host| std::iter::from_fn(move || Some((host, host.receive()?))));
+        for (from, bytes) in frames {
             let frame_in = read_frame(&bytes);
             if frame_in.ether_type == ARP {
                 let (host, own) = (format!("10.{end}.0.9"), format!("10.{end}.0.1"));
                 let answer = arp(2, (self.mac, &host), (self.own, &own));
-                assert!(self.host.send(&frame(self.own, self.mac, &[], ARP, &answer)));
+                assert!(from.send(&frame(self.own, self.mac, &[], ARP, &answer)));
             } else if frame_in.ether_type == IPV4 && frame_in.dst == self.mac {
                 let packet = Ip::read(&frame_in.payload);
                 let number = packet.payload[8..12].try_into().unwrap();
@@ -152,7 +167,9 @@ impl Site {
     fn send(&mut self, end: u8) {
         let (from, to) = (format!("10.{end}.0.9"), format!("10.{}.0.9", 3 - end));
         let packet = udp(&from, &to, (1000 + (self.sent % FLOWS) as u16, 9), &self.sent.to_be_bytes());
-        assert!(self.host.send(&frame(self.own, self.mac, &[], IPV4, &packet.bytes())));
+        // A flow stays with one worker, as with the hash of a network card.
+        let host = &self.hosts[(self.sent % FLOWS) as usize % self.hosts.len()];
+        assert!(host.send(&frame(self.own, self.mac, &[], IPV4, &packet.bytes())));
         self.sent += 1;
     }
 
@@ -165,6 +182,11 @@ impl Site {
     }
 }
 
+/// Both ends of a wire for each worker.
+fn wires(workers: usize) -> (Vec<MemPort>, Vec<MemPort>) {
+    (0..workers).map(|_| wire(1024)).unzip()
+}
+
 struct Pair {
     a: Site,
     b: Site,
@@ -174,17 +196,22 @@ struct Pair {
 
 impl Pair {
     fn new(more: &str) -> Self {
+        Self::of(1, more)
+    }
+
+    fn of(workers: usize, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (wan_a, wan_b) = wire(1024);
+        let (wan_a, wan_b) = wires(workers);
         let more = more.to_string();
         let a = Site::new(
             1,
-            &Keys { out: 0x1001, into: vec![0x2001], more: more.clone() },
+            &Keys { out: 0x1001, into: vec![0x2001], more: more.clone(), workers },
             dir.path(),
             wan_a,
             true,
         );
-        let b = Site::new(2, &Keys { out: 0x2001, into: vec![0x1001], more }, dir.path(), wan_b, true);
+        let b =
+            Site::new(2, &Keys { out: 0x2001, into: vec![0x1001], more, workers }, dir.path(), wan_b, true);
         let mut pair = Self { a, b, dir: dir.path().into(), _dir: dir };
         // The first packets find their way; then both ways are open.
         pair.flow(100);
@@ -224,7 +251,15 @@ impl Pair {
             assert_eq!((self.a.drops(), self.b.drops()), (vec![], vec![]));
         }
         for (sent, received) in [(self.a.sent, &self.b.received), (self.b.sent, &self.a.received)] {
-            assert!(received.iter().copied().eq(0..sent), "one worker keeps the order of all");
+            for flow in 0..FLOWS {
+                let of_flow = received.iter().copied().filter(|number| number % FLOWS == flow);
+                assert!(
+                    of_flow.eq((flow..sent).step_by(FLOWS as usize)),
+                    "each once, and in order in a flow"
+                );
+            }
+            let one = self.a.hosts.len() == 1;
+            assert!(!one || received.iter().copied().eq(0..sent), "one worker keeps the order of all");
         }
     }
 
@@ -252,7 +287,16 @@ impl Pair {
 
 #[test]
 fn a_rekey_by_command_loses_nothing_under_load() {
-    let mut pair = Pair::new("");
+    rekey_by_command(Pair::new(""));
+}
+
+/// Two workers share the tunnel at both ends: its numbers, its windows, and the changes of its keys.
+#[test]
+fn a_rekey_by_command_loses_nothing_under_load_with_two_workers() {
+    rekey_by_command(Pair::of(2, ""));
+}
+
+fn rekey_by_command(mut pair: Pair) {
     let retire = |_: Key| Action::Retire;
     for step in 1..=6 {
         let (old, new) = (0x1000 + step, 0x1001 + step);
@@ -283,7 +327,7 @@ fn a_rekey_by_command_loses_nothing_under_load() {
 #[test]
 fn a_rekey_by_reload_loses_nothing_under_load_and_takes_over_what_commands_did() {
     let mut pair = Pair::new("");
-    let keys = |out, into: &[u32]| Keys { out, into: into.to_vec(), more: String::new() };
+    let keys = |out, into: &[u32]| Keys { out, into: into.to_vec(), more: String::new(), workers: 1 };
     let steps = [
         (keys(0x1001, &[0x2001, 0x2002]), keys(0x2001, &[0x1001, 0x1002])),
         (keys(0x1002, &[0x2001, 0x2002]), keys(0x2002, &[0x1001, 0x1002])),
@@ -313,12 +357,35 @@ fn a_rekey_by_reload_loses_nothing_under_load_and_takes_over_what_commands_did()
     pair.stop();
 }
 
+/// The size of the window changes again and again while two workers open what two others seal: nothing is refused for it.
+#[test]
+fn a_window_changes_its_size_under_load_with_two_workers() {
+    let mut pair = Pair::of(2, "");
+    let dir = pair.dir.clone();
+    for size in [65_536, 2048, 8192, 4096, 1024] {
+        let more = format!("replay_window = {size}");
+        let keys = |out, into| Keys { out, into: vec![into], more: more.clone(), workers: 2 };
+        pair.flow(400);
+        pair.a.gateway.reload(parse(&text(1, &keys(0x1001, 0x2001), &dir))).unwrap();
+        pair.flow(50);
+        pair.b.gateway.reload(parse(&text(2, &keys(0x2001, 0x1001), &dir))).unwrap();
+        pair.flow(400);
+    }
+    pair.settle();
+    let sa = &pair.a.gateway.tables().sas[0];
+    assert!(sa.former.as_ref().is_some_and(|former| former.is_over()), "the one before no longer counts");
+    // What was accepted by any of the windows is not accepted again.
+    let newest = sa.window.newest();
+    assert!((1..=newest).all(|number| sa.check(number).is_err()));
+    pair.stop();
+}
+
 #[test]
 fn policies_change_and_are_counted_while_packets_flow() {
     let mut pair = Pair::new("");
     let more = "[[gateway.g.policy]]\nname = \"telnet\"\naction = \"discard\"\nprotocol = \"tcp\"\n\
         destination_port = 23\n";
-    let keys = Keys { out: 0x1001, into: vec![0x2001], more: String::new() };
+    let keys = Keys { out: 0x1001, into: vec![0x2001], more: String::new(), workers: 1 };
     let dir = pair.dir.clone();
     let plain = text(1, &keys, &dir);
     let other = plain.replace("[[gateway.g.policy]]", &format!("{more}[[gateway.g.policy]]"));
@@ -374,8 +441,8 @@ fn what_was_received_is_not_accepted_again_after_a_restart() {
     let Pair { a, b, _dir, dir } = pair;
     assert!(b.gateway.stop().balances());
     assert!(a.gateway.stop().balances());
-    let (wan_a, wan_b) = wire(1024);
-    let keys = |out, into| Keys { out, into: vec![into], more: "replay_window = 64".into() };
+    let (wan_a, wan_b) = wires(1);
+    let keys = |out, into| Keys { out, into: vec![into], more: "replay_window = 64".into(), workers: 1 };
     let a = Site::new(1, &keys(0x1001, 0x2001), &dir, wan_a, false);
     let b = Site::new(2, &keys(0x2001, 0x1001), &dir, wan_b, false);
     let mut pair = Pair { a, b, dir, _dir };
@@ -447,4 +514,51 @@ fn lifetimes_in_time_and_bytes_stop_an_association() {
             gateway.lifetimes().used(&gateway.built().associations[0], gateway.segment(), gateway.now());
         if seconds { assert!(used.age >= 1) } else { assert!(used.bytes >= 60_000) }
     }
+}
+
+/// Of ten thousand tunnels one gets new keys: only what changes is made anew, and it is soon done.
+#[test]
+fn a_rekey_among_many_tunnels_leaves_the_others_as_they_are() {
+    const TUNNELS: usize = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let keys = Keys { out: 0x1001, into: vec![0x2001], more: String::new(), workers: 1 };
+    let mut many = text(1, &keys, dir.path());
+    many += "[[gateway.g.route]]\nto = \"198.18.0.0/15\"\nvia = \"192.0.2.2\"\n";
+    for n in 0..TUNNELS - 1 {
+        let remote = format!("198.{}.{}.{}", 18 + n / 65_536, n / 256 % 256, n % 256);
+        let (out, into) = (0x10_0000 + n, 0x20_0000 + n);
+        many += &format!(
+            "[tunnel.t{n}]\ngateway = \"g\"\nlocal = \"192.0.2.1\"\nremote = \"{remote}\"\n\
+             out = {{ spi = {out}, key = {{ env = \"KEY_{out:x}\" }} }}\n\
+             in = [{{ spi = {into}, key = {{ env = \"KEY_{into:x}\" }} }}]\n\
+             [[gateway.g.route]]\nto = \"172.{}.{}.{}/32\"\ntunnel = \"t{n}\"\n",
+            16 + n / 65_536,
+            n / 256 % 256,
+            n % 256,
+        );
+    }
+    let config = parse(&many);
+    let wires = |name: &str| (name.to_string(), vec![wire(64).0]);
+    let wires = HashMap::from([wires("lan"), wires("wan")]);
+    let options = StartOptions { new_state: true, wires, ..StartOptions::default() };
+    let mut gateway = Gateway::start(config, options).unwrap();
+    let before = gateway.tables().sas.clone();
+    assert_eq!(before.len(), TUNNELS);
+    let mut times = Vec::new();
+    for (spi, action) in [
+        (0x2002, Action::Add(key_of(0x2002, dir.path()))),
+        (0x1002, Action::Switch(key_of(0x1002, dir.path()))),
+        (0x2001, Action::Retire),
+    ] {
+        let begun = std::time::Instant::now();
+        gateway.rekey(Change { tunnel: "t".into(), spi, action }).unwrap();
+        times.push(begun.elapsed());
+        gateway.tick().unwrap();
+    }
+    println!("one change among {TUNNELS} tunnels took {times:?}");
+    let after = &gateway.tables().sas;
+    let same = after.iter().filter(|sa| before.iter().any(|old| std::sync::Arc::ptr_eq(old, sa))).count();
+    assert_eq!((after.len(), same), (TUNNELS, TUNNELS - 1));
+    assert_eq!(gateway.tables().tunnels[0].sa.as_ref().unwrap().spi, 0x1002);
+    assert!(gateway.stop().balances());
 }

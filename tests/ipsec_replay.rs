@@ -1,9 +1,23 @@
 //! The replay window over long random runs, against a model that keeps every number it has seen.
 //!
-//! `CAUSEWAY_REPLAY_PACKETS=100000000 cargo test --test ipsec_replay` runs so many packets over all sizes of window
-//! together; without it there are ten million.
+//! A hundred million packets over all sizes of window together, some ten seconds of one core;
+//! `CAUSEWAY_REPLAY_PACKETS=10000000000 cargo test --test ipsec_replay` runs more.
 
-use causeway::crypto::replay::{self, BUCKETS, Refused, Window};
+use std::{
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use causeway::{
+    crypto::{
+        aead::{Backend, Key},
+        replay::{self, BUCKETS, Refused, Window},
+    },
+    table::tunnel::{Former, SaIn},
+};
 
 /// SplitMix64: the same run every time.
 struct Random(u64);
@@ -111,20 +125,25 @@ fn run(size: u32, exclusive: bool, start: u64, packets: u64, seed: u64) {
 #[test]
 fn long_runs_of_every_size_agree_with_the_model() {
     let wanted = std::env::var("CAUSEWAY_REPLAY_PACKETS").ok();
-    let packets: u64 = wanted.map_or(10_000_000, |text| text.parse().expect("a number of packets"));
+    let packets: u64 = wanted.map_or(100_000_000, |text| text.parse().expect("a number of packets"));
     let sizes = (6..=16).map(|bits| 1u32 << bits);
     // From the beginning, across the first 2^32, across a later one, and close to where the sender must end.
     let starts = [0, (1 << 32) - 5000, (7 << 32) - 70_000, u64::MAX - (1 << 50)];
-    let runs = 11 * starts.len() as u64 * 2;
-    let mut seed = 0;
-    for size in sizes {
-        for start in starts {
-            for exclusive in [false, true] {
-                seed += 1;
-                run(size, exclusive, start, packets.div_ceil(runs), seed);
-            }
+    let runs: Vec<(u32, u64, bool)> = sizes
+        .flat_map(|size| starts.into_iter().flat_map(move |start| [false, true].map(|e| (size, start, e))))
+        .collect();
+    let each = packets.div_ceil(runs.len() as u64);
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(&(size, start, exclusive)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let seed = u64::from(size) << 32 ^ start << 1 ^ u64::from(exclusive);
+                    run(size, exclusive, start, each, seed);
+                }
+            });
         }
-    }
+    });
 }
 
 /// The edge of 2^32 itself, number by number: what comes late from before it is known for what it is, what was seen is
@@ -187,4 +206,126 @@ fn raising_a_window_keeps_what_is_newer() {
     assert_eq!(window.newest(), 70);
     let accepted: Vec<u64> = (1..75).filter(|number| window.mark(*number).is_ok()).collect();
     assert_eq!(accepted, (56..70).chain(71..75).collect::<Vec<_>>());
+}
+
+/// A window of another size takes over exactly what the one before has seen.
+#[test]
+fn a_window_takes_over_what_another_has_seen() {
+    let mut random = Random(7);
+    for (from, to) in [(64, 64), (64, 1024), (1024, 64), (128, 4096), (4096, 256), (65_536, 128)] {
+        for start in [0, 31, 1000, (1 << 32) - 40, 9 << 33] {
+            let old = Window::resume(from, true, start);
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..300 {
+                let newest = old.newest();
+                let number = (newest + random.below(9)).saturating_sub(random.below(40)).max(1);
+                if old.mark(number).is_ok() {
+                    seen.insert(number);
+                }
+            }
+            // One that is new, and one that has seen something itself.
+            let (new, used) = (Window::new(to, true), Window::new(to, false));
+            let newest = old.newest();
+            used.mark(newest + 20).unwrap();
+            new.absorb(&old);
+            used.absorb(&old);
+            assert_eq!((new.newest(), used.newest()), (newest, newest + 20));
+            let edge = (newest + 1).saturating_sub(from.min(to).into()).max(1);
+            for number in newest.saturating_sub(2 * u64::from(to)).max(1)..newest + 60 {
+                let fresh = number > newest || number >= edge && old.check(number).is_ok();
+                assert_eq!(new.check(number).is_ok(), fresh, "{number}, newest {newest}, {from} to {to}");
+                let fresh = fresh && number != newest + 20 && number + u64::from(to) > newest + 20;
+                assert_eq!(used.check(number).is_ok(), fresh, "{number}, newest {newest}, {from} to {to}");
+            }
+            assert!(seen.iter().all(|number| new.mark(*number).is_err()));
+        }
+    }
+}
+
+fn opening(window: &Arc<Window>, former: Option<&Arc<Former>>) -> SaIn {
+    SaIn {
+        remote: 0,
+        window: Arc::clone(window),
+        former: former.cloned(),
+        spi: 256,
+        index: 0,
+        tunnel: 0,
+        gateway: 0,
+        underlay: 0,
+        esn: true,
+        udp: false,
+        ended: AtomicBool::new(false),
+        key: Key::new(Backend::Reference, &[1; 16], [2; 4]).unwrap(),
+    }
+}
+
+/// What a worker has of the association at the time.
+type Which<'a> = &'a dyn Fn() -> &'a SaIn;
+
+/// Shows a worker every number, a little out of order.
+fn present(seed: u64, all: std::ops::Range<usize>, which: Which<'_>, taken: &[AtomicU8]) {
+    let mut random = Random(seed);
+    for block in all.clone().step_by(16) {
+        let mut numbers: Vec<usize> = (block..(block + 16).min(all.end)).collect();
+        for place in (1..numbers.len()).rev() {
+            numbers.swap(place, random.below(place as u64 + 1) as usize);
+        }
+        for number in numbers {
+            let sa = which();
+            if sa.check(number as u64).is_ok() && sa.mark(number as u64).is_ok() {
+                taken[number].fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// While a window is replaced, one worker has the new tables and another still the old ones. Whichever of them gets a
+/// number first takes it, and nobody takes it again: not before, while, or after all have the new window.
+#[test]
+fn a_window_that_is_replaced_under_two_workers_takes_each_number_once() {
+    const NUMBERS: usize = 40_000;
+    for (from, to) in [(64, 4096), (4096, 64), (1024, 0), (0, 1024), (65_536, 64)] {
+        let make = |size| Arc::new(if size == 0 { Window::disabled() } else { Window::new(size, false) });
+        let (old, new) = (make(from), make(to));
+        let former = Arc::new(Former::new(Arc::clone(&old), None));
+        let before = opening(&old, None);
+        let after = opening(&new, Some(&former));
+        let settled = opening(&new, None);
+        let taken: Vec<AtomicU8> = (0..=NUMBERS).map(|_| AtomicU8::new(0)).collect();
+        let (start, passed) = (Barrier::new(3), Barrier::new(2));
+        let work = |seed, numbers, which: Which<'_>| present(seed, numbers, which, &taken);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                work(1, 1..NUMBERS, &|| &after);
+            });
+            scope.spawn(|| {
+                start.wait();
+                work(2, 1..NUMBERS / 2, &|| &before);
+                passed.wait();
+                work(3, NUMBERS / 2..NUMBERS, &|| if former.is_over() { &settled } else { &after });
+            });
+            start.wait();
+            passed.wait();
+            former.end(&new);
+            assert!(former.is_over());
+        });
+        let times =
+            |times: u8| taken[1..NUMBERS].iter().filter(|n| n.load(Ordering::Relaxed) == times).count();
+        if from != 0 && to != 0 {
+            // A worker that was stopped between two looks at a number finds the window gone on: that one is lost.
+            assert!(
+                times(0) <= 16 && times(0) + times(1) == NUMBERS - 1,
+                "{from} to {to}: {} lost",
+                times(0)
+            );
+        }
+        // What one of them has taken is known to all from now on.
+        if to != 0 {
+            for (number, taken) in taken.iter().enumerate().skip(1) {
+                let again = taken.load(Ordering::Relaxed) > 0 && settled.mark(number as u64).is_ok();
+                assert!(!again, "{number} again, {from} to {to}");
+            }
+        }
+    }
 }

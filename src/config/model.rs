@@ -253,6 +253,16 @@ choices! {
 }
 
 choices! {
+    /// What of an ICMP error about a tunnel's traffic must fit the policies (RFC 4301 6).
+    IcmpErrors {
+        /// The packet that it quotes.
+        "quoted" Quoted,
+        /// Its own addresses are enough.
+        "headers" Headers,
+    }
+}
+
+choices! {
     /// What a policy does with a packet that it matches.
     Action {
         /// Sends it through a tunnel.
@@ -497,6 +507,10 @@ section! {
         "df" df: DontFragment, default "\"copy\"", "\"clear\"";
         /// The DSCP of the outer header.
         "dscp" dscp: Dscp, default "\"copy\"", "46";
+        /// What of an ICMP error out of the tunnel must fit the policies: the packet that it quotes, or only its own
+        /// addresses. One whose own addresses fit no policy always needs a quote that does. With `"quoted"` an error that
+        /// comes in the clear and quotes what the tunnel protects is dropped, too (RFC 4301 6).
+        "icmp_errors" icmp_errors: IcmpErrors, default "\"quoted\"", "\"headers\"";
         /// The largest inner packet. The line that carries the tunnel and what is learned of its path (RFC 1191, RFC
         /// 8201) may lower it, but for IPv6 never below 1280: then the sealed packet is divided.
         "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";

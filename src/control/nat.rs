@@ -80,6 +80,11 @@ impl NatSetup {
         Ok(made.into_iter().map(Some).collect())
     }
 
+    /// The workers' sessions, for whoever only looks.
+    pub(super) fn records(&self) -> &[Records] {
+        &self.records
+    }
+
     /// What the workers tell the log.
     #[must_use]
     pub fn logs(&self) -> &[Arc<SessionLog>] {

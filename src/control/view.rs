@@ -37,12 +37,22 @@ pub enum Request {
     Sa(Sa),
     /// `{"end_session": "0-17-3"}`.
     EndSession(EndSession),
+    /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
+    Explain(Explain),
     /// `{"apply": "/etc/causeway/gateway.toml", …}`.
     Apply(ApplyFile),
     /// `{"rollback": 12, …}`.
     Rollback(Rollback),
     /// `{"config": "given"}`.
     Configuration(Configuration),
+}
+
+/// A question about a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// The packet, in words.
+    pub explain: String,
 }
 
 /// A request to change the security associations of a tunnel.
@@ -371,6 +381,10 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
         | Request::Rollback(_)
         | Request::Configuration(_) => refusal(&"this gateway runs without a file"),
         Request::Show(show) => list(gateway, show),
+        Request::Explain(question) => match super::explain::ask(gateway, &question.explain) {
+            Ok(told) => json!({ "ok": told }),
+            Err(why) => refusal(&why),
+        },
         Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
             Ok(()) => json!({ "ok": "ended" }),

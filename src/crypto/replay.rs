@@ -98,12 +98,44 @@ impl Window {
             return;
         }
         self.advance(newest);
+        // All numbers of a block, or those up to the newest.
+        self.merge(newest, |block| if block == newest >> BLOCK_SHIFT { up_to(newest) } else { u32::MAX });
+    }
+
+    /// Takes over what another window of the same association has seen: what that would refuse, this one refuses from
+    /// now on too, and what is still to come inside of both is accepted. An exclusive window only before a worker has
+    /// it; the other one may be in use meanwhile.
+    pub fn absorb(&self, other: &Self) {
+        let newest = other.newest();
+        if newest == 0 || self.ring.is_empty() || other.ring.is_empty() {
+            // Of a window that remembers nothing all may have been seen.
+            return self.raise(newest);
+        }
+        self.advance(newest);
+        // What came before the other's oldest number it does not know.
+        let edge = newest.saturating_sub(other.size - 1);
+        self.merge(newest, |block| {
+            let start = block << BLOCK_SHIFT;
+            let unknown = match edge.saturating_sub(start) {
+                0 => 0,
+                numbers @ 1..32 => u32::MAX >> (u64::from(BITS) - numbers),
+                _ => u32::MAX,
+            };
+            let word = other.word(start).map_or(0, |word| word.load(Relaxed));
+            match age(word, block) {
+                ..0 => u32::MAX,
+                0 => unknown | word as u32,
+                1.. => unknown,
+            }
+        });
+    }
+
+    /// Marks, in each block of the ring up to that of `newest`, the numbers that `seen` says of it.
+    fn merge(&self, newest: u64, seen: impl Fn(u64) -> u32) {
         let last = newest >> BLOCK_SHIFT;
         for block in (last + 1).saturating_sub(self.ring.len() as u64)..=last {
             let Some(word) = self.word(block << BLOCK_SHIFT) else { return };
-            // All numbers of the block, or those up to the newest.
-            let bits = if block == last { u64::MAX >> (63 - newest % u64::from(BITS)) } else { u64::MAX };
-            let seen = u64::from(block as u32) << BITS | bits & u64::from(u32::MAX);
+            let seen = u64::from(block as u32) << BITS | u64::from(seen(block));
             loop {
                 let old = word.load(Relaxed);
                 let new = match age(old, block) {
@@ -256,6 +288,12 @@ pub const BUCKETS: usize = 17;
 pub const fn behind(lateness: u64) -> usize {
     let bucket = (u64::BITS - lateness.leading_zeros()) as usize;
     if bucket < BUCKETS { bucket } else { BUCKETS - 1 }
+}
+
+/// The bits of a block's numbers up to one of them.
+#[inline]
+const fn up_to(sequence: u64) -> u32 {
+    u32::MAX >> (BITS - 1 - (sequence % BITS as u64) as u32)
 }
 
 /// By how many blocks a word is older than a block; negative when it is newer.

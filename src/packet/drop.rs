@@ -95,7 +95,7 @@ drop_reasons! {
     PolicyDiscard = "policy-discard",
     /// A packet out of a tunnel that no policy for this tunnel covers (RFC 4301 5.2).
     PolicyMismatch = "policy-mismatch",
-    /// A packet in the clear that a policy wants protected (RFC 4301 5.2).
+    /// A packet in the clear that a policy wants protected (RFC 4301 5.2), or an ICMP error that quotes one.
     PolicyUnprotected = "policy-unprotected",
     /// The packet is larger than the MTU and may not be fragmented. The sender is told by ICMP.
     PacketTooBig = "packet-too-big",
@@ -108,7 +108,8 @@ drop_reasons! {
     /// A packet to the gateway itself that has done its work here: a reply to its own probe, or an ICMP error about one
     /// of its ESP packets, which it has learned from.
     LocalConsumed = "local-consumed",
-    /// An ICMP error about an ESP packet that this gateway has not sent, or not lately: forged, or very late.
+    /// An ICMP error about an ESP packet that this gateway has not sent, or not lately; or, out of a tunnel, about a
+    /// packet that no policy sends into it (RFC 4301 6.2). Forged, or very late.
     IcmpQuoteMismatch = "icmp-quote-mismatch",
     /// A fragment to the gateway itself that is part of a whole packet now; it has done its work here.
     FragmentReassembled = "fragment-reassembled",

@@ -144,11 +144,12 @@ impl Mailbox {
         let _ = self.retired.push(retired);
     }
 
-    /// Worker: is between two bursts now.
+    /// Worker: is between two bursts now, and has taken up what it was sent. While commands wait that were sent before
+    /// [`Mailbox::want`], which may be more than it takes in one round, it has not passed.
     #[inline]
     pub(super) fn pass(&self) {
         let wanted = self.wanted.load(Ordering::Acquire);
-        if wanted != self.seen.load(Ordering::Relaxed) {
+        if wanted != self.seen.load(Ordering::Relaxed) && self.commands.is_empty() {
             self.seen.store(wanted, Ordering::Release);
         }
     }
@@ -188,5 +189,17 @@ mod tests {
         assert!(!mailbox.has_passed(1));
         mailbox.pass();
         assert!(mailbox.has_passed(1) && !mailbox.has_passed(2));
+    }
+
+    #[test]
+    fn an_epoch_has_not_passed_while_what_came_before_it_waits() {
+        let mailbox = Mailbox::default();
+        mailbox.send(Command::Keepalive { tunnel: 0 }).unwrap();
+        mailbox.want(1);
+        mailbox.pass();
+        assert!(!mailbox.has_passed(1));
+        assert!(mailbox.take().is_some());
+        mailbox.pass();
+        assert!(mailbox.has_passed(1));
     }
 }

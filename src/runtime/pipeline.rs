@@ -15,7 +15,7 @@ use crate::{
         next_hop::NextHop,
         parse::Parse,
         path_errors::{PathErrors, Unreachable},
-        reassemble::Reassemble,
+        reassemble::{Reassemble, too_late},
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
@@ -128,6 +128,7 @@ impl Pipeline {
             Entry::Forward => cx.lanes.forward = burst.live(),
             Entry::Seal => cx.lanes.seal = burst.live(),
             Entry::Tx => cx.lanes.tx = burst.live(),
+            Entry::Late => return too_late(cx, burst),
         }
         for _ in 0..MAX_PASSES {
             if (cx.lanes.ip | cx.lanes.esp | cx.lanes.forward | cx.lanes.local).is_empty() {

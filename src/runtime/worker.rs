@@ -184,8 +184,8 @@ impl<P: PacketIo> Worker<P> {
 
     /// One round over all ports. The result is how many packets were moved.
     pub fn round(&mut self, now: u64) -> usize {
-        self.mailbox.pass();
         self.commands(now);
+        self.mailbox.pass();
         self.resume(now);
         // What waited for its neighbour goes before what comes now: of one flow it is the older.
         let mut moved = self.pending(now);
@@ -194,7 +194,9 @@ impl<P: PacketIo> Worker<P> {
         }
         moved += self.host_taps(now);
         moved += self.take_over(now);
-        self.out.reassembly.expire(now, &mut self.pool, &self.counters);
+        if self.out.reassembly.is_due(now) {
+            self.late_fragments(now);
+        }
         moved += self.transmit();
         moved += self.nat(now, moved == 0);
         self.counters.worker(WorkerColumn::Rounds, 1);
@@ -311,6 +313,20 @@ impl<P: PacketIo> Worker<P> {
         let moved = tables.release(&self.counters, &mut self.pool, &mut self.out.resumed, now);
         self.resume(now);
         moved
+    }
+
+    /// Gives up packets whose fragments did not come in time.
+    #[cold]
+    fn late_fragments(&mut self, now: u64) {
+        while self.burst.has_room() {
+            let late = self.out.reassembly.expire(now, &mut self.pool, &self.counters);
+            let Some((frame, meta)) = late else { break };
+            if let Err(frame) = self.burst.push(frame, meta) {
+                self.pool.free(frame);
+            }
+        }
+        self.pipeline(now, Entry::Late);
+        self.resume(now);
     }
 
     /// Runs what is in the burst through the pipeline and empties it.

@@ -220,7 +220,7 @@ impl EspOpen {
             if sa.esn {
                 found.sequence = sa.window.esn_guess(found.sequence as u32);
             }
-            if let Err(refused) = sa.window.check(found.sequence) {
+            if let Err(refused) = sa.check(found.sequence) {
                 let reason = refusal(cx.counters, sa, refused);
                 burst.drop(slot, reason);
                 continue;
@@ -337,7 +337,7 @@ fn inner(
     found: Found,
     run: &mut Run<'_>,
 ) -> Result<(), DropReason> {
-    match sa.window.mark(found.sequence) {
+    match sa.mark(found.sequence) {
         Ok(0) => {}
         Ok(lateness) => counters.sa_lateness(sa.index, lateness),
         Err(refused) => return Err(refusal(counters, sa, refused)),

@@ -117,8 +117,9 @@ impl<'a> Way<'a> {
     fn of(tables: &'a Tables, number: u16) -> Option<Self> {
         let tunnel = tables.tunnel(number)?;
         let sa = tunnel.sa.as_deref()?;
-        let next_hop = tunnel.next_hop?;
-        let NextHop::Via { interface, neighbour, .. } = *tables.outer_way(next_hop, number)? else {
+        let (next_hop, &NextHop::Via { interface, neighbour, .. }) =
+            tables.outer_way(tunnel.next_hop?, number)?
+        else {
             return None;
         };
         Some(Self {

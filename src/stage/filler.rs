@@ -16,8 +16,11 @@ const LEAST_DUMMY: u16 = 40;
 #[must_use]
 pub fn keepalive(tables: &Tables, pool: &mut FramePool, number: u16) -> Option<Resumed> {
     let tunnel = tables.tunnel(number)?;
-    let next_hop = tunnel.next_hop?;
-    let &NextHop::Via { interface, neighbour, .. } = tables.outer_way(next_hop, number)? else { return None };
+    let (next_hop, &NextHop::Via { interface, neighbour, .. }) =
+        tables.outer_way(tunnel.next_hop?, number)?
+    else {
+        return None;
+    };
     if !tunnel.outer.is_udp() {
         return None;
     }

@@ -23,6 +23,8 @@ use crate::{
 pub enum Problem {
     /// The TTL or hop limit ran out.
     TimeExceeded,
+    /// Not all fragments of a packet to the gateway itself came in time.
+    ReassemblyTime,
     /// No route.
     NoRoute,
     /// The next hop does not answer.
@@ -96,8 +98,10 @@ fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut F
     let packet = burst.bytes(cx.umem, slot).get(start..start + usize::from(meta.ip_len))?;
     let fresh = Meta { interface: meta.interface, gateway: meta.gateway, port: meta.port, ..Meta::EMPTY };
     if meta.is_v6() {
-        let source = Ipv6::at(packet, 0)?.source();
-        let IpAddr::V6(own) = own_address(cx, meta, IpAddr::V6(source))? else { return None };
+        let header = Ipv6::at(packet, 0)?;
+        let source = header.source();
+        let ends = (IpAddr::V6(source), IpAddr::V6(header.destination()));
+        let IpAddr::V6(own) = own_address(cx, meta, ends)? else { return None };
         if source.is_unspecified() || source.is_multicast() {
             return None;
         }
@@ -120,8 +124,10 @@ fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut F
         };
         repr.emit(header);
     } else {
-        let source = Ipv4::at(packet, 0)?.source();
-        let IpAddr::V4(own) = own_address(cx, meta, IpAddr::V4(source))? else { return None };
+        let header = Ipv4::at(packet, 0)?;
+        let source = header.source();
+        let ends = (IpAddr::V4(source), IpAddr::V4(header.destination()));
+        let IpAddr::V4(own) = own_address(cx, meta, ends)? else { return None };
         let quote = packet.get(..packet.len().min(LONGEST_V4 - ipv4::HEADER_LEN - icmpv4::HEADER_LEN))?;
         let total_len = ipv4::HEADER_LEN + icmpv4::HEADER_LEN + quote.len();
         if !cx.umem.grow_back(frame, total_len) {
@@ -148,10 +154,18 @@ fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut F
     Some(fresh)
 }
 
-/// The address the error is sent from: of the interface the packet came by (RFC 1812 4.3.2.4); out of a tunnel,
-/// the one that the gateway keeps for this.
-fn own_address(cx: &Cx<'_>, meta: &Meta, like: IpAddr) -> Option<IpAddr> {
+/// The address the error is sent from: where the packet was for the gateway itself, the one it was for (RFC 4443 2.2);
+/// else of the interface the packet came by (RFC 1812 4.3.2.4); out of a tunnel, the one that the gateway keeps for
+/// this.
+fn own_address(cx: &Cx<'_>, meta: &Meta, (like, destination): (IpAddr, IpAddr)) -> Option<IpAddr> {
     let gateway = cx.tables.gateway(meta.gateway)?;
+    let is_own = match destination {
+        IpAddr::V4(a) => gateway.own.v4(a.to_bits()).is_some(),
+        IpAddr::V6(a) => gateway.own.v6(a.to_bits()).is_some(),
+    };
+    if is_own {
+        return Some(destination);
+    }
     let chosen = || match like {
         IpAddr::V4(_) => gateway.icmp_source.0.map(IpAddr::V4),
         IpAddr::V6(_) => gateway.icmp_source.1.map(IpAddr::V6),
@@ -200,6 +214,7 @@ fn repr_v4(problem: Problem) -> icmpv4::Repr {
     use icmpv4::{Repr, unreachable};
     match problem {
         Problem::TimeExceeded => Repr::TimeExceeded { code: 0 },
+        Problem::ReassemblyTime => Repr::TimeExceeded { code: 1 },
         Problem::NoRoute => Repr::Unreachable { code: unreachable::NETWORK },
         Problem::HostUnreachable => Repr::Unreachable { code: unreachable::HOST },
         Problem::TooBig { mtu } => Repr::FragmentationNeeded { mtu },
@@ -213,6 +228,7 @@ fn repr_v6(problem: Problem) -> icmpv6::Repr {
     use icmpv6::{Repr, unreachable};
     match problem {
         Problem::TimeExceeded => Repr::TimeExceeded { code: 0 },
+        Problem::ReassemblyTime => Repr::TimeExceeded { code: 1 },
         Problem::NoRoute => Repr::Unreachable { code: unreachable::NO_ROUTE },
         Problem::HostUnreachable => Repr::Unreachable { code: unreachable::ADDRESS },
         Problem::TooBig { mtu } => Repr::PacketTooBig { mtu: mtu.into() },

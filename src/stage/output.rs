@@ -18,6 +18,8 @@ pub enum Entry {
     Seal,
     /// Ready for its link-layer header: a fragment, or a packet whose neighbour is known now.
     Tx,
+    /// A first fragment that is dropped since others did not come in time: its sender is told.
+    Late,
 }
 
 /// A packet that goes on in a later burst.

@@ -8,7 +8,12 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Cx, Stage, next_hop::NO_TUNNEL, parse};
+use super::{
+    Cx, Stage,
+    icmp_error::{self, Problem},
+    next_hop::NO_TUNNEL,
+    parse,
+};
 use crate::{
     packet::{Burst, DropReason, Flags, Frame, FramePool, HEADROOM, Meta, NO_INTERFACE, Slot, Umem},
     stats::WorkerCounters,
@@ -85,10 +90,20 @@ struct Unfinished {
     received: usize,
     /// Bytes of the whole, once the last piece has come.
     total: Option<usize>,
-    /// What is known of the first piece, once it has come, and the bytes of its header, which stand in front.
-    head: Option<(Meta, usize)>,
+    /// The first piece, once it has come.
+    head: Option<Head>,
     /// ECN codepoints seen, one bit each.
     ecn: u8,
+}
+
+/// What is known of the first piece; its header stands in front of the rest.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    meta: Meta,
+    /// Bytes of the header.
+    len: usize,
+    /// As of [`Piece`]: where the byte is that named the fragment header.
+    named_at: Option<usize>,
 }
 
 /// Packets of one worker that wait for fragments.
@@ -120,27 +135,47 @@ impl Reassembly {
         self.unfinished.iter().filter(|packet| packet.frame.is_some()).count()
     }
 
-    /// Gives up the packets whose time is over.
+    /// Whether the time of any packet may be over.
     #[inline]
-    pub fn expire(&mut self, now: u64, pool: &mut FramePool, counters: &WorkerCounters) {
-        if now >= self.due {
-            self.give_up(now, pool, counters);
-        }
+    #[must_use]
+    pub const fn is_due(&self, now: u64) -> bool {
+        now >= self.due
     }
 
+    /// Gives up packets whose time is over, until one whose sender is to be told: its first piece as it came, the others
+    /// dropped. `None`: there is no more.
     #[cold]
-    fn give_up(&mut self, now: u64, pool: &mut FramePool, counters: &WorkerCounters) {
+    pub fn expire(
+        &mut self,
+        now: u64,
+        pool: &mut FramePool,
+        counters: &WorkerCounters,
+    ) -> Option<(Frame, Meta)> {
         let mut at = 0;
         self.due = u64::MAX;
-        while let Some(packet) = self.unfinished.get(at) {
+        while let Some(packet) = self.unfinished.get_mut(at) {
             let due = packet.due();
-            if due <= now {
-                self.remove(at, DropReason::FragmentTimeout, pool, counters);
-            } else {
+            if due > now {
                 self.due = self.due.min(due);
                 at += 1;
+                continue;
             }
+            let first = packet.take_first(pool.umem());
+            if first.is_none() {
+                self.remove(at, DropReason::FragmentTimeout, pool, counters);
+                continue;
+            }
+            // The first piece is dropped by whoever tells its sender.
+            let (held, interface) = (packet.pieces.len() as u64, packet.interface);
+            let interface = Some(interface).filter(|i| *i != NO_INTERFACE);
+            counters.drops(interface, DropReason::FragmentTimeout, held.saturating_sub(1));
+            self.waiting -= held;
+            self.unfinished.swap_remove(at);
+            // The rest has not been looked at.
+            self.due = now;
+            return first;
         }
+        None
     }
 
     /// Gives up all packets: the gateway ends.
@@ -265,14 +300,42 @@ impl Unfinished {
             {
                 *place = next;
             }
-            self.head = Some((*meta, header.len()));
+            let named_at = piece.named.map(|(at, _)| at);
+            self.head = Some(Head { meta: *meta, len: header.len(), named_at });
         }
         Ok(Some(self.total == Some(self.received)))
     }
 
+    /// The first piece alone, as it came.
+    fn take_first(&mut self, umem: &Umem) -> Option<(Frame, Meta)> {
+        let Head { meta, len: header_len, named_at } = self.head?;
+        let (_, body) = *self.pieces.iter().find(|(at, _)| *at == 0)?;
+        let mut frame = self.frame.take()?;
+        umem.reset(&mut frame, HEADROOM);
+        let _ = umem.grow_back(&mut frame, body.into()) && frame.grow_front(header_len);
+        if let Some(at) = named_at {
+            // The header goes to the front to make room for the fragment header behind it.
+            let _ = frame.grow_front(ipv6::FRAGMENT_LEN);
+            let bytes = umem.bytes_mut(&mut frame);
+            let (start, end) = (ipv6::FRAGMENT_LEN, ipv6::FRAGMENT_LEN + header_len);
+            if end <= bytes.len() {
+                bytes.copy_within(start..end, 0);
+            }
+            let named = bytes.get_mut(at).map(|byte| std::mem::replace(byte, protocol::FRAGMENT));
+            let header = bytes.get_mut(header_len..).and_then(|rest| rest.first_chunk_mut());
+            if let (Some(next_header), Some(header)) = (named, header) {
+                let identification = self.key.identification;
+                FragmentRepr { next_header, offset: 0, more_fragments: true, identification }.emit(header);
+            }
+        }
+        let ip_len = frame.len() as u16;
+        Some((frame, Meta { l3: 0, ip_len, ..meta }))
+    }
+
     /// The whole packet, header and all.
     fn finish(&mut self, umem: &Umem) -> Option<(Frame, Meta)> {
-        let (mut frame, (head, header_len), total) = (self.frame.take()?, self.head?, self.total?);
+        let (mut frame, Head { meta: head, len: header_len, .. }, total) =
+            (self.frame.take()?, self.head?, self.total?);
         umem.reset(&mut frame, HEADROOM);
         let _ = umem.grow_back(&mut frame, total) && frame.grow_front(header_len);
         let ecn = merged_ecn(self.ecn, head.tos & 3);
@@ -304,6 +367,14 @@ impl Unfinished {
 const fn merged_ecn(seen: u8, first: u8) -> u8 {
     const CE: u8 = 3;
     if seen & 1 << CE != 0 { CE } else { first }
+}
+
+/// Tells the senders of packets that did not become whole in time (RFC 792, RFC 8200 4.5), and drops what is there of
+/// each: its first piece.
+pub fn too_late(cx: &mut Cx<'_>, burst: &mut Burst) {
+    for slot in burst.live() {
+        icmp_error::drop_with_error(cx, burst, slot, DropReason::FragmentTimeout, Problem::ReassemblyTime);
+    }
 }
 
 impl Stage for Reassemble {

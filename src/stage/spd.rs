@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Cx, Stage};
+use super::{Cx, Stage, quoted};
 use crate::{
     packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
     table::{
@@ -215,6 +215,13 @@ impl Stage for SpdInbound {
         let mut last = (None, false);
         look_up(cx, burst, slots, Way::In, |cx, burst, slot, action| {
             let meta = burst.meta(slot);
+            if quoted::is_error(meta.flags) {
+                match error(cx, burst, slot, action) {
+                    Some(reason) => burst.drop(slot, reason),
+                    None => burst.meta_mut(slot).flags |= Flags::ADMITTED,
+                }
+                return;
+            }
             let verdict = if meta.flags.has(Flags::FROM_TUNNEL) {
                 let fits = match action {
                     Some(PolicyAction::Protect(by)) => by.has(meta.ingress_tunnel),
@@ -244,21 +251,73 @@ impl Stage for SpdInbound {
     }
 }
 
+/// Whether policies let an ICMP error in (RFC 4301 6): by its own headers, of which `action` is what they say, and by
+/// the packet that it quotes, which must be one that they would send where the error comes from.
+#[cold]
+fn error(cx: &Cx<'_>, burst: &Burst, slot: Slot, action: Option<PolicyAction>) -> Option<DropReason> {
+    let meta = burst.meta(slot);
+    let quoted = quoted::action(cx, burst, slot, false);
+    let by_quote = |tunnel| cx.tables.tunnel(tunnel).is_some_and(|tunnel| tunnel.errors_by_quote);
+    if !meta.flags.has(Flags::FROM_TUNNEL) {
+        return match (action, quoted) {
+            (Some(PolicyAction::Protect(_)), _) => Some(DropReason::PolicyUnprotected),
+            (Some(PolicyAction::Discard), _) => Some(DropReason::PolicyDiscard),
+            // Nobody out there has seen in the clear what it quotes.
+            (_, Ok(Some(PolicyAction::Protect(by)))) if by.tunnels().any(by_quote) => {
+                Some(DropReason::PolicyUnprotected)
+            }
+            _ => None,
+        };
+    }
+    let own = meta.ingress_tunnel;
+    let routed = || cx.tables.tunnel(own).is_some_and(|tunnel| tunnel.routed);
+    let fits = |action| match action {
+        Some(PolicyAction::Protect(by)) => by.has(own),
+        Some(PolicyAction::Bypass) | None => routed(),
+        Some(PolicyAction::Discard) => false,
+    };
+    let quote_fits = quoted.is_ok_and(fits);
+    match action {
+        Some(PolicyAction::Discard) => Some(DropReason::PolicyMismatch),
+        action if fits(action) => (by_quote(own) && !quote_fits).then_some(DropReason::IcmpQuoteMismatch),
+        // From a router on the way, whose address no policy names.
+        _ => (!quote_fits).then_some(DropReason::PolicyMismatch),
+    }
+}
+
+/// What policies say of a packet; of an ICMP error that none names, where replies to the packet that it quotes would go:
+/// back into the tunnel that this came out of (RFC 4301 6.2).
+#[inline(always)]
+fn or_of_replies(
+    cx: &Cx<'_>,
+    burst: &Burst,
+    slot: Slot,
+    action: Option<PolicyAction>,
+) -> Option<PolicyAction> {
+    if action.is_some() || !quoted::is_error(burst.meta(slot).flags) {
+        return action;
+    }
+    let replies = quoted::action(cx, burst, slot, true).ok().flatten();
+    replies.filter(|action| matches!(action, PolicyAction::Protect(_)))
+}
+
 impl Stage for SpdOutbound {
     const NAME: &'static str = "spd";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = cx.lanes.lookup & burst.live();
-        look_up(cx, burst, slots, Way::Out, |cx, burst, slot, action| match action {
-            Some(PolicyAction::Protect(by)) => {
-                let meta = burst.meta_mut(slot);
-                meta.tunnel = by.choose(&cx.tables.liveness);
-                meta.next_hop = NextHop::BY_POLICY;
-                cx.lanes.lookup.remove(slot);
-                cx.lanes.chosen.insert(slot);
+        look_up(cx, burst, slots, Way::Out, |cx, burst, slot, action| {
+            match or_of_replies(cx, burst, slot, action) {
+                Some(PolicyAction::Protect(by)) => {
+                    let meta = burst.meta_mut(slot);
+                    meta.tunnel = by.choose(&cx.tables.liveness);
+                    meta.next_hop = NextHop::BY_POLICY;
+                    cx.lanes.lookup.remove(slot);
+                    cx.lanes.chosen.insert(slot);
+                }
+                Some(PolicyAction::Discard) => burst.drop(slot, DropReason::PolicyDiscard),
+                Some(PolicyAction::Bypass) | None => {}
             }
-            Some(PolicyAction::Discard) => burst.drop(slot, DropReason::PolicyDiscard),
-            Some(PolicyAction::Bypass) | None => {}
         });
     }
 }

@@ -94,7 +94,7 @@ impl HashKey for (u32, u128) {
 ///
 /// The low bits of a hash choose a group; each group has a multiplier, found by trial when the table is built, that
 /// sends all its members to free places (hash and displace, Belazzougui et al. 2009).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Places {
     multipliers: Box<[u64]>,
     /// Places are the top bits of the product: this is how many are shifted out.
@@ -179,7 +179,7 @@ fn mix(trial: u64) -> u64 {
 ///
 /// A place holds key and value side by side: a look-up in a cold table costs one cache line for them and one,
 /// of a table 6 to 12 times smaller, for the place.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FixedMap<K, V> {
     seed: Seed,
     places: Places,

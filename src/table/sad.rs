@@ -15,7 +15,7 @@ pub const NO_SA: u32 = u32::MAX;
 pub type SadKey<A> = (u32, A);
 
 /// The inbound SAs whose outer header is of one IP version.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sad<A> {
     map: FixedMap<SadKey<A>, u32>,
 }

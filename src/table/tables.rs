@@ -137,7 +137,7 @@ pub struct Gateway {
 }
 
 /// Everything a worker looks up, as one immutable whole. Routes and neighbours change in place behind it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tables {
     /// Counts snapshots.
     pub generation: u64,
@@ -226,16 +226,17 @@ impl Tables {
         self.next_hops.one(number).copied()
     }
 
-    /// The way that a tunnel's outer packets take to the next hop of this number: all of them the same, so that they
-    /// stay in order. Where nothing is up, the best way is tried all the same: the tunnel's own health says more.
+    /// The way that a tunnel's outer packets take to the next hop of this number, and its own number: all of them the same,
+    /// so that they stay in order. Where nothing is up, the best way is tried all the same: the tunnel's own health says more.
     #[inline]
     #[must_use]
-    pub fn outer_way(&self, number: u32, tunnel: u16) -> Option<&NextHop> {
+    pub fn outer_way(&self, number: u32, tunnel: u16) -> Option<(u32, &NextHop)> {
         match self.next_hops.get(number)? {
-            Hop::One(hop) => Some(hop),
+            Hop::One(hop) => Some((number, hop)),
             Hop::Choice(choice) => {
                 let standing = choice.standing(&self.liveness).or_else(|| choice.regardless())?;
-                self.next_hops.one(standing.pick(|| choice::tunnel_hash(tunnel))?)
+                let number = standing.pick(|| choice::tunnel_hash(tunnel))?;
+                Some((number, self.next_hops.one(number)?))
             }
         }
     }

@@ -2,12 +2,22 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
 };
 
 use super::path::{LEAST_V6, Path};
 use crate::{
-    crypto::{aead::Key, replay::Window, sequence::Sequence},
+    crypto::{
+        aead::Key,
+        replay::{Refused, Window},
+        sequence::Sequence,
+    },
     wire::{
         checksum::Sum,
         esp,
@@ -259,6 +269,8 @@ pub struct SaIn {
     pub remote: u128,
     /// The numbers seen.
     pub window: Arc<Window>,
+    /// The window before it, which had another size.
+    pub former: Option<Arc<Former>>,
     /// Security parameters index.
     pub spi: u32,
     /// Its row in the counters.
@@ -277,6 +289,85 @@ pub struct SaIn {
     pub ended: AtomicBool,
     /// The schedule of its key.
     pub key: Key,
+}
+
+impl SaIn {
+    /// [`Window::check`], also by the window before for as long as a worker may still accept by that alone.
+    ///
+    /// # Errors
+    /// Why the number would not be accepted.
+    #[inline]
+    pub fn check(&self, sequence: u64) -> Result<(), Refused> {
+        if let Some(former) = &self.former {
+            former.check(sequence)?;
+        }
+        self.window.check(sequence)
+    }
+
+    /// [`Window::mark`], likewise.
+    ///
+    /// # Errors
+    /// Why the number is not accepted.
+    #[inline]
+    pub fn mark(&self, sequence: u64) -> Result<u64, Refused> {
+        if let Some(former) = &self.former {
+            former.mark(sequence)?;
+        }
+        self.window.mark(sequence)
+    }
+}
+
+/// A window in whose place another of a different size has come.
+///
+/// Workers take new tables up one after the other. Until the last has them, one may accept by the old window alone;
+/// so those that have the new one already ask and mark both, the old one first. Then the control thread adds to the
+/// new window what the old one has seen ([`Former::end`]), and the old one is asked no more. Every number that was
+/// accepted meanwhile stands in the window that each later packet is compared with.
+#[derive(Debug)]
+pub struct Former {
+    window: Arc<Window>,
+    /// The one before that, where two changes follow so closely.
+    before: Option<Arc<Self>>,
+    over: AtomicBool,
+}
+
+impl Former {
+    /// `window` is about to be replaced; `before` is its own predecessor, if that still counts.
+    #[must_use]
+    pub const fn new(window: Arc<Window>, before: Option<Arc<Self>>) -> Self {
+        Self { window, before, over: AtomicBool::new(false) }
+    }
+
+    /// All workers have the new window: it takes over what this one has seen.
+    pub fn end(&self, successor: &Window) {
+        successor.absorb(&self.window);
+        // What was absorbed is to be seen by whoever sees that this one is over.
+        self.over.store(true, Release);
+    }
+
+    /// Whether it is asked no more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over.load(Acquire)
+    }
+
+    #[cold]
+    fn check(&self, sequence: u64) -> Result<(), Refused> {
+        if self.is_over() {
+            return Ok(());
+        }
+        self.before.as_ref().map_or(Ok(()), |before| before.check(sequence))?;
+        self.window.check(sequence)
+    }
+
+    #[cold]
+    fn mark(&self, sequence: u64) -> Result<(), Refused> {
+        if self.is_over() {
+            return Ok(());
+        }
+        self.before.as_ref().map_or(Ok(()), |before| before.mark(sequence))?;
+        self.window.mark(sequence).map(|_| ())
+    }
 }
 
 /// An address as associations compare it: IPv4 in the low 32 bits.
@@ -313,6 +404,8 @@ pub struct Tunnel {
     pub dscp: Option<u8>,
     /// Whether a route leads into it: then packets come out of it that no policy covers.
     pub routed: bool,
+    /// Whether ICMP errors about its traffic must quote what its policies cover.
+    pub errors_by_quote: bool,
     /// The largest TCP segment that connections through it may agree on.
     pub mss: Option<Mss>,
     /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.

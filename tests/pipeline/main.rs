@@ -11,6 +11,7 @@ mod mtu;
 mod mutations;
 mod nat;
 mod nat_sessions;
+mod quotes;
 mod reasons;
 mod tunnel;
 mod vectors;

@@ -21,7 +21,7 @@ pub struct Kind {
 pub const PLAIN: Kind = Kind { outer_v6: false, udp: false, esn: true, aes256: false, more: "" };
 
 /// One end: number 1 or 2.
-fn site(end: u8, kind: Kind) -> String {
+pub fn site(end: u8, kind: Kind) -> String {
     let other = 3 - end;
     let outer =
         |end: u8| if kind.outer_v6 { format!("2001:db8:ff::{end}") } else { format!("192.0.2.{end}") };
@@ -103,7 +103,12 @@ impl Pair {
     }
 
     fn with(one: Kind, other: Kind) -> Self {
-        let (mut a, mut b) = (Lab::new(&site(1, one)), Lab::new(&site(2, other)));
+        Self::of(&site(1, one), &site(2, other))
+    }
+
+    /// Of two files that were made by [`site`].
+    pub fn of(one: &str, other: &str) -> Self {
+        let (mut a, mut b) = (Lab::new(one), Lab::new(other));
         let (host_a, host_b) = (a.host("lan", &[10], 9), b.host("lan", &[10], 8));
         a.meet(&host_a, "10.1.0.9", "10.1.0.1");
         a.meet(&host_a, "2001:db8:1::9", "2001:db8:1::1");

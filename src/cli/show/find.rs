@@ -61,6 +61,17 @@ pub enum FindError {
 }
 
 impl Which {
+    /// The gateway in this run directory or, where that is no path, of this name.
+    #[must_use]
+    pub fn of(run_dir_or_name: &Path) -> Self {
+        match run_dir_or_name.to_str() {
+            Some(name) if !name.contains('/') && name != "." => {
+                Self { run_dir: None, name: Some(name.into()) }
+            }
+            _ => Self { run_dir: Some(run_dir_or_name.into()), name: None },
+        }
+    }
+
     /// The run directory.
     ///
     /// # Errors

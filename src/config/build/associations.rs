@@ -9,11 +9,14 @@ use std::{
 use super::{BuildError, Built, Fingerprint, Kept, Sequences, backend, table_error};
 use crate::{
     config::{Config, Encapsulation, SecurityAssociation, Tunnel},
-    crypto::{aead::Key, replay::Window},
+    crypto::{
+        aead::{Backend, Key},
+        replay::Window,
+    },
     table::{
         sad::Sad,
         tables::Tables,
-        tunnel::{SaIn, SaOut, address_bits},
+        tunnel::{Former, SaIn, SaOut, address_bits},
     },
 };
 
@@ -71,6 +74,8 @@ pub(super) struct Associations {
     pub v4: Sad<u32>,
     pub v6: Sad<u128>,
     pub windows: Windows,
+    /// By what keys are expanded.
+    pub cipher: Backend,
 }
 
 impl Associations {
@@ -97,6 +102,7 @@ pub(super) fn associations(
     gateways: &[u16],
 ) -> Result<Associations, BuildError> {
     let backend = backend(config.system.cipher.value)?;
+    let same_cipher = kept.cipher == Some(backend);
     let expand = |tunnel: &Tunnel, sa: &SecurityAssociation| {
         let key = &sa.key.value;
         let what = || format!("key of tunnel {}", tunnel.name.value.as_str());
@@ -129,34 +135,61 @@ pub(super) fn associations(
             .sequence(fingerprint, *tunnel.esn)
             .map_err(sequence_error(tunnel.name.value.as_str()))?;
         let (spi, row) = (sa.spi.value.0, row as u32);
-        let half = Half::Out(Arc::new(SaOut {
-            index: row,
-            spi,
-            key: expand(tunnel, sa)?,
-            esn: *tunnel.esn,
-            sequence,
-            ended: AtomicBool::new(false),
-        }));
-        all.push(Association { fingerprint, tunnel: place, spi, row, name, half });
-        for sa in &tunnel.inbound {
-            let (row, name) = next_row();
-            let fingerprint = self::fingerprint(sa);
-            let window = window(kept, sequences, fingerprint, tunnel)?;
-            windows.insert(fingerprint, (Arc::clone(&window), tunnel.replay_window.0));
-            let (spi, row) = (sa.spi.value.0, row as u32);
-            let half = Arc::new(SaIn {
+        let known = match kept.halves.get(&(fingerprint, false)) {
+            // As it is, its key need not be expanded again.
+            Some(Half::Out(known)) if same_cipher => Some(known).filter(|known| {
+                known.index == row && known.esn == *tunnel.esn && Arc::ptr_eq(&known.sequence, &sequence)
+            }),
+            _ => None,
+        };
+        let half = match known {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(SaOut {
                 index: row,
                 spi,
                 key: expand(tunnel, sa)?,
                 esn: *tunnel.esn,
-                window,
-                tunnel: tunnels[place],
-                gateway: gateways[tunnel.gateway.value.0],
-                underlay: gateways[tunnel.underlay.value.0],
+                sequence,
                 ended: AtomicBool::new(false),
-                remote: address_bits(tunnel.remote.value),
-                udp: *tunnel.encapsulation == Encapsulation::Udp,
-            });
+            }),
+        };
+        all.push(Association { fingerprint, tunnel: place, spi, row, name, half: Half::Out(half) });
+        for sa in &tunnel.inbound {
+            let (row, name) = next_row();
+            let fingerprint = self::fingerprint(sa);
+            let seen = window(kept, sequences, fingerprint, tunnel)?;
+            let (spi, row) = (sa.spi.value.0, row as u32);
+            let (number, gateway) = (tunnels[place], gateways[tunnel.gateway.value.0]);
+            let underlay = gateways[tunnel.underlay.value.0];
+            let remote = address_bits(tunnel.remote.value);
+            let udp = *tunnel.encapsulation == Encapsulation::Udp;
+            let known = match kept.halves.get(&(fingerprint, true)) {
+                Some(Half::In(known)) if same_cipher => Some(known).filter(|known| {
+                    (known.index, known.esn, known.udp, known.remote) == (row, *tunnel.esn, udp, remote)
+                        && (known.tunnel, known.gateway, known.underlay) == (number, gateway, underlay)
+                        && Arc::ptr_eq(&known.window, &seen.window)
+                        && known.former.is_some() == seen.former.is_some()
+                }),
+                _ => None,
+            };
+            let half = match known {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(SaIn {
+                    index: row,
+                    spi,
+                    key: expand(tunnel, sa)?,
+                    esn: *tunnel.esn,
+                    window: Arc::clone(&seen.window),
+                    former: seen.former.clone(),
+                    tunnel: number,
+                    gateway,
+                    underlay,
+                    ended: AtomicBool::new(false),
+                    remote,
+                    udp,
+                }),
+            };
+            windows.insert(fingerprint, seen);
             let number = opening.len() as u32;
             match tunnel.local.value {
                 IpAddr::V4(local) => v4.push(((spi, local.to_bits()), number)),
@@ -169,7 +202,17 @@ pub(super) fn associations(
     let error = || "security associations".to_string();
     let v4 = Sad::build(&v4, kept.seed).map_err(table_error(error()))?;
     let v6 = Sad::build(&v6, kept.seed).map_err(table_error(error()))?;
-    Ok(Associations { all, opening, v4, v6, windows })
+    Ok(Associations { all, opening, v4, v6, windows, cipher: backend })
+}
+
+/// The window of an inbound association.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    window: Arc<Window>,
+    /// As the configuration has it.
+    size: u32,
+    /// The one before, while it still counts.
+    former: Option<Arc<Former>>,
 }
 
 /// The window of an inbound association: the one it has, or one that goes on where another ended.
@@ -178,42 +221,43 @@ fn window(
     sequences: &mut dyn Sequences,
     fingerprint: Fingerprint,
     tunnel: &Tunnel,
-) -> Result<Arc<Window>, BuildError> {
+) -> Result<Seen, BuildError> {
     let size = tunnel.replay_window.0;
     let known = kept.windows.get(&fingerprint);
-    if let Some((window, _)) = known.filter(|(_, known)| *known == size) {
-        return Ok(Arc::clone(window));
+    let before = known.and_then(|known| known.former.clone()).filter(|former| !former.is_over());
+    if let Some(known) = known.filter(|known| known.size == size) {
+        return Ok(Seen { former: before, ..known.clone() });
     }
-    let newest = match known {
-        // What workers accept by the old window until they have the new one, control adds afterwards.
-        Some((window, _)) => window.newest(),
-        None => sequences.received(fingerprint),
-    };
     let window = match size {
         0 => Window::disabled(),
-        // One that is replaced is raised once more, by the control thread, while a worker uses it.
+        // What another has seen is added by the control thread, while a worker uses it.
         size => Window::new(size, !kept.shared && known.is_none()),
     };
-    window.raise(newest);
+    let former = known.map(|known| {
+        window.absorb(&known.window);
+        Arc::new(Former::new(Arc::clone(&known.window), before))
+    });
+    if known.is_none() {
+        window.raise(sequences.received(fingerprint));
+    }
     let window = Arc::new(window);
     sequences.watch(fingerprint, &window);
-    Ok(window)
+    Ok(Seen { window, size, former })
 }
 
-/// Windows that workers may still use though a new one has taken their place: old and new.
-pub type Replaced = Vec<(Arc<Window>, Arc<Window>)>;
+/// Windows that still count though others have taken their places, with these.
+pub type Replaced = Vec<(Arc<Former>, Arc<Window>)>;
 
-/// Windows by the associations they are of, each with its size.
-pub(super) type Windows = HashMap<Fingerprint, (Arc<Window>, u32)>;
+/// Windows by the associations they are of.
+pub(super) type Windows = HashMap<Fingerprint, Seen>;
 
-/// Keeps the windows for the next time. The result is those that were replaced.
-pub(super) fn keep(windows: Windows, kept: &mut Kept) -> Replaced {
-    let old = std::mem::replace(&mut kept.windows, windows);
-    let replaced = old.into_iter().filter_map(|(fingerprint, (old, _))| {
-        let (new, _) = kept.windows.get(&fingerprint)?;
-        (!Arc::ptr_eq(&old, new)).then(|| (old, Arc::clone(new)))
-    });
-    replaced.collect()
+/// Keeps windows and keys for the next time. The result is the windows that were replaced.
+pub(super) fn keep(windows: Windows, cipher: Backend, all: &[Association], kept: &mut Kept) -> Replaced {
+    (kept.windows, kept.cipher) = (windows, Some(cipher));
+    kept.halves =
+        all.iter().map(|a| ((a.fingerprint, matches!(a.half, Half::In(_))), a.half.clone())).collect();
+    let replaced = |seen: &Seen| Some((seen.former.clone()?, Arc::clone(&seen.window)));
+    kept.windows.values().filter_map(replaced).collect()
 }
 
 /// What a change of associations alone makes new.
@@ -245,7 +289,7 @@ pub fn rekey(
     sequences: &mut dyn Sequences,
     built: &Built,
 ) -> Result<Rekeyed, BuildError> {
-    let Associations { all, opening, v4, v6, windows } =
+    let Associations { all, opening, v4, v6, windows, cipher } =
         associations(config, kept, sequences, &built.tunnels, &built.gateways)?;
     let old = &built.tables;
     let mut tunnels = old.tunnels.clone();
@@ -276,5 +320,6 @@ pub fn rekey(
         neighbours: Arc::clone(&old.neighbours),
     });
     let rows = kept.associations.0.clone();
-    Ok(Rekeyed { tables, associations: all, rows, replaced: keep(windows, kept) })
+    let replaced = keep(windows, cipher, &all, kept);
+    Ok(Rekeyed { tables, associations: all, rows, replaced })
 }

@@ -139,7 +139,11 @@ impl Numbering {
 pub struct Kept {
     /// The neighbour table's only writer.
     pub neighbours: NeighbourWriter,
-    windows: HashMap<Fingerprint, (Arc<Window>, u32)>,
+    windows: associations::Windows,
+    /// What workers have of each association, and whether it opens.
+    halves: HashMap<(Fingerprint, bool), Half>,
+    /// By what its keys were expanded.
+    cipher: Option<Backend>,
     /// What was learned of the ways to peers, by tunnel and its ends.
     paths: HashMap<(u16, IpAddr, IpAddr), Arc<Path>>,
     trouble: Arc<AtomicU64>,
@@ -164,6 +168,8 @@ impl Kept {
         Self {
             neighbours,
             windows: HashMap::new(),
+            halves: HashMap::new(),
+            cipher: None,
             paths: HashMap::new(),
             trouble: Arc::default(),
             liveness: Arc::default(),
@@ -330,7 +336,7 @@ pub fn build(
         hosts,
         unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
     };
-    built.replaced = associations::keep(associations.windows, kept);
+    built.replaced = associations::keep(associations.windows, associations.cipher, &built.associations, kept);
     kept.paths = paths;
     Ok(built)
 }
@@ -354,6 +360,7 @@ fn vacant_tunnel() -> Tunnel {
         df: Df::Copy,
         dscp: None,
         routed: false,
+        errors_by_quote: true,
         mss: None,
         tfc: 0,
     }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use super::{BuildError, Builder};
 use crate::{
-    config::{self, DontFragment, Dscp, Encapsulation, NextHop as Where},
+    config::{self, DontFragment, Dscp, Encapsulation, IcmpErrors, NextHop as Where},
     table::{
         hash::Seed,
         next_hops::{Hop, NextHops, Tiers},
@@ -60,6 +60,7 @@ impl Builder<'_> {
                 Dscp::Set(value) => Some(value),
             },
             routed,
+            errors_by_quote: *tunnel.icmp_errors == IcmpErrors::Quoted,
             mss: tunnel.mss.as_ref().map(|mss| match mss.value {
                 config::Mss::Auto => Mss::Auto,
                 config::Mss::Fixed(most) => Mss::Fixed(most),

@@ -4,14 +4,20 @@
 //! as for any other, over ports in memory. Nothing reaches a network, and no sequence number of a state file is used.
 //! What is told is what that run shows: drops, counters that moved, the packet's metadata, frames that came out. What
 //! the run does not name, such as the prefix of a route, is looked up in the same tables.
+//!
+//! A running gateway is asked the same way ([`ask`]): a worker of its own, with no port that leads anywhere, takes the
+//! packet through the very tables that the workers have.
 
+mod live;
 mod make;
 mod run;
 mod tell;
+mod words;
 
 use make::{bytes, interface, tags};
 use run::Run;
 use tell::Teller;
+pub use words::parse;
 
 use std::{
     collections::BTreeSet,
@@ -22,12 +28,13 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::{
+    gateway::Gateway,
     ports::derived_mac,
     replay::counters,
     single::{Single, SingleError},
 };
 use crate::{
-    config::{Action, Config, HugePages, NatKind, Prefix, Side, Span, Vlan, build::Ephemeral},
+    config::{Action, Config, HugePages, Prefix, Side, Span, Vlan, build::Ephemeral},
     io::mem::{MemPort, wire},
     packet::{DropReason, Flags, Meta, NatMarks, meta::NO_INTERFACE},
     stats::counters::group,
@@ -144,7 +151,8 @@ pub enum ExplainError {
 /// One thing that decides about the packet, or that happens to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The part of the pipeline: `arrive`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `leave`, `answer`.
+    /// The part of the pipeline: `arrive`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `neighbour`, `leave`,
+    /// `answer`; of a running gateway also `gateway`, what is asked, and `session`, of NAT.
     pub stage: &'static str,
     /// In words.
     pub text: String,
@@ -173,6 +181,8 @@ pub struct Sent {
     pub icmp: Option<(u8, u8)>,
     /// What names the security association, where it is sealed.
     pub spi: Option<u32>,
+    /// What is sealed in it, where it is whole.
+    pub inner: Option<Box<Sent>>,
     /// The frame.
     pub frame: Vec<u8>,
 }
@@ -224,6 +234,21 @@ pub fn explain(config: &Config, packet: &Packet, text: Option<&str>) -> Result<E
     Ok(Teller { config, packet, place, text, run, steps: Vec::new() }.tell())
 }
 
+/// Takes a packet, given in words, through the tables of a running gateway; the answer is [`Explanation::to_json`].
+///
+/// Its workers go on as they are: the packet is taken through by another one, whose ports lead nowhere and whose counters,
+/// sequence numbers and NAT sessions are its own.
+///
+/// # Errors
+/// What is wrong with the words, or [`ExplainError`].
+pub fn ask(gateway: &Gateway, words: &str) -> Result<Value, String> {
+    let packet = parse(words)?;
+    let config = gateway.config();
+    let place = interface(config, &packet.entry).map_err(|error| error.to_string())?;
+    let run = live::run(gateway, &packet, place).map_err(|error| error.to_string())?;
+    Ok(Teller { config, packet: &packet, place, text: None, run, steps: Vec::new() }.tell().to_json())
+}
+
 /// A frame's packet in words.
 #[must_use]
 pub fn describe(sent: &Sent) -> String {
@@ -243,7 +268,7 @@ fn sent_json(sent: &Sent) -> Value {
         "port": sent.port, "vlans": sent.vlans, "size": sent.size, "source": sent.source,
         "destination": sent.destination, "protocol": sent.protocol, "source_port": sent.ports.map(|p| p.0),
         "destination_port": sent.ports.map(|p| p.1), "icmp_type": sent.icmp.map(|i| i.0),
-        "icmp_code": sent.icmp.map(|i| i.1), "spi": sent.spi,
+        "icmp_code": sent.icmp.map(|i| i.1), "spi": sent.spi, "inner": sent.inner.as_deref().map(sent_json),
     })
 }
 
@@ -257,6 +282,9 @@ impl Explanation {
             }
             Verdict::Forwarded { port } => format!("forwarded by port {port}"),
             Verdict::Answered { port } => format!("answered by the gateway itself, by port {port}"),
+            Verdict::Waits if self.steps.iter().any(|step| step.stage == "neighbour") => {
+                "waits in the gateway for its neighbour".into()
+            }
             Verdict::Waits => "waits in the gateway for more".into(),
             Verdict::Dropped { reason, row } => {
                 let why = reason.explanation().trim();
@@ -283,6 +311,7 @@ impl Explanation {
             }
         };
         let sent: Vec<Value> = self.sent.iter().map(sent_json).collect();
-        json!({ "steps": steps.collect::<Vec<_>>(), "verdict": verdict, "sent": sent })
+        let ending = self.ending();
+        json!({ "steps": steps.collect::<Vec<_>>(), "verdict": verdict, "ending": ending, "sent": sent })
     }
 }

@@ -1,10 +1,25 @@
 //! The run of one packet.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::{
+    crypto::aead::{self, Aad, Job},
+    table::{tables::Tables, tunnel::Tunnel},
+};
 
 /// The run of one packet, and what it left behind.
 pub(super) struct Run {
-    pub(super) single: Single<MemPort>,
+    /// What it was looked up in.
+    pub(super) tables: Arc<Tables>,
+    /// Numbers of interfaces, tunnels and gateways, in the order of the configuration.
+    pub(super) interfaces: Vec<u16>,
+    pub(super) tunnels: Vec<u16>,
+    pub(super) gateways: Vec<u16>,
+    /// What is known beforehand, of a running gateway.
+    pub(super) known: Vec<Step>,
+    /// Neighbours that the packet, or what follows from it, waits for: by interface number.
+    pub(super) waits_for: Vec<(u16, IpAddr)>,
     /// The metadata of the packet, or of the error that answers it.
     pub(super) meta: Option<Meta>,
     /// Counters that moved: group, row, column.
@@ -18,14 +33,9 @@ impl Run {
         let mut config = config.clone();
         // It is for a moment.
         config.system.huge_pages.value = HugePages::Never;
-        let interface = &config.interfaces[place];
-        let port = interface.port.value;
-        let name = config.port(port).name.value.as_str();
-        let content = bytes(packet, usize::from(config.port(port).mtu.get() as u16), name)?;
+        let port = config.interfaces[place].port.value;
         let macs: Vec<MacAddr> = config.ports.iter().map(|port| derived_mac(&config, port)).collect();
-        let ether_type = if packet.source.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
-        let header = L2Header::new(macs[port.0], SENDER, tags(interface.vlan.value), ether_type);
-        let frame = [header.as_bytes(), &content].concat();
+        let frame = frame(&config, packet, place, macs[port.0])?;
         let (ports, ends): (Vec<_>, Vec<_>) = config.ports.iter().map(|_| wire(QUEUE)).unzip();
         let mut single = Single::new(&config, &macs, &mut Ephemeral::default(), SEED, |_| ports)?;
         single.worker.set_timing(0);
@@ -47,19 +57,82 @@ impl Run {
             single.settle(NOW, ROUNDS);
         }
         let moved = difference(&before, &counters(&single.segment));
-        let mut sent = Vec::new();
-        for (end, port) in ends.iter().zip(&config.ports) {
-            while let Some(frame) = end.receive() {
-                sent.extend(read(port.name.value.as_str(), frame));
-            }
-        }
-        Ok(Self { single, meta, moved, sent, received: (port.0, frame) })
+        let built = single.built;
+        let sent = sent(&config, &built.tables, &ends);
+        Ok(Self {
+            tables: built.tables,
+            interfaces: built.interfaces,
+            tunnels: built.tunnels,
+            gateways: built.gateways,
+            known: Vec::new(),
+            waits_for: Vec::new(),
+            meta,
+            moved,
+            sent,
+            received: (port.0, frame),
+        })
     }
 
     pub(super) fn moved<'a>(&'a self, group: &'a str, column: &'a str) -> impl Iterator<Item = &'a str> {
         let of = move |(g, _, c, _): &&(String, String, String, u64)| g == group && c == column;
         self.moved.iter().filter(of).map(|(_, row, ..)| row.as_str())
     }
+}
+
+/// The frame that the packet comes in.
+pub(super) fn frame(
+    config: &Config,
+    packet: &Packet,
+    place: usize,
+    mac: MacAddr,
+) -> Result<Vec<u8>, ExplainError> {
+    let interface = &config.interfaces[place];
+    let port = config.port(interface.port.value);
+    let content = bytes(packet, usize::from(port.mtu.get() as u16), port.name.value.as_str())?;
+    let ether_type = if packet.source.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+    let header = L2Header::new(mac, SENDER, tags(interface.vlan.value), ether_type);
+    Ok([header.as_bytes(), &content].concat())
+}
+
+/// What came out of the ports' other ends.
+pub(super) fn sent(config: &Config, tables: &Tables, ends: &[MemPort]) -> Vec<Sent> {
+    let mut sent = Vec::new();
+    for (end, port) in ends.iter().zip(&config.ports) {
+        while let Some(frame) = end.receive() {
+            sent.extend(read(port.name.value.as_str(), frame));
+        }
+    }
+    for one in &mut sent {
+        one.inner = opened(tables, one).map(Box::new);
+    }
+    sent
+}
+
+/// What is sealed in a packet that these tables have sealed.
+fn opened(tables: &Tables, sent: &Sent) -> Option<Sent> {
+    let seals = |tunnel: &&Tunnel| {
+        tunnel.sa.as_ref().map(|sa| sa.spi) == sent.spi
+            && tunnel.outer.destination() == Some(sent.destination)
+    };
+    let tunnel = tables.tunnels.iter().find(seals).filter(|_| sent.spi.is_some())?;
+    let sa = tunnel.sa.as_ref()?;
+    let start = sent.frame.len().checked_sub(sent.size)? + tunnel.outer.header_len();
+    let mut packet = sent.frame.get(start..)?.to_vec();
+    let (head, text) = packet.split_at_mut_checked(esp::HEADER_IV_LEN)?;
+    let header = esp::Esp::at(head, 0)?;
+    // It is one of the latest numbers: the high half is that of the next, or of the one before.
+    let number = (sa.sequence.next() & !u64::from(u32::MAX)) | u64::from(header.sequence());
+    let number = if number > sa.sequence.next() { number - (1 << 32) } else { number };
+    let aad = if sa.esn { Aad::esn(sa.spi, number) } else { Aad::new(sa.spi, number as u32) };
+    let mut jobs = [Job::new(&sa.key, header.iv(), aad, text)];
+    aead::open(&mut jobs);
+    let [job] = jobs;
+    job.ok.then_some(())?;
+    let text = packet.get(esp::HEADER_IV_LEN..packet.len() - esp::ICV_LEN)?;
+    let trailer = esp::parse_trailer(text).ok()?;
+    let ether_type = if trailer.next_header == protocol::IPV6 { EtherType::IPV6 } else { EtherType::IPV4 };
+    let link = L2Header::new(SENDER, SENDER, Tags::None, ether_type);
+    read(&sent.port, [link.as_bytes(), text.get(..trailer.payload_len)?].concat())
 }
 
 /// Pretends that every neighbour that is asked for has answered. The result is whether there were any.
@@ -137,5 +210,17 @@ pub(super) fn read(port: &str, frame: Vec<u8>) -> Option<Sent> {
     };
     let spi = spi.filter(|spi| *spi != 0);
     let port = port.to_string();
-    Some(Sent { port, vlans, size, source, destination, protocol: proto, ports, icmp, spi, frame })
+    Some(Sent {
+        port,
+        vlans,
+        size,
+        source,
+        destination,
+        protocol: proto,
+        ports,
+        icmp,
+        spi,
+        inner: None,
+        frame,
+    })
 }

@@ -34,6 +34,8 @@ impl Teller<'_> {
 
     pub(super) fn tell(mut self) -> Explanation {
         let verdict = self.verdict();
+        let known = std::mem::take(&mut self.run.known);
+        self.steps.extend(known);
         self.arrive();
         let entry = self.config.interfaces[self.place].gateway.value.0;
         self.policies_in();
@@ -54,6 +56,7 @@ impl Teller<'_> {
             self.ways(entry, &verdict);
         }
         self.tunnels();
+        self.neighbours();
         self.leave();
         if let Some(reason) = self.drops().get(1).map(|(reason, _)| reason.name()) {
             let text = format!("the error for its sender is dropped: {reason}");
@@ -141,7 +144,10 @@ impl Teller<'_> {
 
     /// Addresses and ports behind translation, as far as the run shows them.
     pub(super) fn translated(&self) -> Option<(SocketAddr, SocketAddr)> {
-        if let Some(sent) = self.run.sent.iter().find(|sent| sent.spi.is_none())
+        let plain = |sent: &'_ Sent| -> Option<Sent> {
+            if sent.spi.is_none() { Some(sent.clone()) } else { sent.inner.as_deref().cloned() }
+        };
+        if let Some(sent) = self.run.sent.iter().find_map(plain)
             && !matches!(self.verdict(), Verdict::Dropped { .. })
         {
             let (from, to) = sent.ports.unwrap_or_default();
@@ -171,7 +177,7 @@ impl Teller<'_> {
             let shown = |address: SocketAddr| {
                 if old.port() == new.port() { address.ip().to_string() } else { address.to_string() }
             };
-            let rule = self.rule(old.ip(), new.ip());
+            let rule = self.rule(end == "source", (old, new), destination.ip());
             let by = rule.as_ref().map_or_else(String::new, |(gateway, name, kind, span)| {
                 format!(": rule {name}{} of gateway {gateway}, kind {kind}", self.at(*span))
             });
@@ -185,9 +191,19 @@ impl Teller<'_> {
         }
     }
 
-    /// The rule that makes one address of another: the first in the file that can.
-    pub(super) fn rule(&self, old: IpAddr, new: IpAddr) -> Option<(String, String, &'static str, Span)> {
-        for gateway in &self.config.gateways {
+    /// The rule that makes one address of another, and whose conditions the packet meets: the first in the file, of the
+    /// gateway that the packet enters before others. `source`: whether it is the source that changes; `peer`: the
+    /// destination as it is behind all translation.
+    pub(super) fn rule(
+        &self,
+        source: bool,
+        (old, new): (SocketAddr, SocketAddr),
+        peer: IpAddr,
+    ) -> Option<(String, String, &'static str, Span)> {
+        let entry = self.config.interfaces[self.place].gateway.value.0;
+        let gateways = self.config.gateways.iter();
+        let (first, others): (Vec<_>, Vec<_>) = gateways.enumerate().partition(|(place, _)| *place == entry);
+        for (_, gateway) in first.into_iter().chain(others) {
             for nat in &gateway.nat {
                 let inside = |address| {
                     nat.original().map_or_else(
@@ -197,15 +213,50 @@ impl Teller<'_> {
                 };
                 let outside =
                     |address| nat.translated_prefixes().iter().any(|prefix| prefix.contains(address));
-                let fits =
-                    inside(old) && outside(new) || *nat.kind != NatKind::Pool && outside(old) && inside(new);
-                if fits {
+                // Whose address it is appears as the source of what it sends and the destination of what comes to it:
+                // so of every kind of rule, whichever end it is for.
+                let fits = if source {
+                    inside(old.ip()) && outside(new.ip())
+                } else {
+                    outside(old.ip()) && inside(new.ip())
+                };
+                if fits && self.meets(nat, source, (old, new), peer) {
                     let name = nat.name.to_string();
                     return Some((gateway.name.value.to_string(), name, nat.kind.as_str(), nat.kind.span));
                 }
             }
         }
         None
+    }
+
+    /// Whether the packet meets a rule's conditions, which are about the VPC's host and its peer.
+    fn meets(
+        &self,
+        nat: &crate::config::Nat,
+        from_host: bool,
+        (old, new): (SocketAddr, SocketAddr),
+        peer: IpAddr,
+    ) -> bool {
+        let ports = match self.packet.content {
+            Content::Ports(from, to) => Some((from, to)),
+            _ => None,
+        };
+        // Of the host as it is, and of its peer.
+        let (host, remote) = match (ports, from_host) {
+            (Some((from, to)), true) => (Some(from), Some(to)),
+            (Some((from, _)), false) => (Some(new.port()), Some(from)),
+            (None, _) => (None, None),
+        };
+        let peer = if from_host { peer } else { self.packet.source };
+        let holds = |ranges: &crate::config::PortRanges, port: Option<u16>| {
+            port.is_some_and(|port| ranges.0.iter().any(|range| (range.first..=range.last).contains(&port)))
+        };
+        let outside = if from_host { new.port() } else { old.port() };
+        nat.protocol.as_ref().is_none_or(|protocol| protocol.value.0 == self.packet.protocol)
+            && nat.source_port.as_ref().is_none_or(|ports| holds(&ports.value, host))
+            && nat.destination_port.as_ref().is_none_or(|ports| holds(&ports.value, remote))
+            && nat.destination.as_ref().is_none_or(|all| all.value.iter().any(|p| p.value.contains(peer)))
+            && nat.translated_port.as_ref().is_none_or(|port| port.get() == u32::from(outside))
     }
 
     /// Policies and routes of the gateways that the packet goes through.
@@ -237,7 +288,7 @@ impl Teller<'_> {
         let destination = translated.unwrap_or(self.packet.destination);
         let gateway = &self.config.gateways[place];
         let name = gateway.name.value.to_string();
-        let built = &self.run.single.built;
+        let built = &self.run;
         let table = built.tables.gateway(*built.gateways.get(place)?)?;
         let number = match destination {
             IpAddr::V4(a) => table.routes_v4.lookup(a.to_bits()),
@@ -308,13 +359,38 @@ impl Teller<'_> {
             let shown = spi.map_or_else(String::new, |spi| format!("SPI {spi:#x}, "));
             let size = outer.map_or_else(String::new, |outer| format!(", {} bytes", outer.size));
             let place = self.at(tunnel.name.span);
-            let text = format!("sealed into tunnel {row}{place}: {shown}{local} to {remote}{size}");
+            let inner = outer.and_then(|outer| outer.inner.as_deref());
+            let inside = inner.map_or_else(String::new, |inner| format!("; inside {}", describe(inner)));
+            let number = self.config.tunnels.iter().position(|t| t.name.value.as_str() == row);
+            let known = number.and_then(|place| self.run.tunnels.get(place));
+            let known = known.and_then(|number| self.run.tables.tunnel(*number));
+            let (mtu, path) = (known.map(|t| t.inner_mtu()), known.and_then(|t| t.path.mtu()));
+            let takes = mtu.map_or_else(String::new, |mtu| format!("; it takes up to {mtu} bytes"));
+            let learned = path.map_or_else(String::new, |path| {
+                format!(", since the path was found to take no more than {path}")
+            });
+            let text = format!(
+                "sealed into tunnel {row}{place}: {shown}{local} to {remote}{size}{inside}{takes}{learned}"
+            );
             let line = self.line(tunnel.name.span);
             let details = json!({
                 "tunnel": row, "spi": spi, "local": local, "remote": remote,
-                "size": outer.map(|outer| outer.size), "line": line,
+                "size": outer.map(|outer| outer.size), "line": line, "mtu": mtu, "path_mtu": path,
+                "inner": inner.map(sent_json),
             });
             self.step("tunnel", text, details);
+        }
+    }
+
+    /// Neighbours that are asked for first, where they are not all known.
+    pub(super) fn neighbours(&mut self) {
+        for (number, address) in std::mem::take(&mut self.run.waits_for) {
+            let place = self.run.interfaces.iter().position(|known| *known == number);
+            let name =
+                place.map_or("", |place| self.config.interfaces[place].name.value.as_str()).to_string();
+            let text =
+                format!("{address} on interface {name} has not told its link address: it is asked first");
+            self.step("neighbour", text, json!({ "interface": name, "address": address }));
         }
     }
 

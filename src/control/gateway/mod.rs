@@ -196,7 +196,7 @@ impl Gateway {
         self.replaced.retain(|(epoch, windows)| {
             let done = passed(*epoch);
             if done {
-                windows.iter().for_each(|(old, new)| new.raise(old.newest()));
+                windows.iter().for_each(|(old, new)| old.end(new));
             }
             !done
         });

@@ -219,12 +219,20 @@ impl StateFile {
     /// # Errors
     /// The reservation cannot be written.
     pub fn sequence(&mut self, fingerprint: Fingerprint, esn: bool) -> Result<Arc<Sequence>, StateError> {
-        self.prepare(&[(fingerprint, esn)], &[])?;
-        let index = self.known.get(&fingerprint.nonces());
-        match index.and_then(|index| self.keys.get(*index)?.sequence.as_ref()) {
-            Some(sequence) => Ok(Arc::clone(sequence)),
-            None => Err(self.corrupted("a record is gone".into())),
+        // Looking for one that is ready costs nothing of the others, of which there may be tens of thousands.
+        if let Some(sequence) = self.ready(fingerprint) {
+            sequence.set_esn(esn);
+            if wanted(&sequence, self.block).is_none() {
+                return Ok(sequence);
+            }
         }
+        self.prepare(&[(fingerprint, esn)], &[])?;
+        self.ready(fingerprint).ok_or_else(|| self.corrupted("a record is gone".into()))
+    }
+
+    fn ready(&self, fingerprint: Fingerprint) -> Option<Arc<Sequence>> {
+        let index = self.known.get(&fingerprint.nonces())?;
+        self.keys.get(*index)?.sequence.clone()
     }
 
     /// Does for many keys at once what [`Self::sequence`] does for one, which then need not wait for the disk: it
