@@ -21,8 +21,18 @@ use common::{hex, key};
 use serde_json::Value;
 
 /// The variables of all pipelines that keys come from.
-const KEYS: [&str; 4] =
-    ["CAUSEWAY_CLOUD_KEY_A", "CAUSEWAY_CLOUD_KEY_B", "CAUSEWAY_BENCH_KEY_A", "CAUSEWAY_BENCH_KEY_B"];
+const KEYS: [&str; 10] = [
+    "CAUSEWAY_CLOUD_KEY_A",
+    "CAUSEWAY_CLOUD_KEY_B",
+    "CAUSEWAY_BENCH_KEY_A",
+    "CAUSEWAY_BENCH_KEY_B",
+    "CAUSEWAY_KEY_TO_A",
+    "CAUSEWAY_KEY_FROM_A",
+    "CAUSEWAY_KEY_TO_B",
+    "CAUSEWAY_KEY_FROM_B",
+    "CAUSEWAY_KEY_TO_C",
+    "CAUSEWAY_KEY_FROM_C",
+];
 
 pub(crate) type Capture = Vec<(u64, Vec<u8>)>;
 

@@ -1,5 +1,8 @@
 //! What happens to the gateways of `pipelines/`: named packets, from hosts that answer ARP.
 
+#[path = "vpn.rs"]
+mod vpn;
+
 use std::{collections::BTreeMap, path::Path};
 
 use causeway::{
@@ -238,5 +241,7 @@ pub fn cases() -> Vec<Case> {
         super::check(&idc, true);
     }
     let cloud = cloud(&idc);
-    vec![idc, cloud, direct_connect(), nat_overlap(), bench_forward(), bench_gateway()]
+    let mut all = vec![idc, cloud, direct_connect(), nat_overlap(), bench_forward(), bench_gateway()];
+    all.extend(vpn::cases(std::env::var_os("UPDATE_GOLDEN").is_some()));
+    all
 }
