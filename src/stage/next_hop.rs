@@ -109,12 +109,13 @@ impl WayOut {
         };
         let into = |tunnel| {
             let mtu = tables.tunnel(tunnel)?.inner_mtu();
-            let up = Needs::Tunnel(tunnel).met(&tables.liveness);
+            // What is held down works: it is chosen only where nothing better is there.
+            let up = Needs::Tunnel(tunnel).works(&tables.liveness);
             Some(Self { tunnel, only: only(up, transit), up, mtu, ..this })
         };
         let by = |number| {
             let interface = tables.interface(number)?;
-            let up = Needs::Interface(number).met(&tables.liveness);
+            let up = Needs::Interface(number).works(&tables.liveness);
             let only = only(up, transit || interface.side == Side::Local);
             Some(Self { egress: number, only, up, mtu: interface.mtu, ..this })
         };

@@ -11,7 +11,10 @@ use std::{
     },
 };
 
-use super::path::{LEAST_V6, Path};
+use super::{
+    path::{LEAST_V6, Path},
+    probe::Watch,
+};
 use crate::{
     crypto::{
         aead::Key,
@@ -410,6 +413,8 @@ pub struct Tunnel {
     pub mss: Option<Mss>,
     /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.
     pub tfc: u16,
+    /// How health is found out inside it.
+    pub watch: Watch,
 }
 
 impl Tunnel {
