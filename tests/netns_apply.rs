@@ -79,8 +79,7 @@ fn streams_and_datagrams_cross_while_files_are_applied_to_both_gateways() {
     for name in ["idc", "cloud"] {
         site.read_again(name);
         let drops = site.drops(name);
-        for lost in ["esp-replayed", "no-sa", "sequence-exhausted", "policy-mismatch", "no-route"]
-        {
+        for lost in ["esp-replayed", "no-sa", "sequence-exhausted", "policy-mismatch", "no-route"] {
             assert_eq!(drops.get(lost).copied().unwrap_or(0), 0, "{name}: {drops:?}");
         }
     }

@@ -6,8 +6,11 @@ mod netns_common;
 use std::{fs, os::unix::fs::OpenOptionsExt, path::Path};
 
 use af_xdp::Device;
-use causeway::cli::demo::{gateways::cores, network::ip};
-use netns_common::{Site, is_root};
+use causeway::cli::demo::{
+    gateways::cores,
+    network::{HostEnd, ip},
+};
+use netns_common::{Site, is_root, until};
 
 /// A pipeline's gateways, hosts, and the net between them.
 struct Scenario {
@@ -22,7 +25,7 @@ impl Scenario {
         let mut site = Site::empty();
         site.network.add("gateway").unwrap();
         let scenario = Self { site, keys: tempfile::tempdir().unwrap(), pipeline, started: 0 };
-        for name in ["TO_A", "FROM_A", "TO_B", "FROM_B", "TO_C", "FROM_C"] {
+        for name in ["TO_A", "FROM_A", "TO_A2", "FROM_A2", "TO_B", "FROM_B", "TO_C", "FROM_C"] {
             let random: [u8; 20] = rand::random();
             let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
             let path = scenario.keys.path().join(format!("CAUSEWAY_KEY_{name}"));
@@ -85,6 +88,22 @@ impl Scenario {
             let text = self.site.ok(from, &format!("ping -n -c 5 -i 0.02 -W 10 {to}"));
             assert!(text.contains("5 packets transmitted, 5 received"), "{from} {to}: {text}");
         }
+    }
+
+    /// Cuts a cable in the middle, or mends it: the gateway's own device stays as it is.
+    fn cable(&self, switch: &str, end: &str, state: &str) {
+        ip(&format!("-n {} link set {end} {state}", self.site.network.full(switch))).unwrap();
+    }
+
+    /// After a while pings are answered again, and then all of them.
+    #[track_caller]
+    fn pings_again(&self, from: &str, to: &[&str]) {
+        for to in to {
+            until(&format!("{from} reaches {to} again"), || {
+                self.site.run(from, &format!("ping -n -c 1 -W 1 {to}")).0
+            });
+        }
+        self.pings(from, to);
     }
 
     /// Nobody answers, and a gateway counts why.
@@ -247,5 +266,100 @@ fn one_line_carries_three_data_centres_by_vlans_with_address_translation() {
         let other = 1 + number % 3;
         s.refused(&host, &format!("-I 10.{number}.0.10 10.{other}.0.10"), "gateway", "transit-forbidden");
     }
+    s.site.end();
+}
+
+/// A data centre with two tunnels over two lines.
+fn standby(pipeline: &'static str, vpcs: &[(&str, &str, u16)]) -> Scenario {
+    let mut s = Scenario::new(pipeline);
+    s.switch("net", "wan0");
+    s.switch("net-2", "wan1");
+    for (number, (name, device, vlan)) in vpcs.iter().enumerate() {
+        let (address, router) = (format!("10.20{number}.0.10/24"), format!("10.20{number}.0.1"));
+        s.host(name, ("gateway", device), *vlan, &[&address], &router);
+    }
+    s.start("gateway", "gateway");
+    s.site.network.add("idc-a").unwrap();
+    s.plug("net", "idc-a", "wan0");
+    s.plug("net-2", "idc-a", "wan1");
+    s.host("host-a", ("idc-a", "lan0"), 10, &["10.1.0.10/24"], "10.1.0.1");
+    s.start("idc-a", "idc-a");
+    s
+}
+
+#[test]
+fn a_tunnel_stands_by_for_another_into_one_vpc() {
+    if !is_root() {
+        return;
+    }
+    let s = standby("vpn-standby", &[("vpc", "vpc0", 20)]);
+    s.pings("vpc", &["10.1.0.10"]);
+    s.pings("host-a", &["10.200.0.10"]);
+    s.cable("net", "idc-a", "down");
+    s.pings_again("vpc", &["10.1.0.10"]);
+    s.pings_again("host-a", &["10.200.0.10"]);
+    // And the other way round.
+    s.cable("net", "idc-a", "up");
+    s.cable("net-2", "idc-a", "down");
+    s.pings_again("vpc", &["10.1.0.10"]);
+    s.pings_again("host-a", &["10.200.0.10"]);
+    s.refused("vpc", "10.2.0.10", "gateway", "no-route");
+    s.site.end();
+}
+
+#[test]
+fn a_tunnel_stands_by_for_another_into_several_vpcs() {
+    if !is_root() {
+        return;
+    }
+    let s = standby("vpn-standby-many-vpcs", &[("vpc-1", "vpc0", 20), ("vpc-2", "vpc1", 21)]);
+    for down in [false, true] {
+        if down {
+            s.cable("net", "idc-a", "down");
+        }
+        s.pings_again("vpc-1", &["10.1.0.10"]);
+        s.pings_again("vpc-2", &["10.1.0.10"]);
+        s.pings_again("host-a", &["10.200.0.10", "10.201.0.10"]);
+        s.refused("vpc-1", "10.201.0.10", "gateway", "no-route");
+    }
+    s.site.end();
+}
+
+#[test]
+fn a_line_stands_by_for_another() {
+    if !is_root() {
+        return;
+    }
+    let mut s = Scenario::new("direct-connect-standby");
+    s.switch("net", "line0");
+    s.switch("net-2", "line1");
+    s.host("vpc", ("gateway", "vpc0"), 20, &["10.200.0.10/24"], "10.200.0.1");
+    s.site.network.add("host-a").unwrap();
+    s.plug("net", "host-a", "eth0");
+    s.plug("net-2", "host-a", "eth1");
+    s.site.host("host-a", 301, &["192.0.2.1/30"], &["192.0.2.2"]);
+    let second = HostEnd {
+        namespace: "host-a",
+        device: "eth1",
+        vlan: 302,
+        addresses: &["192.0.2.5/30"],
+        routers: &[],
+    };
+    s.site.network.host(&second).unwrap();
+    let full = s.site.network.full("host-a");
+    // The second way back is for when the first line has no carrier, which Linux overlooks unless it is told not to.
+    let minds = |device: &str| {
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{device}/ignore_routes_with_linkdown"), "1").unwrap();
+    };
+    s.site.network.inside("host-a", || ["all", "eth0"].into_iter().for_each(minds)).unwrap();
+    ip(&format!("-n {full} route add default via 192.0.2.6 metric 200")).unwrap();
+    ip(&format!("-n {full} addr add 10.1.0.10/32 dev lo")).unwrap();
+    s.start("gateway", "gateway");
+    s.pings("vpc", &["10.1.0.10"]);
+    s.pings("host-a", &["-I 10.1.0.10 10.200.0.10"]);
+    s.cable("net", "host-a", "down");
+    s.pings_again("vpc", &["10.1.0.10"]);
+    s.pings_again("host-a", &["-I 10.1.0.10 10.200.0.10"]);
+    s.refused("vpc", "10.2.0.10", "gateway", "no-route");
     s.site.end();
 }

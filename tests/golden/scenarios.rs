@@ -233,6 +233,11 @@ fn bench_gateway() -> Case {
     scene.case
 }
 
+/// One that needs no other.
+pub fn first() -> Case {
+    idc()
+}
+
 /// Every case, those that others are made from first.
 pub fn cases() -> Vec<Case> {
     let idc = idc();

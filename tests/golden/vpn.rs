@@ -125,6 +125,23 @@ fn vlans() -> Case {
     scene.case
 }
 
+/// The other end of the tunnel that stands by.
+fn second_line(scene: &mut Scene) {
+    scene.at("wan-2", 100, 21).arp("198.51.100.11", "198.51.100.1");
+}
+
+/// One line in use and one standing by: what comes by either is taken.
+fn two_lines() -> Case {
+    let mut scene = Scene::new("direct-connect-standby", "gateway.toml", "two-lines");
+    scene.at("line-1", 301, 1).arp("192.0.2.1", "192.0.2.2");
+    scene.at("line-2", 302, 5).arp("192.0.2.5", "192.0.2.6");
+    let mut host = scene.at("vpc", 20, 10);
+    host.arp(VPC, "10.200.0.1").send_all(&conversation(VPC, "10.1.0.10"));
+    scene.at("line-1", 301, 1).send_all(&conversation("10.1.0.10", VPC));
+    scene.at("line-2", 302, 5).send_all(&conversation("10.1.0.11", VPC));
+    scene.case
+}
+
 /// Every case, those that others are made from first.
 pub fn cases(update: bool) -> Vec<Case> {
     let nothing = |_: &mut Scene| {};
@@ -174,6 +191,15 @@ pub fn cases(update: bool) -> Vec<Case> {
             line.send_all(&conversation("10.3.0.10", to));
         }
     }));
+    let one = [Site { file: A, number: 1, to: &[VPC] }];
+    all.extend(scenario(update, "vpn-standby", &one, &[vpc(&["10.1.0.10"])], second_line));
+    let one = [Site { file: A, number: 1, to: &[VPC, "10.201.0.10"] }];
+    let hosts = [
+        Host { port: "vpc-1", vlan: 20, network: "10.200.0", to: &["10.1.0.10", "10.201.0.10"] },
+        Host { port: "vpc-2", vlan: 21, network: "10.201.0", to: &["10.1.0.10", VPC] },
+    ];
+    all.extend(scenario(update, "vpn-standby-many-vpcs", &one, &hosts, second_line));
+    all.push(two_lines());
     all.push(vlans());
     all
 }
