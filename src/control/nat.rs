@@ -15,8 +15,9 @@ use crate::{
     stage::{NatTables, SessionLog},
     stats::{PoolColumn, counters::group},
     table::{
+        gateway_nat::GatewayNat,
         hash::Seed,
-        session::{Kind, Records, Sources, View, tick},
+        session::{Claims, Kind, Records, Sources, View, tick},
         tables::Tables,
     },
     wire::ip::protocol,
@@ -62,18 +63,27 @@ impl NatSetup {
     /// # Errors
     /// The system has not as much memory.
     pub fn make(&mut self, tables: &Tables) -> io::Result<Vec<Option<Box<NatTables>>>> {
-        let needs = |nat: &crate::table::gateway_nat::GatewayNat| nat.sessions.is_some() || nat.needs_ports;
-        let needed = tables.gateways.iter().any(|gateway| gateway.nat.as_ref().is_some_and(needs));
+        let mut rules = tables.gateways.iter().filter_map(|gateway| gateway.nat.as_ref());
+        let needed = rules.any(GatewayNat::needs_tables);
         if !needed || !self.records.is_empty() {
             return Ok((0..self.workers).map(|_| None).collect());
         }
         let sources = Arc::new(Sources::new(self.sessions, self.seed)?);
+        // One worker has all.
+        let claims = Arc::new(Claims::new(if self.workers > 1 { self.sessions } else { 1 })?);
         let slack = if self.workers > 1 { SLACK } else { 0 };
         let each = self.sessions.div_ceil(self.workers.max(1)) + slack;
         let mut made = Vec::new();
-        for _ in 0..self.workers {
+        for own in 0..self.workers {
             let log = self.log.then(|| Arc::new(SessionLog::new(NOTES)));
-            made.push(Box::new(NatTables::new(each, self.seed, Arc::clone(&sources), log.clone())?));
+            made.push(Box::new(NatTables::new(
+                own as u32,
+                each,
+                self.seed,
+                Arc::clone(&sources),
+                Arc::clone(&claims),
+                log.clone(),
+            )?));
             self.logs.extend(log);
         }
         self.records = made.iter().map(|tables| Arc::clone(tables.sessions.records())).collect();

@@ -6,6 +6,7 @@
 //! host of the VPC for the outside address of another goes through twice: as from the VPC, and as from a peer.
 
 mod errors;
+mod established;
 mod fragments;
 mod rewrite;
 mod sessions;
@@ -25,7 +26,7 @@ use crate::{
             Addresses, Flow, GatewayNat, NatAddress, Outside, SessionRules, has_sessions, service,
         },
         hash::HashKey,
-        session::{Datagram, Key},
+        session::{Datagram, Key, NOWHERE, Translation},
     },
     wire::{checksum::Delta, icmpv4, ip::protocol, ipv6::Ipv6},
 };
@@ -63,6 +64,10 @@ impl Stage for Nat {
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = super::take(&mut cx.lanes.forward, burst);
         fetch(cx, burst, slots);
+        let slots = established::pass(cx, burst, slots);
+        if slots.is_empty() {
+            return;
+        }
         let again = pass(cx, burst, slots);
         if !again.is_empty() {
             // What is from a peer does not come back again.
@@ -77,14 +82,21 @@ impl Stage for Nat {
 fn pass(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
     let mut lookups = Lookups::new();
     let mut again = Slots::NONE;
+    let (umem, tables) = (cx.umem, cx.tables);
+    // A burst is nearly always of one gateway.
+    let (mut gateway, mut rules) = (None, None);
     for slot in slots {
-        let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-        let Some(nat) = cx.tables.gateway(meta.gateway).and_then(|g| g.nat.as_ref()) else {
+        let (bytes, meta) = burst.packet_mut(umem, slot);
+        if gateway != Some(meta.gateway) {
+            gateway = Some(meta.gateway);
+            rules = tables.gateway(meta.gateway).and_then(|gateway| gateway.nat.as_ref());
+        }
+        let Some(nat) = rules else {
             cx.lanes.lookup.insert(slot);
             continue;
         };
         let next = if meta.is_v6() {
-            one_v6(nat, bytes, meta)
+            one_v6(cx, nat, bytes, meta)
         } else if nat.plain && !meta.flags.has(Flags::ICMP_ERROR) {
             plain(nat, bytes, meta)
         } else {
@@ -175,7 +187,14 @@ const fn flow(meta: &Meta) -> Flow {
 }
 
 /// One IPv6 packet: 1:1 rules alone.
-fn one_v6(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+fn one_v6(cx: &mut Cx<'_>, nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+    let fragment = meta.flags.has(Flags::FRAGMENT) && !meta.nat.has(NatMarks::PORTS_KNOWN);
+    if fragment
+        && nat.needs_ports_v6
+        && let Some(next) = fragments::one(cx.nat, bytes, meta, cx.now)
+    {
+        return next;
+    }
     // An error from a host that has no rule may quote a packet of one that has.
     if meta.flags.has(Flags::ICMP_ERROR) {
         return errors::one_v6(nat, bytes, meta);
@@ -238,16 +257,21 @@ fn apply(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta, new: &Addresses<u3
 #[inline(always)]
 fn plain(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
     let from_local = meta.flags.has(Flags::FROM_LOCAL);
-    let (mut source, mut destination, mut delta) = (meta.src, meta.dst, Delta::NONE);
     let rules = &nat.v4;
+    if rules.peer.is_empty() {
+        return if from_local {
+            one_end::<true>(nat, bytes, meta)
+        } else {
+            one_end::<false>(nat, bytes, meta)
+        };
+    }
+    let (mut source, mut destination, mut delta) = (meta.src, meta.dst, Delta::NONE);
     let mut mapped = false;
     if from_local {
         if destination.is_vpc(nat) {
             return Next::Go;
         }
-        if !rules.peer.is_empty()
-            && let Some(real) = rules.peer.translate_destination(destination)
-        {
+        if let Some(real) = rules.peer.translate_destination(destination) {
             note_route(nat, meta, destination, real.address);
             (destination, delta) = (real.address, Delta::from_bits(real.checksum_delta));
             mapped = true;
@@ -263,22 +287,46 @@ fn plain(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
         if let Some(host) = host {
             (destination, delta) = (host.address, Delta::from_bits(host.checksum_delta));
         }
-        if inwards
-            && !rules.peer.is_empty()
-            && let Some(seen) = rules.peer.translate_source(source)
-        {
+        if inwards && let Some(seen) = rules.peer.translate_source(source) {
             (source, delta) = (seen.address, delta.combine(Delta::from_bits(seen.checksum_delta)));
         } else if host.is_none() {
             return Next::Go;
         }
     }
     let hairpin = from_local && !mapped && source != meta.src && nat.is_outside(destination);
-    let done = rewrite::addresses_v4(bytes, meta, source, destination, delta)
-        .and_then(|()| rewrite::after_addresses(bytes, meta, delta));
-    match done {
+    match rewrite::any_ends(bytes, meta, source, destination, delta) {
         None => Next::Drop(DropReason::NatUntranslatable),
         Some(()) if hairpin => Next::Again,
         Some(()) => Next::Go,
+    }
+}
+
+/// The same where there are rules for the VPC's hosts alone: a packet from there (`SOURCE`) or from a peer.
+#[inline(always)]
+fn one_end<const SOURCE: bool>(nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+    let rules = &nat.v4.local;
+    if SOURCE && meta.dst.is_vpc(nat) {
+        return Next::Go;
+    }
+    let new = if SOURCE { rules.translate_source(meta.src) } else { rules.translate_destination(meta.dst) };
+    let Some(new) = new else { return Next::Go };
+    let delta = Delta::from_bits(new.checksum_delta);
+    let change =
+        Translation { address: new.address, port: None, address_delta: delta, port_delta: Delta::NONE };
+    let hairpin = SOURCE && nat.is_outside(meta.dst);
+    let short = meta.flags.has(Flags::HAS_PORTS)
+        && !meta.flags.any(Flags::OPTIONS | Flags::FRAGMENT)
+        && matches!(meta.proto, protocol::TCP | protocol::UDP);
+    let done = if short {
+        rewrite::end::<SOURCE>(bytes, meta, change).is_some()
+    } else {
+        let (source, destination) = if SOURCE { (new.address, meta.dst) } else { (meta.src, new.address) };
+        rewrite::any_ends(bytes, meta, source, destination, delta).is_some()
+    };
+    match done {
+        false => Next::Drop(DropReason::NatUntranslatable),
+        true if hairpin => Next::Again,
+        true => Next::Go,
     }
 }
 
@@ -301,8 +349,14 @@ fn one(
         return next;
     }
     // An error from a host that has no rule may quote a packet of one that has.
-    if meta.flags.has(Flags::ICMP_ERROR) && !meta.flags.has(Flags::LATER_FRAGMENT) {
+    if meta.flags.has(Flags::ICMP_ERROR) {
         return errors::one(cx, nat, bytes, meta);
+    }
+    if meta.flags.has(Flags::LATER_FRAGMENT)
+        && meta.proto == protocol::ICMPV4
+        && icmpv4::is_error((meta.dport >> 8) as u8)
+    {
+        return errors::later(cx, nat, bytes, meta);
     }
     let from_local = meta.flags.has(Flags::FROM_LOCAL);
     let flow = flow(meta);
@@ -360,13 +414,13 @@ fn outwards(
     }
     let remote = new.destination;
     let mapped = rules.is_mapped(service(meta.proto, (meta.src, meta.sport)));
-    let pooled = rules.pool(meta.src, flow, remote).is_some();
-    if !mapped && !pooled {
+    let pool = rules.pool(meta.src, flow, remote).map(|(place, _)| place as u16);
+    if !mapped && pool.is_none() {
         return None;
     }
     let Some((port, remote_port)) = session_ports(meta, true) else {
         // A protocol without ports cannot share an address: what has a pool and is none of its protocols stays inside.
-        return pooled.then_some(Next::Drop(DropReason::NatUntranslatable));
+        return pool.is_some().then_some(Next::Drop(DropReason::NatUntranslatable));
     };
     let own = state.links.own() as u32;
     let owner = if mapped { mapping_owner(state, remote, remote_port) } else { own };
@@ -385,9 +439,10 @@ fn outwards(
         hairpin,
         key,
         hash,
-        likely: None,
+        likely: NOWHERE,
         new: *new,
-        may_begin: pooled,
+        may_begin: pool.is_some(),
+        pool: pool.unwrap_or_default(),
     });
     Some(Next::Wait)
 }
@@ -432,9 +487,10 @@ fn inwards(
         hairpin: false,
         key,
         hash,
-        likely: None,
+        likely: NOWHERE,
         new,
         may_begin,
+        pool: 0,
     });
     Some(Next::Wait)
 }

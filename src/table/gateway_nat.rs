@@ -105,13 +105,23 @@ impl<A: Address> Rules<A> {
         self.local.is_empty() && self.conditional.is_empty() && self.peer.is_empty()
     }
 
+    /// Whether conditions ask for ports.
+    #[must_use]
+    pub fn ask_for_ports(&self) -> bool {
+        self.conditional.iter().any(|rule| rule.conditions.needs_ports())
+    }
+
     /// Whether an address stands for a host of the VPC.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn is_outside(&self, address: A) -> bool {
-        (self.reach.0..=self.reach.1).contains(&address)
-            && (self.local.translate_destination(address).is_some()
-                || self.conditional.iter().any(|rule| rule.rule.translate_destination(address).is_some()))
+        (self.reach.0..=self.reach.1).contains(&address) && self.is_translated(address)
+    }
+
+    #[inline(never)]
+    fn is_translated(&self, address: A) -> bool {
+        self.local.translate_destination(address).is_some()
+            || self.conditional.iter().any(|rule| rule.rule.translate_destination(address).is_some())
     }
 
     /// What the source of a packet from the VPC becomes.
@@ -220,6 +230,13 @@ pub struct TimeOuts {
 }
 
 impl TimeOuts {
+    /// The shortest of all.
+    #[inline]
+    #[must_use]
+    pub fn shortest(self) -> u32 {
+        self.udp.min(self.tcp_established).min(self.tcp_transitory).min(self.icmp)
+    }
+
     /// How long a session of this protocol and state lives.
     #[inline]
     #[must_use]
@@ -350,8 +367,10 @@ pub struct GatewayNat {
     pub vpc_v6: Vec<Ipv6Prefix>,
     /// Rules whose traffic has sessions.
     pub sessions: Option<Box<SessionRules>>,
-    /// Whether 1:1 rules ask for ports, which of a datagram's fragments only the first has.
+    /// Whether 1:1 rules for IPv4 ask for ports, which of a datagram's fragments only the first has.
     pub needs_ports: bool,
+    /// The same of IPv6.
+    pub needs_ports_v6: bool,
     /// Some peer has addresses that the VPC has too: routes to its hosts are those to their translated addresses.
     pub overlapping: bool,
     /// Whether its IPv4 rules are 1:1 without conditions: most gateways'.
@@ -452,6 +471,12 @@ impl<A: Address> Addresses<A> {
 }
 
 impl GatewayNat {
+    /// Whether its traffic needs sessions, or the ports of fragments.
+    #[must_use]
+    pub fn needs_tables(&self) -> bool {
+        self.sessions.is_some() || self.needs_ports || self.needs_ports_v6
+    }
+
     /// Whether an address stands for a host of the VPC: a packet to it from another such host comes back (RFC 4787
     /// REQ-9).
     #[inline]

@@ -131,9 +131,16 @@ impl<A: Address> Direction<A> {
                 .take(*count)
                 .find(|(mask, mapping)| address & *mask == mapping.from)
                 .map(|(mask, mapping)| mapping.apply(*mask, address)),
-            Self::Hashed(tables) => tables
-                .iter()
-                .find_map(|table| Some(table.rules.get(address & table.mask)?.apply(table.mask, address))),
+            Self::Hashed(tables) => {
+                let of = |table: &OfLength<A>| {
+                    Some(table.rules.get(address & table.mask)?.apply(table.mask, address))
+                };
+                // Most often all prefixes are of one length.
+                match &**tables {
+                    [table] => of(table),
+                    tables => tables.iter().find_map(of),
+                }
+            }
         }
     }
 

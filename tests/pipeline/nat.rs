@@ -249,3 +249,52 @@ proptest! {
         }
     }
 }
+
+/// Of an IPv6 datagram too only the first fragment has ports, by which a rule may ask.
+#[test]
+fn fragments_of_ipv6_go_by_the_ports_of_the_first_one() {
+    let extra = r#"
+[[gateway.vpc.nat]]
+kind = "local"
+original = "2001:db8:2:5::/64"
+translated = "2001:db8:cafe:5::/64"
+protocol = "udp"
+destination_port = 53
+[[gateway.vpc.route]]
+to = "10.1.0.0/16""#;
+    let text = CONFIG.replacen("\n[[gateway.vpc.route]]\nto = \"10.1.0.0/16\"", extra, 1);
+    let mut lab = Lab::new(&text);
+    let (vpc, peer) = (lab.host("vpc", &[20], 0xfe), lab.host("wan", &[100], 2));
+    lab.meet(&vpc, "2001:db8:2::fe", "2001:db8:2::1");
+    lab.meet(&peer, "2001:db8:ff::2", "2001:db8:ff::1");
+    let mut id = 0_u32;
+    for (port, seen) in [(53, "2001:db8:cafe:5::9"), (54, "2001:db8:2:5::9")] {
+        for order in [[0, 1, 2, 3], [3, 1, 0, 2]] {
+            id += 1;
+            let whole = udp("2001:db8:2:5::9", "2001:db8:1::5", (4000, port), &[id as u8; 200]);
+            let cut = |packet: &Ip, id: u32| -> Vec<Ip> {
+                let parts = packet.payload.chunks(56).enumerate();
+                let count = packet.payload.len().div_ceil(56);
+                parts
+                    .map(|(n, part)| {
+                        let offset = (n * 56) as u16 | u16::from(n + 1 < count);
+                        let head = [vec![UDP, 0], offset.to_be_bytes().to_vec(), id.to_be_bytes().to_vec()];
+                        Ip { proto: 44, payload: [head.concat(), part.to_vec()].concat(), ..packet.clone() }
+                    })
+                    .collect()
+            };
+            let parts = cut(&whole, id);
+            assert_eq!(parts.len(), 4);
+            for n in order {
+                lab.from(&vpc, &parts[n].bytes());
+            }
+            let mut there: Vec<Ip> = lab.packets(&peer).iter().map(|bytes| Ip::read(bytes)).collect();
+            there.sort_by_key(|part| u16::from_be_bytes([part.payload[2], part.payload[3]]));
+            let expected = cut(&whole.readdressed(seen, "2001:db8:1::5"), id);
+            assert_eq!(there.len(), 4, "{:?}", lab.dropped());
+            for (part, expected) in there.iter().zip(expected) {
+                assert_eq!(part.bytes(), expected.forwarded());
+            }
+        }
+    }
+}

@@ -500,6 +500,70 @@ fn fragments_follow_the_first_one_in_any_order() {
     assert_eq!(sessions(&lab).len(), 1);
 }
 
+/// The fragments of an error have its first one's ends, which only that one's quote tells.
+#[test]
+fn errors_in_fragments_go_both_ways_in_any_order() {
+    let (mut lab, vpc, peer) = lab();
+    let packet = udp("10.2.0.20", "10.1.0.5", (4000, 53), &[7; 500]);
+    let there = out(&mut lab, &vpc, &peer, &packet);
+    let answer = udp("10.1.0.5", &there.src.to_string(), (53, ports(&there).0), &[8; 500]);
+    let here = back(&mut lab, &vpc, &peer, &answer);
+    let outside = there.src.to_string();
+    let mut id = 0;
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
+        // From a router of the peer's, from the peer's host itself, and from the VPC's host.
+        for (error, from, to, quote, expected) in [
+            (
+                icmp("10.1.9.9", &outside, 11, 0, [0; 4], &there.bytes()),
+                &peer,
+                &vpc,
+                &packet,
+                ["10.1.9.9", "10.2.0.20"],
+            ),
+            (
+                icmp("10.1.0.5", &outside, 3, 3, [0; 4], &there.bytes()),
+                &peer,
+                &vpc,
+                &packet,
+                ["10.1.0.5", "10.2.0.20"],
+            ),
+            (
+                icmp("10.2.0.20", "10.1.0.5", 3, 3, [0; 4], &here.bytes()),
+                &vpc,
+                &peer,
+                &answer,
+                [&outside, "10.1.0.5"],
+            ),
+        ] {
+            id += 1;
+            let parts = fragments(&error, 160, id);
+            for n in order {
+                lab.from(from, &parts[n].bytes());
+            }
+            let seen: Vec<Ip> = lab.packets(to).iter().map(|bytes| Ip::read(bytes)).collect();
+            assert_eq!(seen.len(), 4, "{:?}", lab.dropped());
+            assert!(
+                seen.iter().all(|part| [part.src.to_string(), part.dst.to_string()] == expected),
+                "{seen:?}"
+            );
+            assert_eq!(joined(&seen).payload[8..], quote.forwarded());
+        }
+    }
+    // What follows a first one that went nowhere goes nowhere.
+    let stray = icmp(
+        "10.1.9.9",
+        "203.0.113.16",
+        11,
+        0,
+        [0; 4],
+        &udp("203.0.113.16", "10.1.0.5", (9, 9), &[0; 300]).bytes(),
+    );
+    for part in fragments(&stray, 160, 99) {
+        lab.from(&peer, &part.bytes());
+    }
+    assert_eq!(lab.dropped(), [("nat-no-session", 3)]);
+}
+
 #[test]
 fn fragments_wait_for_the_first_one_not_long_and_not_many() {
     let (mut lab, vpc, peer) = lab();
@@ -618,6 +682,67 @@ fn a_reload_keeps_every_session_whose_rule_still_stands() {
     );
     lab.pass(Duration::from_secs(3));
     assert!(sessions(&lab).is_empty());
+}
+
+/// The first packet of a session takes the long way through the rules, those after it a short one: both end in the same
+/// place, until the rules change.
+#[test]
+fn packets_after_the_first_become_what_it_became() {
+    let (mut lab, vpc, peer) = lab();
+    let mut silent = udp("10.2.0.20", "10.1.0.5", (4001, 53), b"no checksum");
+    silent.payload[6..8].fill(0);
+    let questions = [
+        udp("10.2.0.20", "10.1.0.5", (4000, 53), b"odd"),
+        silent,
+        tcp("10.2.0.20", "10.1.0.5", (4000, 53), b"hello"),
+        tcp("10.2.0.20", "10.1.0.6", (4000, 53), b""),
+        udp("10.2.0.20", "198.51.100.5", (4000, 53), b"to one that has another address here"),
+    ];
+    for question in &questions {
+        let first = out(&mut lab, &vpc, &peer, question);
+        for _ in 0..3 {
+            assert_eq!(
+                back(&mut lab, &vpc, &peer, &reply_to(&first)).bytes(),
+                reply_to(question).forwarded()
+            );
+            assert_eq!(out(&mut lab, &vpc, &peer, question).bytes(), first.bytes());
+        }
+        // Options, fragments and errors in between take the long way all the same.
+        let fragment = Ip { more: true, ..question.clone() };
+        assert_eq!(out(&mut lab, &vpc, &peer, &fragment).src, first.src);
+        let stamped = question.clone().options(&[1, 1, 1, 0]);
+        let there = out(&mut lab, &vpc, &peer, &stamped);
+        assert_eq!((there.src, ports(&there), there.options.len()), (first.src, ports(&first), 4));
+    }
+    let calls = [
+        tcp("10.1.0.5", "203.0.113.80", (40_000, 80), b"call"),
+        udp("10.1.0.5", "203.0.113.80", (40_000, 53), b"call"),
+    ];
+    for call in &calls {
+        let first = back(&mut lab, &vpc, &peer, call);
+        for _ in 0..3 {
+            assert_eq!(out(&mut lab, &vpc, &peer, &reply_to(&first)).bytes(), reply_to(call).forwarded());
+            assert_eq!(back(&mut lab, &vpc, &peer, call).bytes(), first.bytes());
+        }
+    }
+    let live = sessions(&lab);
+    assert_eq!(live.len(), questions.len() + calls.len());
+    // Each was counted, whichever way it went.
+    assert!(live.iter().all(|view| view.packets_out + view.packets_in >= 7), "{live:?}");
+    // An address rule for the host goes before its sessions from now on.
+    let rule = "[[gateway.vpc.nat]]\nkind = \"local\"\noriginal = \"10.2.0.20\"\ntranslated = \"203.0.113.20\"\n[[gateway.vpc.nat]]\nname = \"web\"";
+    lab.reload(&CONFIG.replace("[[gateway.vpc.nat]]\nname = \"web\"", rule));
+    for _ in 0..2 {
+        let there = out(&mut lab, &vpc, &peer, &questions[0]);
+        assert_eq!(there.bytes(), questions[0].readdressed("203.0.113.20", "10.1.0.5").forwarded());
+    }
+    // And a condition: of the two flows one.
+    let rule = rule.replace("translated", "protocol = \"tcp\"\ntranslated");
+    lab.reload(&CONFIG.replace("[[gateway.vpc.nat]]\nname = \"web\"", &rule));
+    for _ in 0..2 {
+        assert!(out(&mut lab, &vpc, &peer, &questions[0]).src.to_string().starts_with("203.0.113.1"));
+        assert_eq!(out(&mut lab, &vpc, &peer, &questions[2]).src.to_string(), "203.0.113.20");
+    }
 }
 
 #[test]

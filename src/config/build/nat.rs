@@ -68,9 +68,9 @@ impl Builder<'_> {
             true => Some(Box::new(self.session_rules(gateway, &what)?)),
             false => None,
         };
-        let asks = |rules: &[Conditional<u32>]| rules.iter().any(|rule| rule.conditions.needs_ports());
         Ok(GatewayNat {
-            needs_ports: asks(&v4_rules.conditional),
+            needs_ports: v4_rules.ask_for_ports(),
+            needs_ports_v6: v6_rules.ask_for_ports(),
             plain: v4_rules.conditional.is_empty() && sessions.is_none(),
             v4: v4_rules,
             v6: v6_rules,

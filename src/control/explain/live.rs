@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use super::{
-    run::{difference, frame, sent},
+    run::{frame, sent},
     *,
 };
 use crate::{
@@ -14,7 +14,8 @@ use crate::{
     stage::{Event, EventQueue, NatTables},
     stats::{Segment, WorkerCounters},
     table::{
-        session::{Kind, NewSession, Sources, View, tick},
+        gateway_nat::GatewayNat,
+        session::{Claims, Kind, NewSession, Sources, View, tick},
         tables::Tables,
         tunnel::SaOut,
     },
@@ -55,16 +56,16 @@ pub(super) fn run(gateway: &Gateway, packet: &Packet, place: usize) -> Result<Ru
     );
     worker.set_timing(0);
     let session = session(gateway, packet, place);
-    let needs = |nat: &crate::table::gateway_nat::GatewayNat| nat.sessions.is_some() || nat.needs_ports;
-    if tables.gateways.iter().any(|gateway| gateway.nat.as_ref().is_some_and(needs)) {
+    let mut rules = tables.gateways.iter().filter_map(|gateway| gateway.nat.as_ref());
+    if rules.any(GatewayNat::needs_tables) {
         let sources = Arc::new(Sources::new(SESSIONS, SEED).map_err(failed)?);
-        let mut nat = Box::new(NatTables::new(SESSIONS, SEED, sources, None).map_err(failed)?);
+        let claims = Arc::new(Claims::new(1).map_err(failed)?);
+        let mut nat = Box::new(NatTables::new(0, SESSIONS, SEED, sources, claims, None).map_err(failed)?);
         if let Some(view) = session {
             let _ = nat.sessions.insert(&again(&view, &tables), view.seen);
         }
         worker.set_nat(Some(nat));
     }
-    let before = counters(&segment);
     // The wire is empty and holds more than one.
     let _ = ends[port.0].send(&frame);
     worker.round(now);
@@ -82,7 +83,7 @@ pub(super) fn run(gateway: &Gateway, packet: &Packet, place: usize) -> Result<Ru
             waits_for.push((interface, address));
         }
     }
-    let moved = difference(&before, &counters(&segment));
+    let moved = moved(&segment);
     let sent = sent(config, &tables, &ends);
     let text = format!(
         "the running gateway {name} (process {}), with its tables as they are now (number {})",
@@ -104,6 +105,23 @@ pub(super) fn run(gateway: &Gateway, packet: &Packet, place: usize) -> Result<Ru
         sent,
         received: (port.0, frame),
     })
+}
+
+/// What was counted: of a gateway with thousands of tunnels a few of a million cells.
+fn moved(segment: &Segment) -> Vec<(String, String, String, u64)> {
+    let mut all = Vec::new();
+    for table in segment.layout().groups.iter().filter(|table| table.name != group::STAGE) {
+        let columns = table.columns.len().max(1);
+        let cells = segment.cells().get(table.offset..).unwrap_or(&[]).iter().take(table.cells());
+        for (place, cell) in cells.enumerate() {
+            let value = cell.load(std::sync::atomic::Ordering::Relaxed);
+            if value > 0 {
+                let (row, column) = (&table.rows[place / columns], &table.columns[place % columns]);
+                all.push((table.name.clone(), row.clone(), column.clone(), value));
+            }
+        }
+    }
+    all
 }
 
 /// The gateway's tables, with sequence numbers that nobody else uses in place of those of its keys: none of theirs is
@@ -172,6 +190,7 @@ fn again(view: &View, tables: &Tables) -> NewSession {
         rule: view.rule,
         generation: nat.map_or(0, |nat| nat.generation),
         counted: false,
+        claimed: false,
         tcp: view.tcp,
         address_delta: Delta::between_u32(inside.address(), outside.address()).to_bits(),
         port_delta: Delta::between_u16(inside.port(), outside.port()).to_bits(),

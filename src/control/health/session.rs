@@ -271,7 +271,9 @@ impl Session {
         self.random ^= self.random >> 27;
         let random = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
         let (least, span) = if self.timing.multiplier == 1 { (75, 15) } else { (75, 25) };
-        interval / 100 * least + ((interval / 100 * span) as u128 * u128::from(random) >> 32) as u64
+        let part = interval / 100;
+        // A random number of 32 bits, of 2^32.
+        part * least + ((u128::from(part * span) * u128::from(random)) >> 32) as u64
     }
 
     /// How long the other end may be silent (ns; RFC 5880 6.8.4).

@@ -4,7 +4,7 @@
 //! sender sent, however short it is cut, as long as it holds what names the session.
 
 use super::{
-    NatState, Next, flow, mapping_owner, note_route,
+    NatState, Next, flow, fragments, mapping_owner, note_route,
     rewrite::{self, Port},
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     stage::Cx,
     table::{
         gateway_nat::{Flow, GatewayNat, NatAddress, Outside, SessionRules, service},
-        session::{Key, Side},
+        session::{Key, Onward, Side},
     },
     wire::{
         checksum::{Delta, Sum},
@@ -72,8 +72,49 @@ enum Found {
     Next(Next),
 }
 
-/// One ICMP error.
+/// One ICMP error, or its first fragment.
 pub fn one(cx: &mut Cx<'_>, nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+    if !meta.flags.has(Flags::FRAGMENT) {
+        return whole(cx, nat, bytes, meta);
+    }
+    let datagram = fragments::datagram(bytes, meta);
+    let next = whole(cx, nat, bytes, meta);
+    let onward = match next {
+        Next::Hand(worker) => Onward::Worker(worker),
+        Next::Go | Next::Again => {
+            let again = matches!(next, Next::Again);
+            Onward::Translated { source: meta.src, destination: meta.dst, again }
+        }
+        _ => return next,
+    };
+    if let (Some(datagram), Some(tables)) = (datagram, cx.nat.tables.as_mut()) {
+        tables.fragments.learn_onward(datagram, onward, cx.now);
+    }
+    next
+}
+
+/// A later fragment of an ICMP error: it follows the first one, which alone has the quote.
+pub fn later(cx: &mut Cx<'_>, nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
+    let datagram = fragments::datagram(bytes, meta);
+    let known = datagram.and_then(|datagram| cx.nat.tables.as_mut()?.fragments.onward(datagram, cx.now));
+    let (source, destination, again) = match known {
+        Some(Onward::Translated { source, destination, again }) => (source, destination, again),
+        Some(Onward::Worker(worker)) => return Next::Hand(worker),
+        // The first one has gone nowhere.
+        None => return Next::Drop(DropReason::NatNoSession),
+    };
+    if meta.flags.has(Flags::FROM_LOCAL) && destination != meta.dst {
+        note_route(nat, meta, meta.dst, destination);
+    }
+    let change = Delta::between_u32(meta.src, source).combine(Delta::between_u32(meta.dst, destination));
+    match rewrite::addresses_v4(bytes, meta, source, destination, change) {
+        None => Next::Drop(DropReason::NatUntranslatable),
+        Some(()) if again => Next::Again,
+        Some(()) => Next::Go,
+    }
+}
+
+fn whole(cx: &mut Cx<'_>, nat: &GatewayNat, bytes: &mut [u8], meta: &mut Meta) -> Next {
     let cut = || Next::Drop(DropReason::NatUntranslatable);
     let Some(message) = rewrite::payload(bytes, meta) else { return cut() };
     let Some(quoted) = message.get(icmpv4::HEADER_LEN..).and_then(read) else { return cut() };
@@ -183,7 +224,7 @@ fn session(
     let Some(record) = id.and_then(|id| tables.sessions.get(id)) else {
         // From inside it is not known which worker has the session: all are asked in turn.
         let next = (own + 1) % workers;
-        let ask = owner.is_none() && u32::from(meta.hops) + 1 < workers;
+        let ask = owner.is_none() && !fragments::is_asked(meta, workers);
         return if ask { Found::Next(Next::Hand(next)) } else { nothing() };
     };
     let port = Delta::from_bits(record.deltas().1);

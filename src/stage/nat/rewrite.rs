@@ -2,7 +2,8 @@
 
 use crate::{
     packet::{Flags, Meta},
-    wire::{checksum::Delta, ip::protocol, ipv4::Ipv4, ipv6::Ipv6},
+    table::session::Translation,
+    wire::{checksum::Delta, ip::protocol, ipv4::Ipv4, ipv6::Ipv6, tcp::Tcp, udp::Udp},
 };
 
 /// Which of the two ports.
@@ -30,6 +31,58 @@ pub fn addresses_v4(
     header.set_checksum(checksum);
     (meta.src, meta.dst) = (source, destination);
     Some(())
+}
+
+/// Sets both addresses of an IPv4 packet, and all checksums that `delta` changes.
+#[inline(never)]
+pub fn any_ends(
+    bytes: &mut [u8],
+    meta: &mut Meta,
+    source: u32,
+    destination: u32,
+    delta: Delta,
+) -> Option<()> {
+    addresses_v4(bytes, meta, source, destination, delta)?;
+    after_addresses(bytes, meta, delta)
+}
+
+/// Gives a TCP or UDP packet over IPv4, without options and whole, another source (`SOURCE`) or destination. The result is
+/// the flags of TCP. `None`, and nothing changed: no such packet.
+#[inline(always)]
+pub fn end<const SOURCE: bool>(bytes: &mut [u8], meta: &mut Meta, new: Translation) -> Option<Option<u8>> {
+    let (mut header, l4) = Ipv4::split_mut(bytes.get_mut(usize::from(meta.l3)..)?)?;
+    let both = new.address_delta.combine(new.port_delta);
+    let flags = if meta.proto == protocol::TCP {
+        let (mut tcp, _) = Tcp::split_mut(l4)?;
+        match new.port {
+            Some(port) if SOURCE => tcp.set_source_port(port),
+            Some(port) => tcp.set_destination_port(port),
+            None => {}
+        }
+        let checksum = both.apply(tcp.checksum());
+        tcp.set_checksum(checksum);
+        Some(tcp.flags().0)
+    } else {
+        let (mut udp, _) = Udp::split_mut(l4)?;
+        match new.port {
+            Some(port) if SOURCE => udp.set_source_port(port),
+            Some(port) => udp.set_destination_port(port),
+            None => {}
+        }
+        let checksum = both.apply_udp(udp.checksum());
+        udp.set_checksum(checksum);
+        None
+    };
+    let checksum = new.address_delta.apply(header.checksum());
+    header.set_checksum(checksum);
+    if SOURCE {
+        header.set_source(new.address.into());
+        (meta.src, meta.sport) = (new.address, new.port.unwrap_or(meta.sport));
+    } else {
+        header.set_destination(new.address.into());
+        (meta.dst, meta.dport) = (new.address, new.port.unwrap_or(meta.dport));
+    }
+    Some(flags)
 }
 
 /// Sets both addresses of an IPv6 packet.

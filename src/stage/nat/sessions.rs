@@ -9,13 +9,13 @@ use super::{
     turn,
 };
 use crate::{
-    packet::{BURST, Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
     stage::{Cx, EventQueue},
     stats::{PoolColumn, WorkerCounters},
     table::{
         gateway_nat::{Addresses, Flow, GatewayNat, Pool, SessionRules, service},
         hash::HashKey,
-        session::{Counted, Key, Kind, NewSession, PortRange, Tcp, tick},
+        session::{Claimed, Counted, Key, Kind, NOWHERE, NewSession, PortRange, Tcp, tick},
     },
     wire::{checksum::Delta, icmpv4, ip::protocol},
 };
@@ -36,11 +36,13 @@ pub struct Lookup {
     /// The key's hash.
     pub hash: u64,
     /// Where the session most likely is.
-    pub likely: Option<u32>,
+    pub likely: u32,
     /// What 1:1 rules make of the remote end.
     pub new: Addresses<u32>,
     /// Whether a rule lets a session begin with it.
     pub may_begin: bool,
+    /// The place of the pool that does, from inside.
+    pub pool: u16,
 }
 
 /// Pool addresses that are tried for a session: the host's own (RFC 4787 REQ-2: paired), and others when it is full.
@@ -56,8 +58,21 @@ enum Refusal {
 /// Resolves the look-ups of a burst, whose buckets are on their way.
 pub fn resolve(cx: &mut Cx<'_>, burst: &mut Burst, lookups: &mut ArrayVec<Lookup, BURST>, again: &mut Slots) {
     if let Some(tables) = &cx.nat.tables {
+        let (own, workers) = (cx.nat.links.own() as u32, cx.nat.links.workers() as u32);
+        let mut begins = 0;
         for lookup in lookups.iter_mut() {
             lookup.likely = tables.sessions.prefetch_likely(lookup.side, lookup.hash);
+            if lookup.likely == NOWHERE && lookup.may_begin && lookup.side == Side::Inside {
+                let nat = cx.tables.gateway(lookup.key.gateway()).and_then(|g| g.nat.as_ref());
+                if let Some(rules) = nat.and_then(|nat| nat.sessions.as_deref()) {
+                    prefetch_first(tables, rules, lookup, own, workers);
+                    if workers > 1 {
+                        tables.claims.prefetch(lookup.hash);
+                    }
+                    tables.sessions.prefetch_free(begins);
+                    begins += 1;
+                }
+            }
         }
     }
     for lookup in lookups.iter() {
@@ -88,8 +103,8 @@ pub fn resolve(cx: &mut Cx<'_>, burst: &mut Burst, lookups: &mut ArrayVec<Lookup
 fn find(cx: &mut Cx<'_>, nat: &GatewayNat, rules: &SessionRules, lookup: &Lookup) -> Option<u32> {
     let tables = cx.nat.tables.as_ref()?;
     // Nearly always it is where it most likely is, nothing has changed, and its time is not over.
-    if let Some(id) = lookup.likely
-        && tables.sessions.is(id, lookup.side, lookup.key)
+    let id = lookup.likely;
+    if tables.sessions.is(id, lookup.side, lookup.key)
         && let Some(record) = tables.sessions.get(id)
     {
         let (seen, generation) = record.seen();
@@ -143,13 +158,16 @@ fn begin(
     let nothing = Err(Refusal::Drop(DropReason::NatNoSession));
     let (own, workers) = (state.links.own() as u32, state.links.workers() as u32);
     let inside = lookup.side == Side::Inside;
-    // A fragment does not come to the worker that the other packets of its flow come to: one of the others may have
-    // the session. All are asked in turn, the last one begins it.
-    let asked = u32::from(meta.hops) + 1 >= u32::from(super::fragments::HOPS) + workers;
-    if inside && meta.nat.has(NatMarks::PORTS_KNOWN) && workers > 1 && !asked {
-        return Err(Refusal::Ask((own + 1) % workers));
-    }
     let Some(tables) = state.tables.as_mut() else { return nothing };
+    // Another worker may have the session: this packet has come another way than the flow's first one.
+    let several = inside && workers > 1;
+    if several
+        && let Some(owner) = tables.claims.owner(lookup.hash)
+        && owner != own
+        && owner < workers
+    {
+        return Err(Refusal::Ask(owner));
+    }
     // Neither the end of a connection nor what has no header of its own begins anything, nor an answer from inside.
     let answer = meta.proto == protocol::ICMPV4 && !is_request((meta.dport >> 8) as u8);
     if !lookup.may_begin || segment.is_reset() || meta.flags.has(Flags::LATER_FRAGMENT) || inside && answer {
@@ -215,6 +233,14 @@ fn begin(
             (inside, key)
         }
     };
+    let claimed = match several.then(|| tables.claims.claim(lookup.hash, own)) {
+        Some(Claimed::By(owner)) => {
+            uncount(tables);
+            return Err(Refusal::Ask(owner));
+        }
+        Some(Claimed::Own) => true,
+        Some(Claimed::NoRoom) | None => false,
+    };
     let tcp = segment.flags.map_or(Tcp::default(), |flags| Tcp::default().after(flags, inside));
     let new = NewSession {
         inside: inside_key,
@@ -223,6 +249,7 @@ fn begin(
         rule,
         generation: nat.generation,
         counted,
+        claimed,
         tcp,
         address_delta: Delta::between_u32(inside_key.address(), outside_key.address()).to_bits(),
         port_delta: Delta::between_u16(inside_key.port(), outside_key.port()).to_bits(),
@@ -234,6 +261,9 @@ fn begin(
         }
         Err(_) => {
             uncount(tables);
+            if new.claimed {
+                tables.claims.give_up(lookup.hash, own);
+            }
             refuse(tables, host.0, DropReason::NatTableFull)
         }
     }
@@ -241,6 +271,25 @@ fn begin(
 
 const fn is_request(kind: u8) -> bool {
     matches!(kind, icmpv4::kind::ECHO_REQUEST | icmpv4::kind::TIMESTAMP)
+}
+
+/// Where the search for a host's outside address begins, which is the same for all its ports, and for its port's.
+#[inline]
+fn start(tables: &NatTables, key: Key) -> (u32, u64) {
+    let host = u64::from(key.gateway()) << 32 | u64::from(key.address());
+    let endpoint = (host, u64::from(key.port()) << 8 | u64::from(key.protocol()));
+    ((host.keyed_hash(&tables.seed) >> 32) as u32, endpoint.keyed_hash(&tables.seed))
+}
+
+/// Starts loading what [`choose`] will look at first.
+fn prefetch_first(tables: &NatTables, rules: &SessionRules, lookup: &Lookup, own: u32, workers: u32) {
+    let Some(pool) = rules.pools.get(usize::from(lookup.pool)) else { return };
+    let (address_at, random) = start(tables, lookup.key);
+    let address = pool.address(address_at % pool.addresses.max(1));
+    if let Some(port) = pool.ports.part(own, workers).candidates(lookup.key.port(), random).next() {
+        let outside = lookup.key.with_host(address, port);
+        tables.sessions.prefetch(Side::Outside, tables.sessions.hash(outside));
+    }
 }
 
 /// An outside address and port for a host's session: free towards its remote end.
@@ -253,13 +302,10 @@ fn choose(
     key: Key,
     now: u64,
 ) -> Option<Key> {
-    let host = u64::from(key.gateway()) << 32 | u64::from(key.address());
-    let address_at = host.keyed_hash(&tables.seed);
-    let endpoint = (host, u64::from(key.port()) << 8 | u64::from(key.protocol()));
-    let random = endpoint.keyed_hash(&tables.seed);
+    let (address_at, random) = start(tables, key);
     let (mut tried, mut taken, mut chosen) = (0, 0, None);
     'search: for n in 0..ADDRESSES.min(pool.addresses) {
-        let address = pool.address(((address_at >> 32) as u32 % pool.addresses.max(1)) + n);
+        let address = pool.address(address_at % pool.addresses.max(1) + n);
         for port in part.candidates(key.port(), random) {
             let outside = key.with_host(address, port);
             tried += 1;
@@ -328,5 +374,8 @@ fn apply(
         record.set_tcp(record.tcp().after(flags, inside));
     }
     record.touch(tick(now), inside);
+    if !new.changed() && !lookup.hairpin {
+        record.set_alone(inside);
+    }
     Ok(())
 }

@@ -6,13 +6,13 @@ use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 
 use crate::{
-    packet::{DropReason, Frame, FramePool, Links, Meta, NatMarks},
+    packet::{DropReason, Frame, FramePool, Links, Meta},
     stage::{Entry, Event, EventQueue, Resumed},
     stats::{PoolColumn, WorkerColumn, WorkerCounters},
     table::{
         gateway_nat::SessionRules,
         hash::Seed,
-        session::{Datagram, Fragments, Record, Sessions, Sources, View, tick},
+        session::{Claims, Datagram, Fragments, Record, Sessions, Sources, View, tick},
         tables::Tables,
     },
 };
@@ -91,8 +91,12 @@ pub struct NatTables {
     pub fragments: Fragments,
     /// Sessions by host, of all workers.
     pub sources: Arc<Sources>,
+    /// Which worker has which flow, of all workers.
+    pub claims: Arc<Claims>,
     /// The same for all workers: what decides whose a packet is.
     pub seed: Seed,
+    /// The worker's number.
+    own: u32,
     /// Sessions by gateway.
     by_gateway: Vec<u32>,
     /// Of each pool, by row: how many of 64,000 ports that were tried were taken.
@@ -112,21 +116,25 @@ pub struct NatTables {
 }
 
 impl NatTables {
-    /// Tables for `sessions` sessions. `seed` and `sources` are the same for all workers.
+    /// Tables of worker number `own` for `sessions` sessions. `seed`, `sources` and `claims` are the same for all workers.
     ///
     /// # Errors
     /// The system has not as much memory.
     pub fn new(
+        own: u32,
         sessions: usize,
         seed: Seed,
         sources: Arc<Sources>,
+        claims: Arc<Claims>,
         log: Option<Arc<SessionLog>>,
     ) -> io::Result<Self> {
         Ok(Self {
             sessions: Sessions::new(sessions, seed)?,
             fragments: Fragments::new(DATAGRAMS, DATAGRAM_LIFE, seed),
             sources,
+            claims,
             seed,
+            own,
             by_gateway: vec![0; NUMBERED],
             occupied: vec![0; NUMBERED],
             counting: vec![0; NUMBERED],
@@ -172,6 +180,9 @@ impl NatTables {
         let inside = record.inside();
         if record.is_counted() {
             self.sources.release(inside.gateway(), inside.address());
+        }
+        if record.is_claimed() {
+            self.claims.give_up(self.sessions.hash(inside), self.own);
         }
         if let Some(count) = self.by_gateway.get_mut(usize::from(inside.gateway())) {
             *count = count.saturating_sub(1);
@@ -330,8 +341,7 @@ impl NatTables {
             // In order.
             let Held { frame, mut meta, .. } = self.held.remove(at);
             if let Some(ports) = ports {
-                (meta.sport, meta.dport) = (ports.source, ports.destination);
-                meta.nat = meta.nat.with(NatMarks::PORTS_KNOWN);
+                super::fragments::give_ports(&mut meta, ports);
                 // There is room, as was seen above.
                 let _ = resumed.try_push(Resumed { frame, meta, entry: Entry::Forward });
             } else {

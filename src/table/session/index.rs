@@ -9,6 +9,8 @@ use std::io;
 use super::memory::{Pages, Zeroed};
 use crate::table::prefetch::prefetch_read;
 
+/// No session's number.
+pub const NOWHERE: u32 = u32::MAX;
 /// Entries of a bucket.
 const PLACES: usize = 8;
 /// Buckets that an entry may be away from its own. At a full table (load one half) not one in 10^12 goes as far.
@@ -34,11 +36,7 @@ impl Bucket {
     /// A bit for each place whose tag is this.
     #[inline(always)]
     fn matching(&self, tag: u16) -> u32 {
-        let mut found = 0;
-        for (place, known) in self.tags.iter().enumerate() {
-            found |= u32::from(*known == tag) << place;
-        }
-        found
+        equal(self.tags, tag)
     }
 
     #[inline(always)]
@@ -53,6 +51,33 @@ impl Bucket {
 pub struct Index {
     buckets: Pages<Bucket>,
     mask: usize,
+}
+
+/// A bit for each of the words that is this one. All eight are compared at once: a third of the instructions that
+/// it takes one by one, and every packet of a session does it.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[allow(unsafe_code)]
+fn equal(words: [u16; PLACES], word: u16) -> u32 {
+    // SAFETY: SSE2 is part of x86-64, and the function asks for nothing else.
+    unsafe { equal_sse2(words, word) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "sse2")]
+fn equal_sse2(words: [u16; PLACES], word: u16) -> u32 {
+    use core::arch::x86_64::{
+        _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_packs_epi16, _mm_set_epi16, _mm_set1_epi16, _mm_setzero_si128,
+    };
+    let [a, b, c, d, e, f, g, h] = words.map(u16::cast_signed);
+    let same = _mm_cmpeq_epi16(_mm_set_epi16(h, g, f, e, d, c, b, a), _mm_set1_epi16(word.cast_signed()));
+    _mm_movemask_epi8(_mm_packs_epi16(same, _mm_setzero_si128())) as u32
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn equal(words: [u16; PLACES], word: u16) -> u32 {
+    words.iter().enumerate().fold(0, |found, (place, known)| found | u32::from(*known == word) << place)
 }
 
 #[inline(always)]
@@ -84,13 +109,13 @@ impl Index {
         }
     }
 
-    /// The session that the hash most likely means: to be prefetched. [`Index::find`] says which it is.
+    /// The session that the hash most likely means, or [`NOWHERE`]: to be prefetched. [`Index::find`] says which it is.
     #[inline(always)]
     #[must_use]
-    pub fn likely(&self, hash: u64) -> Option<u32> {
-        let bucket = self.buckets.get(self.place(hash, 0))?;
+    pub fn likely(&self, hash: u64) -> u32 {
+        let Some(bucket) = self.buckets.get(self.place(hash, 0)) else { return NOWHERE };
         let found = bucket.matching(tag_of(hash));
-        if found == 0 { None } else { Some(bucket.id(found.trailing_zeros())) }
+        if found == 0 { NOWHERE } else { bucket.id(found.trailing_zeros()) }
     }
 
     /// The session with this hash for which `is` holds.
@@ -179,6 +204,22 @@ mod tests {
     }
 
     #[test]
+    fn all_places_of_a_tag_are_found() {
+        for places in 0..256_u32 {
+            for (own, other) in [(0, 1), (1, 0), (0x7fff, 0xffff), (0x8000, 0), (0xffff, 0x7fff)] {
+                let mut bucket = Bucket { tags: [other; PLACES], ids: [0; PLACES], passed: 0 };
+                (0..8).filter(|n| places >> n & 1 == 1).for_each(|n| bucket.tags[n] = own);
+                let (mut found, mut seen) = (bucket.matching(own), 0);
+                while found != 0 {
+                    seen |= 1 << found.trailing_zeros();
+                    found &= found - 1;
+                }
+                assert_eq!(seen, places);
+            }
+        }
+    }
+
+    #[test]
     fn a_bucket_that_overflows_is_followed_and_mended() {
         let mut index = Index::new(64).unwrap();
         // All for one bucket, with one tag: 128 places are within reach of 16 buckets.
@@ -187,7 +228,7 @@ mod tests {
         assert!((0..128).all(|id| index.find(5, |found| found == id).is_some()));
         assert!((0..128).rev().all(|id| index.remove(5, id)));
         assert!(!index.remove(5, 0));
-        assert!(index.buckets.iter().all(|bucket| bucket.passed == 0 && bucket.matching(0) == 0xff));
+        assert!(index.buckets.iter().all(|bucket| bucket.passed == 0 && bucket.tags == [0; PLACES]));
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 //! burst's are prefetched together. Records are made of atomic words, so that the control thread can list them
 //! while the worker works; it may see a session that is just ending, never a mixture of two.
 
+mod claims;
 mod fragments;
 mod index;
 mod memory;
@@ -14,10 +15,11 @@ mod record;
 mod sources;
 mod table;
 
-pub use fragments::{Datagram, FragmentPorts, Fragments};
-pub use index::Index;
+pub use claims::{Claimed, Claims};
+pub use fragments::{Datagram, FragmentPorts, Fragments, Onward};
+pub use index::{Index, NOWHERE};
 pub use memory::Pages;
 pub use ports::{Candidates, PortRange};
-pub use record::{Key, Kind, NewSession, Record, Tcp, View, tick, ticks};
+pub use record::{Current, Key, Kind, NewSession, Record, Tcp, Translation, View, tick, ticks};
 pub use sources::{Counted, Sources};
 pub use table::{Full, Records, Sessions, Side};

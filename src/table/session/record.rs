@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::memory::Zeroed;
-use crate::table::hash::{HashKey, Seed};
+use crate::{
+    table::hash::{HashKey, Seed},
+    wire::checksum::Delta,
+};
 
 /// Nanoseconds of the gateway's clock in the unit of a session's times: 2^20 ns, about a millisecond.
 const TICK_SHIFT: u32 = 20;
@@ -209,6 +212,8 @@ pub struct NewSession {
     pub generation: u32,
     /// Whether its source is counted.
     pub counted: bool,
+    /// Whether its flow is claimed (see [`super::Claims`]).
+    pub claimed: bool,
     /// TCP: after the first segment.
     pub tcp: Tcp,
     /// What the change of address outwards adds to a checksum (see `wire::checksum::Delta`).
@@ -217,9 +222,33 @@ pub struct NewSession {
     pub port_delta: u16,
 }
 
+/// What a record is held against: the rules' generation, the time (tick), and how long any session lives (ticks).
+#[derive(Debug, Clone, Copy)]
+pub struct Current {
+    /// The generation of the gateway's rules.
+    pub generation: u32,
+    /// Now.
+    pub tick: u32,
+    /// The shortest time-out: who was seen as lately goes on, whatever it is.
+    pub life: u32,
+}
+
+/// What a session makes of one end of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translation {
+    /// The new address.
+    pub address: u32,
+    /// The new port, if it is to be another.
+    pub port: Option<u16>,
+    /// What the change of address does to a checksum.
+    pub address_delta: Delta,
+    /// What the change of port does.
+    pub port_delta: Delta,
+}
+
 /// One session.
 ///
-/// Words: 0 head: kind, state, whether counted (8 bits each), address and port delta, incarnation (16 each) · 1, 2
+/// Words: 0 head: kind, state, whether counted, claimed and alone (8 bits each), address and port delta, incarnation (16 each) · 1, 2
 /// inside key · 3, 4 outside key · 5 last packet (tick), generation · 6 made (tick), rule · 7 packets out, in (32 bits
 /// each). The worker alone writes; the head is zero while there is none.
 #[derive(Debug)]
@@ -233,6 +262,10 @@ unsafe impl Zeroed for Record {}
 const KIND: u64 = 0xff;
 const STATE_SHIFT: u32 = 8;
 const COUNTED: u64 = 1 << 16;
+const CLAIMED: u64 = 1 << 17;
+/// The session is all there is to a packet from inside, or from outside, by the rules of its generation.
+const ALONE_INSIDE: u64 = 1 << 18;
+const ALONE_OUTSIDE: u64 = 1 << 19;
 const ADDRESS_DELTA_SHIFT: u32 = 24;
 const PORT_DELTA_SHIFT: u32 = 40;
 /// 8 bits: enough for a reader not to take one session for another that ended while it read.
@@ -280,8 +313,43 @@ impl Record {
         ((word >> 32) as u32, word as u32)
     }
 
+    /// What becomes of a packet with this key, from inside or outside, where that is sure without asking a rule.
+    #[inline(always)]
+    #[must_use]
+    pub fn translation(&self, inside: bool, key: Key, current: Current) -> Option<Translation> {
+        let (own, other) =
+            if inside { (self.inside(), self.outside()) } else { (self.outside(), self.inside()) };
+        let (head, (seen, generation)) = (self.load(0), self.seen());
+        let is = own == key
+            && head & (if inside { ALONE_INSIDE } else { ALONE_OUTSIDE }) != 0
+            && generation == current.generation
+            && current.tick.wrapping_sub(seen) <= current.life;
+        if !is {
+            return None;
+        }
+        let (address, port) = self.deltas();
+        let (address, port) = (Delta::from_bits(address), Delta::from_bits(port));
+        Some(Translation {
+            address: other.address(),
+            port: Some(other.port()),
+            address_delta: if inside { address } else { address.inverse() },
+            port_delta: if inside { port } else { port.inverse() },
+        })
+    }
+
+    /// Notes that, as long as the rules are what they are, it is all there is to a packet of this side.
+    #[inline]
+    pub fn set_alone(&self, inside: bool) {
+        let head = self.load(0);
+        let new = head | if inside { ALONE_INSIDE } else { ALONE_OUTSIDE };
+        if new != head {
+            self.store(0, new);
+        }
+    }
+
     /// Notes that rules of this generation still want it so, under the rule at this place.
     pub fn confirm(&self, generation: u32, rule: u32) {
+        self.store(0, self.load(0) & !(ALONE_INSIDE | ALONE_OUTSIDE));
         self.store(5, self.load(5) & !0xffff_ffff | u64::from(generation));
         self.store(6, self.load(6) & !0xffff_ffff | u64::from(rule));
     }
@@ -309,6 +377,12 @@ impl Record {
         self.load(0) & COUNTED != 0
     }
 
+    /// Whether its flow is claimed.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        self.load(0) & CLAIMED != 0
+    }
+
     /// How far the connection has come.
     #[inline(always)]
     #[must_use]
@@ -334,19 +408,32 @@ impl Record {
         ((head >> ADDRESS_DELTA_SHIFT) as u16, (head >> PORT_DELTA_SHIFT) as u16)
     }
 
+    /// Notes a TCP segment with these flags.
+    #[inline(always)]
+    pub fn see_segment(&self, flags: u8, inside: bool) {
+        let heard = if inside { Tcp::HEARD_INSIDE } else { Tcp::HEARD_OUTSIDE };
+        let state = self.tcp();
+        // Nearly always it says nothing new.
+        if flags & (FIN | SYN | RST) != 0 || state.0 & heard == 0 {
+            self.set_tcp(state.after(flags, inside));
+        }
+    }
+
     /// Notes a packet at `tick`: from the host (`inside`), or to it.
     #[inline(always)]
     pub fn touch(&self, tick: u32, inside: bool) {
-        self.store(5, u64::from(tick) << 32 | self.load(5) & 0xffff_ffff);
+        let seen = self.load(5);
+        if (seen >> 32) as u32 != tick {
+            self.store(5, u64::from(tick) << 32 | seen & 0xffff_ffff);
+        }
         let counts = self.load(7);
-        let (out, into) = ((counts >> 32) as u32, counts as u32);
-        let (out, into) = if inside { (out.wrapping_add(1), into) } else { (out, into.wrapping_add(1)) };
-        self.store(7, u64::from(out) << 32 | u64::from(into));
+        let into = counts & !0xffff_ffff | u64::from((counts as u32).wrapping_add(1));
+        self.store(7, if inside { counts.wrapping_add(1 << 32) } else { into });
     }
 
     pub(super) fn write(&self, new: &NewSession, tick: u32) {
         let incarnation = (self.load(0) >> INCARNATION_SHIFT).wrapping_add(1) & 0xff;
-        let counted = if new.counted { COUNTED } else { 0 };
+        let counted = if new.counted { COUNTED } else { 0 } | if new.claimed { CLAIMED } else { 0 };
         // Whoever reads meanwhile sees the head of no session before anything else changes.
         self.store(0, incarnation << INCARNATION_SHIFT);
         fence(Ordering::Release);

@@ -111,22 +111,31 @@ impl Sessions {
         self.index(side).prefetch(hash);
     }
 
-    /// The record that a look-up of this hash will most likely find, which starts to be loaded.
+    /// The place of the record that a look-up of this hash will most likely find, which starts to be loaded;
+    /// one beyond all where there is none.
     #[inline(always)]
     #[must_use]
-    pub fn prefetch_likely(&self, side: Side, hash: u64) -> Option<u32> {
-        let id = self.index(side).likely(hash)?;
+    pub fn prefetch_likely(&self, side: Side, hash: u64) -> u32 {
+        let id = self.index(side).likely(hash);
         if let Some(record) = self.records.get(id as usize) {
             prefetch_read(record);
         }
-        Some(id)
+        id
     }
 
-    /// Starts loading the record that the next session will be written to.
+    /// All records, of sessions or not, by place.
     #[inline(always)]
-    pub fn prefetch_free(&self) {
-        let next = self.free.last().copied().unwrap_or(self.fresh);
-        if let Some(record) = self.records.get(next as usize) {
+    #[must_use]
+    pub fn places_of_all(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Starts loading the record that a session will be written to which begins after `ahead` others.
+    #[inline(always)]
+    pub fn prefetch_free(&self, ahead: usize) {
+        let freed = self.free.len().checked_sub(ahead + 1).and_then(|place| self.free.get(place));
+        // Those that were never used come one after the other.
+        if let Some(record) = freed.and_then(|id| self.records.get(*id as usize)) {
             prefetch_read(record);
         }
     }
@@ -240,6 +249,7 @@ mod tests {
             rule: 3,
             generation: 1,
             counted: false,
+            claimed: false,
             tcp: Tcp::default(),
             address_delta: 0xABCD,
             port_delta: 0x1234,
