@@ -250,6 +250,12 @@ impl Comparison<'_> {
 
     /// Lists of sections inside a section.
     fn children(&mut self, key: &str, old: &[&dyn Told], new: &[&dyn Told]) {
+        if let ([old], [new]) = (old, new)
+            && !matches!(key, "policy" | "nat" | "route" | "in")
+        {
+            // What stands once is the same thing, whatever it says.
+            return self.pair(Some(key), *old, *new);
+        }
         let pairs = match_up(key, (old, self.old), (new, self.new));
         let mut partner_of_new = vec![false; new.len()];
         let mut both = Vec::new();
