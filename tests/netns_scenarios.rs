@@ -29,7 +29,13 @@ impl Scenario {
             let random: [u8; 20] = rand::random();
             let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
             let path = scenario.keys.path().join(format!("CAUSEWAY_KEY_{name}"));
-            let mut file = fs::OpenOptions::new().write(true).create(true).mode(0o600).open(path).unwrap();
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(path)
+                .unwrap();
             std::io::Write::write_all(&mut file, hex.as_bytes()).unwrap();
         }
         scenario

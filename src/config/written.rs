@@ -426,14 +426,9 @@ impl Config {
             let _ = writeln!(text, "{}[{header}]", if text.is_empty() { "" } else { "\n" });
             own(&mut text, section);
             let shape = section.shape();
-            for (child, sections) in shape.children.iter().zip(section.children()) {
-                if child.count == Count::Many {
-                    for section in sections {
-                        let _ = writeln!(text, "\n[[{header}.{}]]", child.key);
-                        own(&mut text, section);
-                    }
-                    continue;
-                }
+            let children = || shape.children.iter().zip(section.children());
+            // What stands in the section itself goes before what has a header of its own.
+            for (child, sections) in children().filter(|(child, _)| child.count != Count::Many) {
                 let inner: Vec<String> =
                     sections.iter().map(|s| format!("{{ {} }}", line(*s, self, Purpose::Show))).collect();
                 let _ = match child.count {
@@ -441,6 +436,12 @@ impl Config {
                     Count::Some => writeln!(text, "{} = [{}]", child.key, inner.join(", ")),
                     _ => writeln!(text, "{} = {}", child.key, inner.concat()),
                 };
+            }
+            for (child, sections) in children().filter(|(child, _)| child.count == Count::Many) {
+                for section in sections {
+                    let _ = writeln!(text, "\n[[{header}.{}]]", child.key);
+                    own(&mut text, section);
+                }
             }
         };
         put("system".into(), &self.system);
