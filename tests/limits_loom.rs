@@ -22,6 +22,7 @@ use loom::{sync::Arc, thread};
 fn model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(2);
+    builder.max_branches = 100_000;
     builder.check(body);
 }
 
