@@ -77,6 +77,8 @@ struct Target {
     /// Of what.
     kind: Kind,
     /// Its name.
+    // Beside --name, which says which running gateway is meant.
+    #[arg(id = "limited", value_name = "NAME")]
     name: String,
     /// With a gateway: an address or prefix of its VPC, or "each".
     #[arg(long, value_name = "ADDRESS")]
