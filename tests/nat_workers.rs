@@ -133,7 +133,7 @@ impl Two {
             let asked = arp(1, (ROUTER[port], router), ([0; 6], own));
             let bytes = frame::frame(BROADCAST, ROUTER[port], &[(CUSTOMER, VLAN[port])], ARP, &asked);
             // Where the wire is full, the next time.
-            self.ends[port][0].send(&bytes);
+            let _ = self.ends[port][0].send(&bytes);
         }
     }
 
