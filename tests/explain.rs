@@ -326,3 +326,46 @@ fn ipv6_goes_through_two_gateways_and_two_tags() {
     );
     assert_eq!((end(&told), &told.sent[0].vlans), ("a".into(), &vec![20]));
 }
+
+/// Of rules that translate alike the one is named whose conditions the packet meets; and what happens to IPv6 before it
+/// is sealed is told as well.
+#[test]
+fn nat_rules_are_named_by_their_conditions_and_before_tunnels() {
+    let text = "[system]\nname = \"x\"\n[port.a]\ndriver = \"memory\"\n\
+        [gateway.g]\nprefixes = [\"10.2.0.0/16\", \"2001:db8:2::/48\"]\n\
+        [interface.in]\nport = \"a\"\nvlan = 10\ngateway = \"g\"\nside = \"local\"\n\
+        addresses = [\"10.2.0.1/24\", \"2001:db8:2::1/64\"]\n\
+        [interface.out]\nport = \"a\"\nvlan = 20\ngateway = \"g\"\nside = \"peer\"\n\
+        addresses = [\"192.0.2.1/30\"]\n\
+        [tunnel.t]\ngateway = \"g\"\nlocal = \"192.0.2.1\"\nremote = \"192.0.2.2\"\n\
+        out = { spi = 0x1001, key = { env = \"OUT\" } }\nin = [{ spi = 0x1002, key = { env = \"IN\" } }]\n\
+        [[gateway.g.policy]]\naction = \"protect\"\ntunnel = \"t\"\n\
+        source = [\"2001:db8:99::/48\"]\ndestination = [\"2001:db8:1::/48\"]\n\
+        [[gateway.g.nat]]\nname = \"http\"\nkind = \"port\"\nprotocol = \"tcp\"\noriginal = \"10.2.0.9\"\n\
+        original_port = 8080\ntranslated = \"203.0.113.80\"\ntranslated_port = 80\n\
+        [[gateway.g.nat]]\nname = \"https\"\nkind = \"port\"\nprotocol = \"tcp\"\noriginal = \"10.2.0.9\"\n\
+        original_port = 8443\ntranslated = \"203.0.113.80\"\ntranslated_port = 443\n\
+        [[gateway.g.nat]]\nname = \"quic\"\nkind = \"port\"\nprotocol = \"udp\"\noriginal = \"10.2.0.9\"\n\
+        original_port = 8443\ntranslated = \"203.0.113.80\"\ntranslated_port = 443\n\
+        [[gateway.g.nat]]\nname = \"six\"\nkind = \"local\"\noriginal = \"2001:db8:2::9\"\n\
+        translated = \"2001:db8:99::9\"\n\
+        [[gateway.g.route]]\nto = \"198.51.100.0/24\"\nvia = \"192.0.2.2\"\n";
+    let parsed = config::parse(Path::new("/x.toml"), text, &|name: &str| Some(hex(&key(name))));
+    let (config, _) = parsed.unwrap_or_else(|errors| panic!("{}", errors.to_json()));
+    for (words, rule) in [
+        ("from 198.51.100.7 to 203.0.113.80 tcp 5000>80 in g from-peer", "http"),
+        ("from 198.51.100.7 to 203.0.113.80 tcp 5000>443 in g from-peer", "https"),
+        ("from 198.51.100.7 to 203.0.113.80 udp 5000>443 in g from-peer", "quic"),
+        ("from 2001:db8:2::9 to 2001:db8:1::5 tcp 5000>443 in g", "six"),
+    ] {
+        let told = told(&config, words, text);
+        let nat = told.steps.iter().find(|step| step.stage == "nat");
+        let nat = nat.unwrap_or_else(|| panic!("{words}: {:?}", told.steps));
+        assert_eq!(nat.details["rule"], rule, "{words}: {}", nat.text);
+    }
+    let told = told(&config, "from 2001:db8:2::9 to 2001:db8:1::5 tcp 5000>443 in g", text);
+    let text: Vec<&str> = told.steps.iter().map(|step| step.text.as_str()).collect();
+    let text = text.join("\n");
+    assert!(text.contains("source 2001:db8:2::9 becomes 2001:db8:99::9"), "{text}");
+    assert!(text.contains("inside tcp from [2001:db8:99::9]:5000 to [2001:db8:1::5]:443"), "{text}");
+}

@@ -4,7 +4,7 @@ mod netns_common;
 
 use std::{net::UdpSocket, time::Duration};
 
-use netns_common::{Site, is_root};
+use netns_common::{Site, causeway, is_root};
 
 const SERVER: &str = "203.0.113.10";
 
@@ -41,12 +41,24 @@ fn large_datagrams_cross_a_narrow_line() {
     site.end();
 }
 
+/// As [`narrow`], and no ICMP tells anybody: each gateway throws its own "fragmentation needed" away, as a firewall would.
+fn silent(text: &str) -> String {
+    let (before, after) =
+        narrow(text).split_once("[[gateway.").map(|(b, a)| (b.to_string(), a.to_string())).unwrap();
+    let gateway = after.split('.').next().unwrap();
+    let policy = format!(
+        "[[gateway.{gateway}.policy]]\nname = \"no-icmp\"\naction = \"discard\"\nprotocol = \"icmp\"\n\
+         icmp = \"3/4\"\n"
+    );
+    format!("{before}{policy}[[gateway.{after}")
+}
+
 #[test]
 fn tcp_needs_no_icmp_where_the_segment_size_is_clamped() {
     if !is_root() {
         return;
     }
-    let clamped = |text: &str| narrow(text).replace("esn = true", "esn = true\nmss = \"auto\"");
+    let clamped = |text: &str| silent(text).replace("esn = true", "esn = true\nmss = \"auto\"");
     let mut site = Site::new(clamped);
     site.serve("vpc-host");
     for back in [false, true] {
@@ -54,8 +66,31 @@ fn tcp_needs_no_icmp_where_the_segment_size_is_clamped() {
         // Nobody was told of a smaller path, because nothing was too big.
         assert!(report.path_mtu.is_none_or(|mtu| mtu == 1500), "{:?}", report.path_mtu);
         for gateway in ["idc", "cloud"] {
-            assert!(!site.drops(gateway).contains_key("packet-too-big"), "{:?}", site.drops(gateway));
+            let drops = site.drops(gateway);
+            assert!(
+                !drops.contains_key("packet-too-big") && !drops.contains_key("policy-discard"),
+                "{drops:?}"
+            );
         }
     }
+    site.end();
+}
+
+/// The same without the clamp: large segments are dropped, nobody is told, and the transfer stands still. So it is the
+/// clamp that carries it above.
+#[test]
+fn tcp_stands_still_where_icmp_is_blocked_and_nothing_is_clamped() {
+    if !is_root() {
+        return;
+    }
+    let mut site = Site::new(silent);
+    site.serve("vpc-host");
+    let copy = format!("timeout --kill-after=1 5 {} demo-host copy {SERVER} 5000000", causeway().display());
+    let (arrived, text) = site.run("idc-host", &copy);
+    assert!(!arrived, "{text}");
+    let drops = site.drops("idc");
+    assert!(drops["packet-too-big"] > 0 && drops["policy-discard"] > 0, "{drops:?}");
+    // What is small goes through all the same.
+    assert!(site.ok("idc-host", &format!("ping -n -c 3 -i 0.02 -W 10 {SERVER}")).contains("3 received"));
     site.end();
 }

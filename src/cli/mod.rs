@@ -11,6 +11,7 @@ pub mod confirm;
 pub mod demo;
 pub mod diff;
 pub mod doctor;
+pub mod drain;
 pub mod explain;
 pub mod history;
 pub mod nat;
@@ -61,6 +62,12 @@ enum Command {
     Show(show::Show),
     /// End NAT sessions of a running gateway.
     Nat(nat::Nat),
+    /// Take an interface or tunnel of a running gateway out of service: traffic goes another way.
+    Drain(drain::Drain),
+    /// Put an interface or tunnel that was drained back into service.
+    Undrain(drain::Undrain),
+    /// Let traffic come back to an interface or tunnel that works again.
+    Failback(drain::Failback),
     /// Say what two configurations say differently, or a file and a running gateway.
     Diff(diff::Diff),
     /// Check a file, say what it changes, and make a running gateway take it up.
@@ -127,6 +134,9 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Nat(args) => nat::run(&args),
+        Command::Drain(args) => drain::drain(&args),
+        Command::Undrain(args) => drain::undrain(&args),
+        Command::Failback(args) => drain::failback(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Apply(args) => apply::run(&args),
         Command::Confirm(args) => confirm::run(&args),

@@ -186,6 +186,7 @@ fn answer(gateway: &mut Gateway, applier: &mut Applier, request: &Request, asker
         | Request::Rollback(_)
         | Request::Configuration(_) => applier.ask(gateway, request, asker),
         Request::Sa(change) => Some(view::change_associations(gateway, change)),
+        Request::Health(change) => Some(view::change_health(gateway, change)),
         request => Some(view::answer(gateway, request)),
     }
 }

@@ -20,6 +20,7 @@ use find::Which;
 use sample::{Between, Sample};
 
 pub mod find;
+mod health;
 mod lists;
 mod nat;
 mod sample;
@@ -81,6 +82,15 @@ difference is normal; one that stays when the traffic stops is not.")]
     /// Packets and bytes of each tunnel.
     #[command(after_help = "Example:\n  causeway show tunnels --watch")]
     Tunnels,
+    /// Whether interfaces and tunnels can be used, and why not: probes, BFD, delay and loss.
+    #[command(after_help = "\
+Examples:
+  causeway show health
+  causeway show health --json          # also an hour's minutes, and the histogram of delays
+
+States: init (nothing is known yet), up, down, held (it works again, the hold-down runs), waiting (it works again;
+`causeway failback` lets traffic come back).")]
+    Health,
     /// Packets and bytes that each policy decided about: in, towards its gateway, and out.
     #[command(after_help = "Example:\n  causeway show policies --watch\n\nEach is GATEWAY/POLICY.")]
     Policies,
@@ -283,6 +293,7 @@ fn show(what: &What, between: Between<'_>, facts: &mut Facts) -> Result<Shown, S
         What::Ports => traffic::ports(between, facts),
         What::Tunnels => traffic::tunnels(between, facts),
         What::Policies => traffic::policies(between),
+        What::Health => health::health(facts)?,
         What::Drops { explain, by_interface, all } => traffic::drops(between, *explain, *by_interface, *all),
         What::Stages => traffic::stages(between),
         What::Config { defaults } => lists::configuration(facts, *defaults)?,

@@ -283,6 +283,8 @@ pub(crate) struct Field {
 pub(crate) enum Count {
     /// Exactly once.
     One,
+    /// Once, or not at all.
+    Maybe,
     /// At least once, as a list.
     Some,
     /// Any number, as a list.
@@ -377,6 +379,14 @@ impl<'r, 'a, 'i> Reader<'r, 'a, 'i> {
         }
     }
 
+    /// The next child that stands once or not at all.
+    pub fn maybe<S: Section>(&mut self) -> Option<S::Draft> {
+        let child = self.shape.children[self.child];
+        self.child += 1;
+        let value = self.table.get(child.key)?;
+        read_section::<S>(value.get_ref(), value.span().into(), self.cx)
+    }
+
     /// The next child that stands in a list. An element that is no table is reported and left out.
     pub fn many<S: Section>(&mut self) -> Vec<S::Draft> {
         let child = self.shape.children[self.child];
@@ -449,7 +459,7 @@ pub(crate) fn unknown_key(
 /// Declares a section: the Rust struct, its draft, how it is read, and its documentation, from one list.
 ///
 /// A field is `"key" name: Type, presence "default or words", "example";` with presence `required`,
-/// `optional`, `default` or `derived`. A child is `"key" name: one|some|many Section;`. A computed field stands
+/// `optional`, `default` or `derived`. A child is `"key" name: one|maybe|some|many Section;`. A computed field stands
 /// only in the struct: checks fill it.
 macro_rules! section {
     (
@@ -573,14 +583,18 @@ macro_rules! section {
     (@presence derived $words:literal) => { Presence::Derived($words) };
 
     (@count one) => { Count::One };
+    (@count maybe) => { Count::Maybe };
     (@count some) => { Count::Some };
     (@count many) => { Count::Many };
 
     (@final_child one $ty:ident) => { $ty };
+    (@final_child maybe $ty:ident) => { Option<$ty> };
     (@final_child $count:ident $ty:ident) => { Vec<$ty> };
     (@draft_child one $ty:ident) => { Option<<$ty as Section>::Draft> };
+    (@draft_child maybe $ty:ident) => { Option<<$ty as Section>::Draft> };
     (@draft_child $count:ident $ty:ident) => { Vec<<$ty as Section>::Draft> };
     (@read_child $reader:ident one $ty:ident) => { $reader.one::<$ty>() };
+    (@read_child $reader:ident maybe $ty:ident) => { $reader.maybe::<$ty>() };
     (@read_child $reader:ident $count:ident $ty:ident) => { $reader.many::<$ty>() };
     (@tell optional $field:expr, $number:ident, $visit:ident) => {
         if let Some(at) = &$field {
@@ -596,6 +610,9 @@ macro_rules! section {
     };
 
     (@finish_child one $ty:ident, $draft:expr) => { <$ty as Section>::finish($draft?)? };
+    (@finish_child maybe $ty:ident, $draft:expr) => {
+        match $draft { Some(draft) => Some(<$ty as Section>::finish(draft)?), None => None }
+    };
     (@finish_child $count:ident $ty:ident, $draft:expr) => {
         $draft.into_iter().map(<$ty as Section>::finish).collect::<Option<Vec<_>>>()?
     };

@@ -1,5 +1,6 @@
 //! Defaults that depend on other values.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use super::decode::{Context, Slot};
@@ -58,6 +59,18 @@ fn interfaces(draft: &mut Draft) {
         if let Some(mtu) = port.and_then(|port| port.mtu.get()) {
             interface.mtu.derive(mtu.value, interface.at);
         }
+        let addresses = interface.addresses.get().map(|all| all.value.as_slice()).unwrap_or_default();
+        let towards = |target: &Slot<IpAddr>| {
+            let target = target.get()?.value;
+            addresses.iter().find(|own| own.network().contains(target)).map(|own| own.address)
+        };
+        let probe = interface.probe.as_mut().map(|probe| (&probe.target, &mut probe.source));
+        let bfd = interface.bfd.as_mut().map(|bfd| (&bfd.target, &mut bfd.source));
+        for (target, source) in [probe, bfd].into_iter().flatten() {
+            if let Some(own) = towards(target) {
+                source.derive(own, interface.at);
+            }
+        }
     }
 }
 
@@ -65,6 +78,15 @@ fn tunnels(draft: &mut Draft) {
     for tunnel in &mut draft.tunnels {
         if let Some(gateway) = tunnel.gateway.get() {
             tunnel.underlay.derive(gateway.value, tunnel.at);
+        }
+        if let (Some(local), Some(remote)) = (tunnel.local.get(), tunnel.remote.get()) {
+            let (own, other) = probe_addresses(local.value, remote.value);
+            let probe = tunnel.probe.as_mut().map(|probe| (&mut probe.source, &mut probe.target));
+            let bfd = tunnel.bfd.as_mut().map(|bfd| (&mut bfd.source, &mut bfd.target));
+            for (source, target) in [probe, bfd].into_iter().flatten() {
+                source.derive(own, tunnel.at);
+                target.derive(other, tunnel.at);
+            }
         }
         let (Some(underlay), Some(local)) = (tunnel.underlay.get(), tunnel.local.get()) else {
             continue;
@@ -94,9 +116,56 @@ pub(crate) fn largest_inner(outer: u32, ipv4: bool, encapsulation: Encapsulation
     (room - room % 4).saturating_sub(2)
 }
 
+/// Where the probe addresses of tunnels are, by default: the second half of 169.254.0.0/16.
+const PROBES: Ipv4Addr = Ipv4Addr::new(169, 254, 128, 0);
+
+/// The addresses for probes inside a tunnel between two outer addresses: this end's, and the other's.
+///
+/// Two neighbours (a /31) of 169.254.128.0/17, by a hash of both outer addresses (FNV-1a over the 16 bytes of each,
+/// the lower first), so that both ends come to the same two without a word; the end with the lower outer address
+/// has the even one.
+pub(crate) fn probe_addresses(local: IpAddr, remote: IpAddr) -> (IpAddr, IpAddr) {
+    let bytes = |address: IpAddr| match address {
+        IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
+        IpAddr::V6(a) => a.octets(),
+    };
+    let (lower, upper) = (bytes(local).min(bytes(remote)), bytes(local).max(bytes(remote)));
+    let hash = lower.iter().chain(&upper).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // Folded, since the low bits of FNV-1a depend on the low bits of the bytes alone.
+    let pair = (hash ^ hash >> 32) as u32 & 0x3fff;
+    let even = PROBES.to_bits() + 2 * pair;
+    let address = |of: IpAddr| IpAddr::V4(Ipv4Addr::from_bits(even + u32::from(bytes(of) != lower)));
+    (address(local), address(remote))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_ends_of_a_tunnel_come_to_the_same_probe_addresses() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut pairs = std::collections::HashSet::new();
+        for other in 1..=100 {
+            for (a, b) in [
+                (address("192.0.2.1"), address(&format!("198.51.100.{other}"))),
+                (address(&format!("2001:db8::{other}")), address("2001:db8::ffff")),
+            ] {
+                let (own, far) = probe_addresses(a, b);
+                assert_eq!(probe_addresses(b, a), (far, own));
+                let (IpAddr::V4(own), IpAddr::V4(far)) = (own, far) else { panic!("not IPv4") };
+                assert_eq!(own.to_bits() ^ far.to_bits(), 1);
+                assert!(own.to_bits() & 1 == 0, "the lower end has the even address");
+                assert_eq!((own.octets()[0], own.octets()[1], own.octets()[2] >> 7), (169, 254, 1));
+                pairs.insert(own);
+            }
+        }
+        // Written down: two versions must agree.
+        assert_eq!(probe_addresses(address("192.0.2.1"), address("192.0.2.2")).0, address("169.254.175.8"));
+        assert!(pairs.len() >= 195, "{} of 200 are different", pairs.len());
+    }
 
     #[test]
     fn the_known_sizes_of_inner_packets() {

@@ -36,9 +36,10 @@ use decode::{Context, Names, Section};
 pub use diagnostics::{Diagnostics, MOST_PROBLEMS, Problem, Severity, Source};
 pub use keys::{Environment, Key, ProcessEnvironment};
 pub use model::{
-    Action, Cipher, Config, DontFragment, Driver, Encapsulation, Gateway, GatewayId, HugePages, IcmpErrors,
-    Idle, Interface, InterfaceId, Nat, NatKind, NextHop, Policy, Port, PortId, Route, SecurityAssociation,
-    Side, System, Tunnel, TunnelId, XdpMode, ZeroCopy,
+    Action, Cipher, Config, DontFragment, Driver, Encapsulation, Failback, Gateway, GatewayId, HugePages,
+    IcmpErrors, Idle, Interface, InterfaceBfd, InterfaceId, InterfaceProbe, Nat, NatKind, NextHop, Policy,
+    Port, PortId, Route, SecurityAssociation, Side, System, Tunnel, TunnelBfd, TunnelId, TunnelProbe,
+    XdpMode, ZeroCopy,
 };
 pub use prefix::{AddressRange, AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 pub use quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged};

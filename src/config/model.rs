@@ -275,6 +275,16 @@ choices! {
 }
 
 choices! {
+    /// How traffic comes back to a way out that works again.
+    Failback {
+        /// By itself.
+        "auto" Auto,
+        /// When an operator says so: `causeway failback`.
+        "manual" Manual,
+    }
+}
+
+choices! {
     /// What a mapping of addresses does.
     NatKind {
         /// A host or prefix of the VPC appears to peers under another, one to one, both ways, without state.
@@ -471,8 +481,17 @@ section! {
         "mtu" mtu: Ranged<576, 3840>, derived "the port's", "1400";
         /// A TAP device for packets to the interface's own addresses, so that ping, BGP or IKE of the host work.
         "host_tap" host_tap: DeviceName, optional "such packets are answered here or dropped", "\"cw-wan\"";
+        /// How long a way out that works again stays out of use, so that traffic does not come and go with every fault.
+        "hold_down" hold_down: Interval, default "\"10s\"", "\"60s\"";
+        /// How traffic comes back when the hold-down is over.
+        "failback" failback: Failback, default "\"auto\"", "\"manual\"";
     }
-    children {}
+    children {
+        /// Asks the other end of the line, by ICMP echo, whether it is there.
+        "probe" probe: maybe InterfaceProbe;
+        /// BFD with the other end of the line.
+        "bfd" bfd: maybe InterfaceBfd;
+    }
     computed {
         /// Its name.
         name: At<Name>;
@@ -524,8 +543,16 @@ section! {
         "tfc" tfc: Ranged<64, 3840>, optional "packets are not padded", "1400";
         /// How many dummy packets are sent, so that traffic does not show (RFC 4303 2.6).
         "dummy" dummy: PacketsPerSecond, optional "no dummy packets", "\"10/s\"";
+        /// How long a way out that works again stays out of use, so that traffic does not come and go with every fault.
+        "hold_down" hold_down: Interval, default "\"10s\"", "\"60s\"";
+        /// How traffic comes back when the hold-down is over.
+        "failback" failback: Failback, default "\"auto\"", "\"manual\"";
     }
     children {
+        /// Asks the other end through the tunnel, by ICMP echo, whether it is there.
+        "probe" probe: maybe TunnelProbe;
+        /// BFD with the other end through the tunnel.
+        "bfd" bfd: maybe TunnelBfd;
         /// The security association that seals. One is current.
         "out" outbound: one SecurityAssociation;
         /// The security associations that open. Several live side by side while keys change.
@@ -535,6 +562,82 @@ section! {
         /// Its name.
         name: At<Name>;
     }
+}
+
+section! {
+    /// Probes inside a tunnel, see docs/health.md. `{}` is enough where both ends are Causeway's and no NAT is between them.
+    TunnelProbe, TunnelProbeDraft, "[tunnel.NAME.probe]" {
+        /// Where probes come from: an address that nothing else has.
+        "source" source: IpAddr, derived "one of 169.254.128.0/17, by the tunnel's ends", "\"169.254.128.4\"";
+        /// Whom they go to: the other end's `source`, or any host behind the tunnel that answers pings.
+        "target" target: IpAddr, derived "the other end's `source`", "\"169.254.128.5\"";
+        /// Between two probes: 100 ms to 5 s.
+        "interval" interval: Interval, default "\"5s\"", "\"1s\"";
+        /// So many lost in a row: the tunnel is down.
+        "count" count: Ranged<3, 8>, default "3", "5";
+        /// How long an answer may take: 10 ms to 5 s.
+        "timeout" timeout: Interval, default "\"150ms\"", "\"500ms\"";
+        /// So many answered in a row: it works again.
+        "recover" recover: Ranged<1, 8>, default "3", "5";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// BFD inside a tunnel, which is one hop to it (RFC 5881): port 3784, TTL 255, no authentication.
+    TunnelBfd, TunnelBfdDraft, "[tunnel.NAME.bfd]" {
+        /// Our end: an address that nothing else has.
+        "source" source: IpAddr, derived "one of 169.254.128.0/17, by the tunnel's ends", "\"169.254.128.4\"";
+        /// The other end.
+        "target" target: IpAddr, derived "the other end's `source`", "\"169.254.128.5\"";
+        /// The least interval at which packets are sent: 50 ms to 3 s.
+        "min_tx" min_tx: Interval, default "\"1s\"", "\"300ms\"";
+        /// The least interval at which packets are taken: 50 ms to 3 s.
+        "min_rx" min_rx: Interval, default "\"1s\"", "\"300ms\"";
+        /// So many intervals without a packet: the other end calls the session down.
+        "multiplier" multiplier: Ranged<3, 8>, default "3", "5";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// Probes on a line, see docs/health.md.
+    InterfaceProbe, InterfaceProbeDraft, "[interface.NAME.probe]" {
+        /// Whom they go to: a host on the line.
+        "target" target: IpAddr, required, "\"192.0.2.1\"";
+        /// Where probes come from: an address of the interface.
+        "source" source: IpAddr, derived "the address whose prefix holds `target`", "\"192.0.2.2\"";
+        /// Between two probes: 100 ms to 5 s.
+        "interval" interval: Interval, default "\"2s\"", "\"1s\"";
+        /// So many lost in a row: the line is down.
+        "count" count: Ranged<3, 8>, default "5", "3";
+        /// How long an answer may take: 10 ms to 5 s.
+        "timeout" timeout: Interval, default "\"150ms\"", "\"500ms\"";
+        /// So many answered in a row: it works again.
+        "recover" recover: Ranged<1, 8>, default "3", "5";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// BFD on a line, over a single hop (RFC 5881). There is no authentication.
+    InterfaceBfd, InterfaceBfdDraft, "[interface.NAME.bfd]" {
+        /// The other end: a router on the line.
+        "target" target: IpAddr, required, "\"192.0.2.1\"";
+        /// Our end: an address of the interface.
+        "source" source: IpAddr, derived "the address whose prefix holds `target`", "\"192.0.2.2\"";
+        /// The least interval at which packets are sent: 50 ms to 3 s.
+        "min_tx" min_tx: Interval, default "\"1s\"", "\"300ms\"";
+        /// The least interval at which packets are taken: 50 ms to 3 s.
+        "min_rx" min_rx: Interval, default "\"1s\"", "\"300ms\"";
+        /// So many intervals without a packet: the other end calls the session down.
+        "multiplier" multiplier: Ranged<3, 8>, default "3", "5";
+    }
+    children {}
+    computed {}
 }
 
 section! {

@@ -68,12 +68,12 @@ fn section_schema(section: SectionShape) -> Json {
     for child in section.children {
         let inner = section_schema((child.section)());
         let mut schema = match child.count {
-            Count::One => inner,
+            Count::One | Count::Maybe => inner,
             Count::Some => json!({ "type": "array", "items": inner, "minItems": 1 }),
             Count::Many => json!({ "type": "array", "items": inner }),
         };
         schema["description"] = json!(prose(child.docs));
-        if child.count != Count::Many {
+        if !matches!(child.count, Count::Many | Count::Maybe) {
             required.push(child.key);
         }
         properties.insert(child.key.to_owned(), schema);
@@ -147,6 +147,7 @@ fn section_page(section: SectionShape, level: usize, page: &mut String) {
         let inner = (child.section)();
         let (count, without) = match child.count {
             Count::One => ("one", "**required**"),
+            Count::Maybe => ("a section", "none"),
             Count::Some => ("a list of at least one", "**required**"),
             Count::Many => ("a list of sections", "none"),
         };

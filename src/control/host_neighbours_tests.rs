@@ -32,6 +32,7 @@ fn interface() -> Interface {
             InterfaceAddress { address: "2001:db8::1".parse().unwrap(), prefix_len: 64 },
         ],
         proxied: Vec::<IpPrefix>::new(),
+        watch: crate::table::probe::Watch::default(),
         host: None,
     }
 }

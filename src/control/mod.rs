@@ -5,6 +5,7 @@ pub mod explain;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;
+pub mod health;
 pub mod history;
 pub mod host_neighbours;
 pub mod lifetimes;

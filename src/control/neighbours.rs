@@ -69,6 +69,8 @@ pub struct Resolver {
     defended: BTreeMap<(u16, IpAddr), u64>,
     /// Address conflicts since the start.
     pub conflicts: u64,
+    /// What workers told of probes: for [`super::health`].
+    pub heard: Vec<Event>,
 }
 
 impl Resolver {
@@ -165,6 +167,7 @@ impl Resolver {
                 let address = std::net::Ipv4Addr::from_bits(address);
                 tracing::warn!(gateway, %address, "NAT makes no new session: {}", reason.explanation().trim());
             }
+            Event::Echo { .. } | Event::Bfd { .. } => self.heard.push(event),
             Event::Conflict { interface, address, mac } => {
                 self.conflicts += 1;
                 let last = self.defended.entry((interface, address)).or_insert(0);

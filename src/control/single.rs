@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{nat::NatSetup, neighbours::Resolver, tunnel_care::TunnelCare};
+use super::{health::Health, nat::NatSetup, neighbours::Resolver, tunnel_care::TunnelCare};
 use crate::{
     config::{
         self, Config,
@@ -63,6 +63,8 @@ pub struct Single<P> {
     config: Config,
     resolver: Resolver,
     care: TunnelCare,
+    /// Whether ways out can be used.
+    pub health: Health,
     events: Arc<EventQueue>,
     mailbox: Arc<Mailbox>,
     nat: NatSetup,
@@ -107,6 +109,8 @@ impl<P: PacketIo> Single<P> {
             config.system.burst.get() as usize,
         );
         worker.set_nat(nat.make(&built.tables)?.pop().flatten());
+        let mut health = Health::new(1);
+        health.renew(config, &built, 0);
         Ok(Self {
             worker,
             kept,
@@ -115,6 +119,7 @@ impl<P: PacketIo> Single<P> {
             config: config.clone(),
             resolver: Resolver::default(),
             care: TunnelCare::default(),
+            health,
             nat,
             events,
             mailbox,
@@ -143,6 +148,8 @@ impl<P: PacketIo> Single<P> {
             tracing::warn!("a worker takes no more commands");
         }
         (self.built, self.segment) = (built, segment);
+        self.config = config.clone();
+        self.health.renew(config, &self.built, now);
         self.worker.round(now);
         Ok(())
     }
@@ -173,6 +180,8 @@ impl<P: PacketIo> Single<P> {
             let _ = mailbox.send(command);
         };
         self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
+        let mut probe = |command| mailbox.send(command).is_ok();
+        self.health.tick(&self.built, Some(&self.segment), &mut self.resolver.heard, now, &mut probe);
         self.mailbox.collect();
         moved
     }

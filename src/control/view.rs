@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{
     apply::{ApplyFile, Configuration, Rollback},
     gateway::Gateway,
+    health::{self, view::HealthChange},
     neighbours::address_of,
     rekey::{Action, Change},
 };
@@ -37,6 +38,8 @@ pub enum Request {
     Sa(Sa),
     /// `{"end_session": "0-17-3"}`.
     EndSession(EndSession),
+    /// `{"health": "drain", "kind": "tunnel", "name": "dc"}`.
+    Health(HealthChange),
     /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
     Explain(Explain),
     /// `{"apply": "/etc/causeway/gateway.toml", …}`.
@@ -106,6 +109,15 @@ pub fn change_associations(gateway: &mut Gateway, request: &Sa) -> Value {
             tracing::info!("tunnel {} {word} under SPI {:#x}", request.tunnel, request.spi);
             json!({ "ok": "in force" })
         }
+        Err(error) => refusal(&error),
+    }
+}
+
+/// Does what an operator wants with an interface or tunnel.
+#[must_use]
+pub fn change_health(gateway: &mut Gateway, request: &HealthChange) -> Value {
+    match gateway.change_health(request) {
+        Ok(done) => json!({ "ok": done }),
         Err(error) => refusal(&error),
     }
 }
@@ -186,6 +198,8 @@ pub enum Topic {
     /// [`RuleRow`](super::nat::RuleRow)s.
     #[serde(rename = "nat-rules")]
     NatRules,
+    /// [`HealthRow`](super::health::view::HealthRow)s.
+    Health,
 }
 
 /// A page of a list.
@@ -385,7 +399,7 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
             Ok(told) => json!({ "ok": told }),
             Err(why) => refusal(&why),
         },
-        Request::Sa(_) => refusal(&"associations are changed by whoever runs the gateway"),
+        Request::Sa(_) | Request::Health(_) => refusal(&"this is changed by whoever runs the gateway"),
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
             Ok(()) => json!({ "ok": "ended" }),
             Err(why) => refusal(&why),
@@ -414,6 +428,9 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
             let filter = show.filter.clone().unwrap_or_default();
             gateway.nat_sessions(show.gateway.as_deref(), &filter, show.from, PAGE)
         }
+        Topic::Health => {
+            pages_of(health::view::PAGE, gateway.health().rows(gateway.now()), show.from, generation)
+        }
         Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
         Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
     }
@@ -424,10 +441,20 @@ fn page<T: Serialize + DeserializeOwned>(
     from: usize,
     generation: u64,
 ) -> Value {
-    let mut rows: Vec<T> = rows.skip(from).take(PAGE + 1).collect();
-    let more = rows.len() > PAGE;
-    rows.truncate(PAGE);
-    json!({ "ok": Page { rows, next: more.then(|| from.saturating_add(PAGE)), generation } })
+    pages_of(PAGE, rows, from, generation)
+}
+
+/// As [`page`], with so many rows.
+fn pages_of<T: Serialize + DeserializeOwned>(
+    size: usize,
+    rows: impl Iterator<Item = T>,
+    from: usize,
+    generation: u64,
+) -> Value {
+    let mut rows: Vec<T> = rows.skip(from).take(size + 1).collect();
+    let more = rows.len() > size;
+    rows.truncate(size);
+    json!({ "ok": Page { rows, next: more.then(|| from.saturating_add(size)), generation } })
 }
 
 const fn state_name(state: NeighbourState) -> &'static str {

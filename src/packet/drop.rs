@@ -108,6 +108,9 @@ drop_reasons! {
     /// A packet to the gateway itself that has done its work here: a reply to its own probe, or an ICMP error about one
     /// of its ESP packets, which it has learned from.
     LocalConsumed = "local-consumed",
+    /// A BFD packet from the other end that is cut short, or whose TTL is not 255: it has passed a router, or is forged
+    /// (RFC 5881 5).
+    BfdRefused = "bfd-refused",
     /// An ICMP error about an ESP packet that this gateway has not sent, or not lately; or, out of a tunnel, about a
     /// packet that no policy sends into it (RFC 4301 6.2). Forged, or very late.
     IcmpQuoteMismatch = "icmp-quote-mismatch",

@@ -159,6 +159,20 @@ impl Umem {
         true
     }
 
+    /// Keeps the `len` bytes from offset `at` of the packet on, and puts `front` bytes in front of them and `behind` behind:
+    /// what [`Frame::reframe`] and [`grow_back`](Self::grow_back) do one after the other. `false`, and no change, when the
+    /// packet has not as many bytes, or the chunk.
+    #[inline]
+    #[must_use]
+    pub fn wrap(&self, frame: &mut Frame, at: usize, len: usize, front: usize, behind: usize) -> bool {
+        let start = frame.headroom() + at;
+        if at + len > frame.len() || front > start || start + len + behind > self.chunk_size() {
+            return false;
+        }
+        frame.set((start - front) as u16, (front + len + behind) as u16);
+        true
+    }
+
     /// Makes the frame an empty packet with `headroom` bytes in front of it (at most the chunk).
     pub fn reset(&self, frame: &mut Frame, headroom: usize) {
         frame.set(headroom.min(self.chunk_size()) as u16, 0);

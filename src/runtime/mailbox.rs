@@ -10,7 +10,14 @@ use std::sync::{
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::{stage::NatTables, stats::WorkerCounters, table::tables::Tables};
+use crate::{
+    stage::NatTables,
+    stats::WorkerCounters,
+    table::{
+        probe::{Probe, Way},
+        tables::Tables,
+    },
+};
 
 /// What a worker looks things up in and counts in.
 #[derive(Debug)]
@@ -48,6 +55,13 @@ pub enum Command {
         tunnel: u16,
         /// How many.
         count: u16,
+    },
+    /// Send a probe.
+    Probe {
+        /// Which way.
+        way: Way,
+        /// What it says.
+        probe: Probe,
     },
     /// End the NAT session at this place, if it is still the one that is meant.
     EndSession {

@@ -15,6 +15,7 @@ use crate::{
         next_hop::NextHop,
         parse::Parse,
         path_errors::{PathErrors, Unreachable},
+        probe::Probes,
         reassemble::{Reassemble, too_late},
         rewrite::Rewrite,
         route::Route,
@@ -50,17 +51,18 @@ stages! {
     reassemble: Reassemble = 3,
     path_errors: PathErrors = 4,
     esp_open: EspOpen = 5,
-    spd_inbound: SpdInbound = 6,
-    serve: Serve = 7,
-    nat: Nat = 8,
-    spd: SpdOutbound = 9,
-    route: Route = 10,
-    next_hop: NextHop = 11,
-    mss: Mss = 12,
-    mtu: Mtu = 13,
-    unreachable: Unreachable = 14,
-    esp_seal: EspSeal = 15,
-    rewrite: Rewrite = 16,
+    probes: Probes = 6,
+    spd_inbound: SpdInbound = 7,
+    serve: Serve = 8,
+    nat: Nat = 9,
+    spd: SpdOutbound = 10,
+    route: Route = 11,
+    next_hop: NextHop = 12,
+    mss: Mss = 13,
+    mtu: Mtu = 14,
+    unreachable: Unreachable = 15,
+    esp_seal: EspSeal = 16,
+    rewrite: Rewrite = 17,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -168,6 +170,9 @@ impl Pipeline {
             self.esp_open(cx, burst);
         }
         let features = cx.tables.features;
+        if features.probes && !cx.lanes.local.is_empty() {
+            self.probes(cx, burst);
+        }
         if (features.policies || features.tunnels) && !(cx.lanes.forward | cx.lanes.local).is_empty() {
             self.spd_inbound(cx, burst);
         }

@@ -12,7 +12,7 @@ use crate::{
     packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links},
     stage::{
         Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed, filler,
-        next_hop::SILENT_NEIGHBOUR,
+        next_hop::SILENT_NEIGHBOUR, probe,
     },
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
@@ -534,6 +534,10 @@ impl<P: PacketIo> Worker<P> {
                         self.fill(made, WorkerColumn::Dummies);
                     }
                 }
+                Command::Probe { way, probe } => {
+                    let made = probe::make(&self.tables, &mut self.pool, way, &probe, now);
+                    self.fill(made, WorkerColumn::Probes);
+                }
                 Command::Transmit { port, interface, frame: bytes } => {
                     self.originate(port, interface, &bytes);
                     self.mailbox.give_back(Retired::Frame(bytes));
@@ -547,7 +551,8 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    /// Sends what keeps a tunnel busy with the next packets; there is no harm in doing without.
+    /// Sends what keeps a tunnel busy, or asks whether a way is good, with the next packets; there is no harm in doing
+    /// without one.
     fn fill(&mut self, made: Option<Resumed>, column: WorkerColumn) {
         let Some(packet) = made else { return };
         if let Err(error) = self.out.resumed.try_push(packet) {

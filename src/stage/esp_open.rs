@@ -24,7 +24,7 @@ use crate::{
         checksum::Delta,
         esp::{self, Encapsulated},
         ip::protocol,
-        ipv4::Ipv4,
+        ipv4::{self, Ipv4},
         ipv6::Ipv6,
         udp,
     },
@@ -73,7 +73,7 @@ impl Stage for EspOpen {
         }
         let slots = self.admit(cx, burst, slots);
         let good = self.open(cx, burst, slots);
-        let mut run = Run::default();
+        let mut run = Run::NONE;
         for slot in slots {
             let found = *self.entry(slot);
             let Some(sa) = cx.tables.sas.get(found.sa as usize) else { continue };
@@ -299,9 +299,10 @@ fn refusal(counters: &WorkerCounters, sa: &SaIn, refused: Refused) -> DropReason
 }
 
 /// What is counted of packets of one association that follow each other.
-#[derive(Default)]
 struct Run<'a> {
     sa: Option<&'a SaIn>,
+    /// What the metadata of its inner packets begins with.
+    template: Meta,
     packets: u64,
     bytes: u64,
     inner_packets: u64,
@@ -309,12 +310,23 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// No packets.
+    const NONE: Self =
+        Self { sa: None, template: Meta::EMPTY, packets: 0, bytes: 0, inner_packets: 0, inner_bytes: 0 };
+
     /// Goes on with a packet of `sa`.
     #[inline(always)]
     fn follow(&mut self, counters: &WorkerCounters, sa: &'a SaIn) {
         if !self.sa.is_some_and(|last| std::ptr::eq(last, sa)) {
             self.count(counters);
-            *self = Self { sa: Some(sa), ..Self::default() };
+            let template = Meta {
+                gateway: sa.gateway,
+                ingress_tunnel: sa.tunnel,
+                flags: Flags::FROM_TUNNEL,
+                l4: ipv4::HEADER_LEN as u16,
+                ..Meta::EMPTY
+            };
+            *self = Self { sa: Some(sa), template, ..Self::NONE };
         }
     }
 
@@ -355,26 +367,20 @@ fn inner(
     };
     run.packets += 1;
     run.bytes += text.len() as u64;
-    let outer_tos = meta.tos;
-    *meta = Meta {
-        port: meta.port,
-        interface: meta.interface,
-        wire_len: meta.wire_len,
-        passes: meta.passes,
-        gateway: sa.gateway,
-        ingress_tunnel: sa.tunnel,
-        flags: Flags::FROM_TUNNEL,
-        ..Meta::EMPTY
-    };
+    let (outer_tos, port, interface, passes) = (meta.tos, meta.port, meta.interface, meta.passes);
     let frame = burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?;
     if !frame.reframe(start, trailer.payload_len, 0) {
         return Err(DropReason::EspLength);
     }
     let (bytes, meta) = burst.packet_mut(umem, slot);
-    parse::ip(bytes, meta)?;
-    if meta.is_v6() != v6 {
-        return Err(DropReason::EspNextHeader);
+    if v6 || !parse::ordinary::inner(&run.template, bytes, meta) {
+        *meta = Meta { wire_len: meta.wire_len, ..run.template };
+        parse::ip(bytes, meta)?;
+        if meta.is_v6() != v6 {
+            return Err(DropReason::EspNextHeader);
+        }
     }
+    (meta.port, meta.interface, meta.passes) = (port, interface, passes);
     if (meta.tos ^ outer_tos) & 3 != 0 {
         if is_alarming(meta.tos & 3, outer_tos & 3) {
             counters.sa(sa.index, SaColumn::EcnAlarms, 1);

@@ -165,7 +165,7 @@ impl<'a> Sealing<'a> {
             return;
         }
         let mut numbers = sa.sequence.take(run.len() as u32).unwrap_or(0..0);
-        let (mut packets, mut bytes) = (0, 0);
+        let (before, mut bytes) = (self.texts.len(), 0);
         let (mut dummies, mut dummy_bytes) = (0, 0);
         for slot in run {
             // When fewer are left than packets, the last packets go without.
@@ -180,7 +180,6 @@ impl<'a> Sealing<'a> {
                 burst.drop(slot, DropReason::NoBuffer);
                 continue;
             };
-            packets += 1;
             bytes += length;
             if flags.has(Flags::DUMMY) {
                 dummies += 1;
@@ -191,6 +190,7 @@ impl<'a> Sealing<'a> {
             // As many as slots, so there is room.
             let _ = self.texts.try_push(Text { sa, sequence, at: way.in_front });
         }
+        let packets = (self.texts.len() - before) as u64;
         if way.tunnel.outer.needs_checksum() {
             self.unsummed |= run;
         }
@@ -249,9 +249,7 @@ fn encapsulate(umem: &Umem, burst: &mut Burst, slot: Slot, way: &Way<'_>, sequen
     let behind = esp::padding(payload) + esp::TRAILER_LEN + esp::ICV_LEN;
     let total = way.in_front + payload + behind;
     let frame = frame?;
-    if !frame.reframe(usize::from(meta.l3), length, way.in_front)
-        || !umem.grow_back(frame, total - way.in_front - length)
-    {
+    if !umem.wrap(frame, meta.l3.into(), length, way.in_front, total - way.in_front - length) {
         return None;
     }
     let (bytes, meta) = burst.packet_mut(umem, slot);

@@ -4,7 +4,11 @@ use std::net::IpAddr;
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::{packet::DropReason, wire::ethernet::MacAddr};
+use crate::{
+    packet::DropReason,
+    table::probe::Way,
+    wire::{bfd, ethernet::MacAddr},
+};
 
 /// How sure a neighbour's claim of an address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +51,28 @@ pub enum Event {
         reason: DropReason,
         /// For a host, or by a pool, with this address.
         address: u32,
+    },
+    /// A probe of ours was answered.
+    Echo {
+        /// Which way it went.
+        way: Way,
+        /// Its number.
+        sequence: u16,
+        /// When a worker made it (ns).
+        sent: u64,
+        /// When a worker got the answer (ns).
+        received: u64,
+    },
+    /// A BFD control packet came from the other end.
+    Bfd {
+        /// Which way it came.
+        way: Way,
+        /// Its first bytes.
+        packet: [u8; bfd::LEN],
+        /// How many its datagram has.
+        len: u16,
+        /// When a worker got it (ns).
+        received: u64,
     },
     /// A host claims an address that is ours.
     Conflict {

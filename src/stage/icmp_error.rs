@@ -154,16 +154,14 @@ fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut F
     Some(fresh)
 }
 
-/// The address the error is sent from: where the packet was for the gateway itself, the one it was for (RFC 4443 2.2);
+/// The address the error is sent from: where an IPv6 packet was for the gateway itself, the one it was for (RFC 4443 2.2);
 /// else of the interface the packet came by (RFC 1812 4.3.2.4); out of a tunnel, the one that the gateway keeps for
 /// this.
 fn own_address(cx: &Cx<'_>, meta: &Meta, (like, destination): (IpAddr, IpAddr)) -> Option<IpAddr> {
     let gateway = cx.tables.gateway(meta.gateway)?;
-    let is_own = match destination {
-        IpAddr::V4(a) => gateway.own.v4(a.to_bits()).is_some(),
-        IpAddr::V6(a) => gateway.own.v6(a.to_bits()).is_some(),
-    };
-    if is_own {
+    if let IpAddr::V6(own) = destination
+        && gateway.own.v6(own.to_bits()).is_some()
+    {
         return Some(destination);
     }
     let chosen = || match like {

@@ -102,7 +102,7 @@ impl Stage for Serve {
 }
 
 /// Turns an echo request into its reply, in place. Whether it was one.
-fn echo(bytes: &mut [u8], meta: &mut Meta) -> Result<bool, DropReason> {
+pub(super) fn echo(bytes: &mut [u8], meta: &mut Meta) -> Result<bool, DropReason> {
     let request =
         u16::from(if meta.is_v6() { icmpv6::kind::ECHO_REQUEST } else { icmpv4::kind::ECHO_REQUEST }) << 8;
     let icmp = if meta.is_v6() { protocol::ICMPV6 } else { protocol::ICMPV4 };

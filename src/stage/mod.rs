@@ -21,6 +21,7 @@ pub mod neighbour;
 pub mod next_hop;
 pub mod parse;
 pub mod path_errors;
+pub mod probe;
 pub mod quoted;
 pub mod reassemble;
 pub mod rewrite;

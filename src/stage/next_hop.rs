@@ -2,7 +2,7 @@
 
 use super::{Cx, Stage, icmp_error};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot},
+    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
     stage::icmp_error::Problem,
     table::{
         choice::{Choice, Needs, flow_hash},
@@ -35,25 +35,28 @@ impl Stage for NextHop {
     const NAME: &'static str = "next-hop";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        let mut way = WayOut::NONE;
-        for slot in super::take(&mut cx.lanes.chosen, burst) {
-            let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-            if !way.is_of(meta) && !choose(cx.tables, bytes, meta, &way) {
-                way = WayOut::find(cx.tables, meta).unwrap_or(WayOut::NONE);
-            }
-            let result = if way.is_of(meta) {
-                leave(cx, &way, bytes, meta, slot)
+        let mut left = super::take(&mut cx.lanes.chosen, burst);
+        while let Some(first) = left.first() {
+            let (bytes, meta) = burst.packet_mut(cx.umem, first);
+            choose(cx.tables, bytes, meta, &WayOut::NONE);
+            left -= if let Some(way) = WayOut::find(cx.tables, meta) {
+                leave(cx, burst, left, &way)
             } else {
-                stay(cx, bytes, meta, slot)
-            };
-            match result {
-                Ok(()) => {}
-                Err((reason, None)) => burst.drop(slot, reason),
-                Err((reason, Some(problem))) => {
-                    icmp_error::drop_with_error(cx, burst, slot, reason, problem);
+                if let Err(refusal) = stay(cx, bytes, meta, first) {
+                    refuse(cx, burst, first, refusal);
                 }
-            }
+                Slots::only(first)
+            };
         }
+    }
+}
+
+/// Drops a packet that cannot go on.
+#[cold]
+fn refuse(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, (reason, problem): Refusal) {
+    match problem {
+        None => burst.drop(slot, reason),
+        Some(problem) => icmp_error::drop_with_error(cx, burst, slot, reason, problem),
     }
 }
 
@@ -109,12 +112,13 @@ impl WayOut {
         };
         let into = |tunnel| {
             let mtu = tables.tunnel(tunnel)?.inner_mtu();
-            let up = Needs::Tunnel(tunnel).met(&tables.liveness);
+            // What is held down works: it is chosen only where nothing better is there.
+            let up = Needs::Tunnel(tunnel).works(&tables.liveness);
             Some(Self { tunnel, only: only(up, transit), up, mtu, ..this })
         };
         let by = |number| {
             let interface = tables.interface(number)?;
-            let up = Needs::Interface(number).met(&tables.liveness);
+            let up = Needs::Interface(number).works(&tables.liveness);
             let only = only(up, transit || interface.side == Side::Local);
             Some(Self { egress: number, only, up, mtu: interface.mtu, ..this })
         };
@@ -166,15 +170,32 @@ fn refusal(way: &WayOut) -> Refusal {
     }
 }
 
-/// The packet goes out of its gateway.
+/// Sends packets out of their gateway: those from the first of `slots` on that go this way. The result says which these
+/// are.
 #[inline(always)]
-fn leave(
-    cx: &mut Cx<'_>,
-    way: &WayOut,
-    bytes: &mut [u8],
-    meta: &mut Meta,
-    slot: Slot,
-) -> Result<(), Refusal> {
+fn leave(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: &WayOut) -> Slots {
+    let (mut done, mut too_big) = (Slots::NONE, Slots::NONE);
+    for slot in slots {
+        let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+        if !way.is_of(meta) && !choose(cx.tables, bytes, meta, way) {
+            break;
+        }
+        done.insert(slot);
+        match pass(cx.tables, way, bytes, meta) {
+            Ok(()) => too_big.insert_if(slot, meta.ip_len > way.mtu),
+            Err(refusal) => refuse(cx, burst, slot, refusal),
+        }
+    }
+    let leaving = done & burst.live();
+    cx.lanes.too_big |= leaving & too_big;
+    let lane = if way.tunnel == NO_TUNNEL { &mut cx.lanes.tx } else { &mut cx.lanes.seal };
+    *lane |= leaving - too_big;
+    done
+}
+
+/// Lets one packet pass this way.
+#[inline(always)]
+fn pass(tables: &Tables, way: &WayOut, bytes: &mut [u8], meta: &mut Meta) -> Result<(), Refusal> {
     if way.only != Flags::NONE && !meta.flags.any(way.only) {
         return Err(refusal(way));
     }
@@ -187,16 +208,8 @@ fn leave(
         } else {
             NeighbourKey::v4(way.egress, meta.dst)
         };
-        meta.neighbour = cx.tables.neighbours.lookup(&key).map_or(NO_NEIGHBOUR, |id| id.to_bits());
+        meta.neighbour = tables.neighbours.lookup(&key).map_or(NO_NEIGHBOUR, |id| id.to_bits());
     }
-    let lane = if meta.ip_len > way.mtu {
-        &mut cx.lanes.too_big
-    } else if way.tunnel == NO_TUNNEL {
-        &mut cx.lanes.tx
-    } else {
-        &mut cx.lanes.seal
-    };
-    lane.insert(slot);
     Ok(())
 }
 

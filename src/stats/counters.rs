@@ -79,6 +79,12 @@ columns! {
         TakenOver = "taken_over",
         /// Beginnings and ends of NAT sessions that the log took no more of.
         NatLogLost = "nat_log_lost",
+        /// Probes of health sent: ICMP echo requests and BFD packets.
+        Probes = "probes",
+        /// Answers to them, and BFD packets of other ends; these count as drops, `local-consumed`, in the balance.
+        ProbesHeard = "probes_heard",
+        /// Echo requests of other ends answered in their tunnels.
+        ProbesAnswered = "probes_answered",
     }
 }
 
@@ -199,6 +205,36 @@ columns! {
 }
 
 columns! {
+    /// What is known of the health of an interface or tunnel. All are gauges of the control thread's.
+    HealthColumn {
+        /// 0 init, 1 up, 2 down, 3 held down, 4 waiting for an operator.
+        State = "state",
+        /// 1 while traffic may go this way.
+        Usable = "usable",
+        /// How often it went down or came back.
+        Switches = "switches",
+        /// Probes sent.
+        Sent = "sent",
+        /// Probes that no answer came to in time.
+        Lost = "lost",
+        /// Probes lost in the last minute, of a million.
+        LossMinute = "loss_minute_ppm",
+        /// Probes lost in the last hour, of a million.
+        LossHour = "loss_hour_ppm",
+        /// Round trip of the last answer, in microseconds.
+        Delay = "delay_us",
+        /// Median of the round trips, in microseconds.
+        Delay50 = "delay_p50_us",
+        /// 99th percentile of the round trips, in microseconds.
+        Delay99 = "delay_p99_us",
+        /// Whether the BFD session is up: 0 AdminDown, 1 Down, 2 Init, 3 Up.
+        BfdState = "bfd_state",
+        /// BFD packets refused: malformed, or of no session.
+        BfdRefused = "bfd_refused",
+    }
+}
+
+columns! {
     /// What is counted of a NAT pool.
     PoolColumn {
         /// Sessions now. A gauge.
@@ -233,6 +269,8 @@ pub mod group {
     pub const SA: &str = "sa";
     /// [`PoolColumn`](super::PoolColumn)s.
     pub const POOL: &str = "pool";
+    /// [`HealthColumn`](super::HealthColumn)s of `interface NAME` and `tunnel NAME`, in the block of the first worker.
+    pub const HEALTH: &str = "health";
 }
 
 /// The row of drops of packets that belong to no interface and came by no port.
@@ -242,6 +280,12 @@ pub const NO_INTERFACE: &str = "-";
 #[must_use]
 pub fn port_row(port: &str) -> String {
     format!("port {port}")
+}
+
+/// The row of the health of an interface or tunnel: `kind` says which.
+#[must_use]
+pub fn health_row(kind: &str, name: &str) -> String {
+    format!("{kind} {name}")
 }
 
 /// What rows the segment of a gateway has.
@@ -261,6 +305,8 @@ pub struct Rows {
     pub sas: Vec<String>,
     /// Names of NAT pools.
     pub pools: Vec<String>,
+    /// Names of interfaces and tunnels, by [`health_row`].
+    pub health: Vec<String>,
 }
 
 impl Rows {
@@ -281,6 +327,7 @@ impl Rows {
             (group::TUNNEL, self.tunnels, traffic.clone()),
             (group::POLICY, self.policies, traffic),
             (group::SA, self.sas, columns(&mut SaColumn::ALL.iter().map(|c| c.name()))),
+            (group::HEALTH, self.health, columns(&mut HealthColumn::ALL.iter().map(|c| c.name()))),
             (group::POOL, self.pools, columns(&mut PoolColumn::ALL.iter().map(|c| c.name()))),
         ];
         Layout::new(name, workers, tick_hz, groups)

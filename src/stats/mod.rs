@@ -13,7 +13,7 @@ pub mod layout;
 pub mod segment;
 
 pub use counters::{
-    PoolColumn, PortColumn, SaColumn, StageColumn, TrafficColumn, WorkerColumn, WorkerCounters,
+    HealthColumn, PoolColumn, PortColumn, SaColumn, StageColumn, TrafficColumn, WorkerColumn, WorkerCounters,
 };
 pub use layout::{Group, Layout};
 pub use segment::{Reader, Segment, SegmentError};

@@ -54,6 +54,17 @@ impl Needs {
             Self::Tunnel(number) => liveness.tunnel_is_up(number),
         }
     }
+
+    /// Whether it works, though it may be held down: enough where there is nothing better.
+    #[inline]
+    #[must_use]
+    pub fn works(self, liveness: &Liveness) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Interface(number) => liveness.interface_works(number),
+            Self::Tunnel(number) => liveness.tunnel_works(number),
+        }
+    }
 }
 
 /// One way of a tier.
@@ -119,8 +130,8 @@ impl Tier {
     }
 
     #[inline]
-    fn live(&self, liveness: &Liveness) -> u64 {
-        let bits = self.members.iter().zip(0..).map(|(m, place)| u64::from(m.needs.met(liveness)) << place);
+    fn live(&self, is_live: impl Fn(Needs) -> bool) -> u64 {
+        let bits = self.members.iter().zip(0..).map(|(m, place)| u64::from(is_live(m.needs)) << place);
         bits.fold(0, |all, bit| all | bit)
     }
 }
@@ -155,12 +166,18 @@ impl Choice {
         &self.tiers
     }
 
-    /// The first tier of which anything can be used.
+    /// The first tier of which anything can be used; where there is none, the first of which anything works that is held
+    /// down.
     #[inline]
     #[must_use]
     pub fn standing(&self, liveness: &Liveness) -> Option<Standing<'_>> {
+        self.first_of(|needs| needs.met(liveness)).or_else(|| self.first_of(|needs| needs.works(liveness)))
+    }
+
+    #[inline]
+    fn first_of(&self, is_live: impl Fn(Needs) -> bool) -> Option<Standing<'_>> {
         self.tiers.iter().find_map(|tier| {
-            let live = tier.live(liveness);
+            let live = tier.live(&is_live);
             (live != 0).then_some(Standing { tier, live })
         })
     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
+use super::probe::Watch;
 use crate::wire::{
     ethernet::MacAddr,
     ip::{IpPrefix, Ipv4Prefix, Ipv6Prefix},
@@ -62,6 +63,8 @@ pub struct Interface {
     pub proxied: Vec<IpPrefix>,
     /// The host TAP that takes what is for the host, by number.
     pub host: Option<u16>,
+    /// How health is found out on its link.
+    pub watch: Watch,
 }
 
 impl Interface {
@@ -144,6 +147,9 @@ impl Demux {
     }
 }
 
+/// In place of an interface's number: the address is that of a probe inside a tunnel.
+pub const OF_A_PROBE: u16 = u16::MAX;
+
 /// The addresses of one gateway itself, on any of its interfaces.
 ///
 /// Every packet is asked whether it is for the gateway, and nearly none is: a filter of 256 bits answers most.
@@ -201,10 +207,10 @@ impl OwnAddresses {
         self.v6.get(at).map(|e| e.1)
     }
 
-    /// All addresses of the same IP version as this one.
+    /// All addresses of interfaces, of the same IP version as this one.
     pub fn like(&self, address: IpAddr) -> impl Iterator<Item = IpAddr> {
-        let v4 = self.v4.iter().map(|e| IpAddr::V4(e.0.into()));
-        let v6 = self.v6.iter().map(|e| IpAddr::V6(e.0.into()));
+        let v4 = self.v4.iter().filter(|e| e.1 != OF_A_PROBE).map(|e| IpAddr::V4(e.0.into()));
+        let v6 = self.v6.iter().filter(|e| e.1 != OF_A_PROBE).map(|e| IpAddr::V6(e.0.into()));
         v4.chain(v6).filter(move |own| own.is_ipv4() == address.is_ipv4())
     }
 

@@ -15,8 +15,10 @@ impl Cause {
     pub const UNREACHED: Self = Self(1);
     /// An operator has taken it out of service.
     pub const DRAINED: Self = Self(1 << 1);
-    /// The port has no carrier.
+    /// The port has no carrier; of a tunnel, the line that it goes by cannot be used.
     pub const NO_CARRIER: Self = Self(1 << 2);
+    /// It works again, but traffic is not to come back yet: the hold-down runs, or an operator has to say so.
+    pub const HELD: Self = Self(1 << 3);
 }
 
 /// The words of all interfaces and tunnels.
@@ -46,6 +48,21 @@ impl Liveness {
     #[must_use]
     pub fn tunnel_is_up(&self, number: u16) -> bool {
         is_zero(&self.tunnels, number)
+    }
+
+    /// Whether the interface of this number works, though traffic may have to wait before it comes back: for those who
+    /// have no other way.
+    #[inline]
+    #[must_use]
+    pub fn interface_works(&self, number: u16) -> bool {
+        works(&self.interfaces, number)
+    }
+
+    /// The same of the tunnel of this number.
+    #[inline]
+    #[must_use]
+    pub fn tunnel_works(&self, number: u16) -> bool {
+        works(&self.tunnels, number)
     }
 
     /// Control: says whether `cause` speaks against the interface of this number. The result is whether that changed
@@ -78,6 +95,11 @@ fn is_zero(words: &[AtomicU8], number: u16) -> bool {
     words.get(usize::from(number)).is_some_and(|word| word.load(Ordering::Relaxed) == 0)
 }
 
+#[inline(always)]
+fn works(words: &[AtomicU8], number: u16) -> bool {
+    words.get(usize::from(number)).is_some_and(|word| word.load(Ordering::Relaxed) & !Cause::HELD.0 == 0)
+}
+
 fn has(words: &[AtomicU8], number: u16, cause: Cause) -> bool {
     words.get(usize::from(number)).is_some_and(|word| word.load(Ordering::Relaxed) & cause.0 != 0)
 }
@@ -107,7 +129,10 @@ mod tests {
         assert!(liveness.set_tunnel(7, Cause::UNREACHED, false));
         assert!(!liveness.tunnel_is_up(7), "still drained");
         assert!(liveness.tunnel_has(7, Cause::DRAINED) && !liveness.tunnel_has(7, Cause::UNREACHED));
+        assert!(!liveness.tunnel_works(7));
         assert!(liveness.set_tunnel(7, Cause::DRAINED, false));
-        assert!(liveness.tunnel_is_up(7));
+        assert!(liveness.tunnel_is_up(7) && liveness.tunnel_works(7));
+        liveness.set_tunnel(7, Cause::HELD, true);
+        assert!(!liveness.tunnel_is_up(7) && liveness.tunnel_works(7));
     }
 }

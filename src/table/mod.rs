@@ -22,6 +22,7 @@ pub mod neighbour;
 pub mod next_hops;
 pub mod path;
 pub mod prefetch;
+pub mod probe;
 pub mod rib;
 pub mod sad;
 pub mod session;

@@ -13,6 +13,7 @@ use super::{
     lpm::{Lpm4, Lpm6},
     neighbour::{NeighbourId, NeighbourTable},
     next_hops::{Hop, NextHops},
+    probe::{Watch, Way},
     sad::Sad,
     spd::Spd,
     tunnel::{SaIn, Tunnel},
@@ -87,7 +88,7 @@ impl Protection {
         self.first == tunnel || tunnel != NO_TUNNEL && self.standby.contains(&tunnel)
     }
 
-    /// The first that is up; the first of all when none is, whose state is looked at again where it is used.
+    /// The first that is up, or else that works and is held down; the first of all when none does, whose state is looked at again where it is used.
     #[inline]
     #[must_use]
     pub fn choose(&self, liveness: &Liveness) -> u16 {
@@ -96,7 +97,9 @@ impl Protection {
             return self.first;
         }
         let up = |tunnel: &&u16| **tunnel != NO_TUNNEL && liveness.tunnel_is_up(**tunnel);
-        self.standby.iter().find(up).copied().unwrap_or(self.first)
+        let works = |tunnel: &u16| liveness.tunnel_works(*tunnel);
+        let held = || self.tunnels().find(works);
+        self.standby.iter().find(up).copied().or_else(held).unwrap_or(self.first)
     }
 }
 
@@ -182,17 +185,21 @@ pub struct Features {
     pub tunnels: bool,
     /// Some tunnel clamps the MSS of TCP connections.
     pub clamps: bool,
+    /// Some interface or tunnel is probed.
+    pub probes: bool,
 }
 
 impl Features {
-    /// Of these gateways and tunnels.
+    /// Of these gateways, interfaces and tunnels.
     #[must_use]
-    pub fn of(gateways: &[Gateway], tunnels: &[Tunnel]) -> Self {
+    pub fn of(gateways: &[Gateway], interfaces: &[Interface], tunnels: &[Tunnel]) -> Self {
         Self {
             nat: gateways.iter().any(|gateway| gateway.nat.is_some()),
             policies: gateways.iter().any(|gateway| !gateway.spd.is_empty()),
             tunnels: !tunnels.is_empty(),
             clamps: tunnels.iter().any(|tunnel| tunnel.mss.is_some()),
+            probes: interfaces.iter().any(|interface| interface.watch.is_set())
+                || tunnels.iter().any(|tunnel| tunnel.watch.is_set()),
         }
     }
 }
@@ -217,6 +224,16 @@ impl Tables {
     #[must_use]
     pub fn tunnel(&self, number: u16) -> Option<&Tunnel> {
         self.tunnels.get(usize::from(number))
+    }
+
+    /// How health is found out on a way out.
+    #[inline]
+    #[must_use]
+    pub fn watch(&self, way: Way) -> Option<&Watch> {
+        match way {
+            Way::Interface(number) => self.interface(number).map(|interface| &interface.watch),
+            Way::Tunnel(number) => self.tunnel(number).map(|tunnel| &tunnel.watch),
+        }
     }
 
     /// The next hop of this number, if it is one and no choice.

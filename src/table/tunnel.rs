@@ -11,7 +11,10 @@ use std::{
     },
 };
 
-use super::path::{LEAST_V6, Path};
+use super::{
+    path::{LEAST_V6, Path},
+    probe::Watch,
+};
 use crate::{
     crypto::{
         aead::Key,
@@ -194,50 +197,58 @@ impl Outer {
     ///
     /// The UDP checksum is zero (RFC 3948 2.1); over IPv6 [`Outer::fill_checksum`] comes later.
     /// `identification` is used when `df` is clear; an atomic packet needs none (RFC 6864).
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, packet: &mut [u8], class: u8, df: bool, identification: u16) {
-        let total = packet.len();
         if self.v6 {
-            let Some(target) = packet.get_mut(..self.header_len()) else { return };
-            target.copy_from_slice(self.bytes.get(..self.header_len()).unwrap_or(&[]));
-            if let Some((mut header, _)) = Ipv6::split_mut(target) {
-                header.set_traffic_class(class);
-                header.set_payload_len((total - ipv6::HEADER_LEN) as u16);
-            }
+            self.write_v6(packet, class);
         } else {
-            let Some(header) = packet.first_chunk_mut::<{ ipv4::HEADER_LEN }>() else { return };
-            let flags: u16 = if df { 0x4000 } else { 0 };
-            let identification = if df { 0 } else { identification };
-            // Four words of 16 bits: their sum and its carries fit 32.
-            let sum = u32::from(self.sum.get()) + u32::from(class) + total as u32;
-            let sum = Sum::of_u32(sum + u32::from(identification) + u32::from(flags));
-            // As three words, so that the header is written by three stores; the first byte is the lowest.
-            let place = |field: u16, at: usize| u64::from(field.swap_bytes()) << (8 * at);
-            let [a, b, c] = self.words;
-            let a = a
-                | u64::from(class) << 8
-                | place(total as u16, 2)
-                | place(identification, 4)
-                | place(flags, 6);
-            let b = b | place(sum.checksum(), 2);
-            let (words, last) = header.as_chunks_mut::<8>();
-            for (bytes, word) in words.iter_mut().zip([a, b]) {
-                *bytes = word.to_le_bytes();
-            }
-            last.copy_from_slice(&(c as u32).to_le_bytes());
-            if self.udp
-                && let Some(target) = packet.get_mut(ipv4::HEADER_LEN..ipv4::HEADER_LEN + udp::HEADER_LEN)
-            {
-                target.copy_from_slice(
-                    self.bytes.get(ipv4::HEADER_LEN..ipv4::HEADER_LEN + udp::HEADER_LEN).unwrap_or(&[]),
-                );
-            }
+            self.write_v4(packet, class, df, identification);
         }
         if self.udp {
-            let at = if self.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
-            if let Some(mut header) = udp::Udp::at_mut(packet, at) {
-                header.set_length((total - at) as u16);
-            }
+            self.write_udp(packet);
+        }
+    }
+
+    fn write_v6(&self, packet: &mut [u8], class: u8) {
+        let total = packet.len();
+        let Some(target) = packet.get_mut(..self.header_len()) else { return };
+        target.copy_from_slice(self.bytes.get(..self.header_len()).unwrap_or(&[]));
+        if let Some((mut header, _)) = Ipv6::split_mut(target) {
+            header.set_traffic_class(class);
+            header.set_payload_len((total - ipv6::HEADER_LEN) as u16);
+        }
+    }
+
+    #[inline(always)]
+    fn write_v4(&self, packet: &mut [u8], class: u8, df: bool, identification: u16) {
+        let total = packet.len();
+        let Some(header) = packet.first_chunk_mut::<{ ipv4::HEADER_LEN }>() else { return };
+        let flags: u16 = if df { 0x4000 } else { 0 };
+        let identification = if df { 0 } else { identification };
+        // Words of 16 bits: their sum and its carries fit 32.
+        let sum = u32::from(self.sum.get()) + u32::from(class) + total as u32;
+        let sum = Sum::of_u32(sum + u32::from(identification) + u32::from(flags));
+        // As three words, so that the header is written by three stores; the first byte is the lowest.
+        let place = |field: u16, at: usize| u64::from(field.swap_bytes()) << (8 * at);
+        let [a, b, c] = self.words;
+        let a =
+            a | u64::from(class) << 8 | place(total as u16, 2) | place(identification, 4) | place(flags, 6);
+        let b = b | place(sum.checksum(), 2);
+        let (words, last) = header.as_chunks_mut::<8>();
+        for (bytes, word) in words.iter_mut().zip([a, b]) {
+            *bytes = word.to_le_bytes();
+        }
+        last.copy_from_slice(&(c as u32).to_le_bytes());
+    }
+
+    fn write_udp(&self, packet: &mut [u8]) {
+        let (at, total) = (self.header_len() - udp::HEADER_LEN, packet.len());
+        let ready = self.bytes.get(at..self.header_len()).unwrap_or(&[]);
+        if let Some(target) = packet.get_mut(at..self.header_len()) {
+            target.copy_from_slice(ready);
+        }
+        if let Some(mut header) = udp::Udp::at_mut(packet, at) {
+            header.set_length((total - at) as u16);
         }
     }
 }
@@ -410,6 +421,8 @@ pub struct Tunnel {
     pub mss: Option<Mss>,
     /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.
     pub tfc: u16,
+    /// How health is found out inside it.
+    pub watch: Watch,
 }
 
 impl Tunnel {

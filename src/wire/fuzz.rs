@@ -1,7 +1,7 @@
 //! Every view over arbitrary bytes: called by the fuzz target and by the tests, so that both walk the same.
 
 use super::checksum::{Delta, Sum};
-use super::{arp, esp, ethernet, flow, icmpv4, icmpv6, ip, ipv4, ipv6, tcp, udp, vlan};
+use super::{arp, bfd, esp, ethernet, flow, icmpv4, icmpv6, ip, ipv4, ipv6, tcp, udp, vlan};
 use std::hint::black_box;
 use std::net::Ipv6Addr;
 
@@ -98,6 +98,7 @@ fn layer_4(protocol: u8, bytes: &[u8]) {
             let Ok(datagram) = udp::parse(bytes) else { return };
             assert_eq!(udp::HEADER_LEN + datagram.payload.len(), usize::from(datagram.header.length()));
             _ = black_box(datagram.is_checksum_valid(Sum::ZERO));
+            bfd_packet(datagram.payload);
             if let esp::Encapsulated::Esp(packet) = esp::classify(datagram.payload) {
                 _ = black_box(esp::Esp::split(packet).map(|(header, _)| (header.spi(), header.sequence())));
             }
@@ -131,6 +132,14 @@ fn layer_4(protocol: u8, bytes: &[u8]) {
             }
         }
         _ => {}
+    }
+}
+
+fn bfd_packet(bytes: &[u8]) {
+    let Some((packet, _)) = bfd::Control::split(bytes) else { return };
+    if let Ok(repr) = bfd::Repr::parse(&packet, bytes.len()) {
+        let again = repr.emit();
+        assert_eq!(again.get(4..), packet.bytes().get(4..), "BFD is what was parsed");
     }
 }
 

@@ -16,6 +16,7 @@
 mod field;
 
 pub mod arp;
+pub mod bfd;
 pub mod checksum;
 pub mod esp;
 pub mod ethernet;

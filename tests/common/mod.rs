@@ -189,6 +189,17 @@ impl Lab {
         }
     }
 
+    /// Lets a short time pass, and the gateway work once.
+    pub fn advance(&mut self, time: Duration) {
+        self.now += time.as_nanos() as u64;
+        self.run();
+    }
+
+    /// Nanoseconds on the gateway's clock.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
     pub fn announce(&mut self) {
         self.single.announce(self.now);
         self.run();

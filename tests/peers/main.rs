@@ -1,9 +1,10 @@
-//! ESP with implementations that nobody here wrote: the Linux kernel in a virtual machine, strongSwan,
-//! and scapy.
+//! ESP and BFD with implementations that nobody here wrote: the Linux kernel in a virtual machine, strongSwan, scapy,
+//! and BIRD.
 //!
 //! Nothing is installed by these tests: `scripts/test` does that. A test whose peer is missing says that it was not
 //! run; with `CI` set it fails.
 
+mod bird;
 #[path = "../common/mod.rs"]
 mod common;
 mod kernel;

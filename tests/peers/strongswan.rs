@@ -80,6 +80,7 @@ impl End {
 
 /// A host, the gateway with a charon behind its TAP, a wire that records, and the far charon.
 struct Bench {
+    kind: Kind,
     // Before the network they are in.
     charons: Vec<Process>,
     site: Site,
@@ -92,8 +93,41 @@ struct Bench {
     early: Vec<u64>,
 }
 
+/// What differs between runs: the IP version outside, and the bits of the AES keys.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    v6: bool,
+    bits: usize,
+}
+
+impl Kind {
+    /// The outer address of an end, as both ends write it.
+    const fn outer(self, end: End) -> &'static str {
+        match (self.v6, end) {
+            (false, End::Near) => "192.0.2.1",
+            (false, End::Far) => "192.0.2.2",
+            (true, End::Near) => "2001:db8:ff::1",
+            (true, End::Far) => "2001:db8:ff::2",
+        }
+    }
+
+    /// The same with the length of its link's prefix.
+    fn on_link(self, end: End) -> String {
+        format!("{}/{}", self.outer(end), if self.v6 { 64 } else { 24 })
+    }
+
+    const fn line_mtu(self) -> usize {
+        if self.v6 { 1520 } else { 1500 }
+    }
+
+    /// Bytes of an AES key with its salt.
+    const fn key_len(self) -> usize {
+        self.bits / 8 + 4
+    }
+}
+
 impl Bench {
-    fn new() -> Self {
+    fn new(kind: Kind) -> Self {
         let mut site = Site::empty();
         for namespace in ["host", "gateway", "wire", "far"] {
             site.network.add(namespace).unwrap();
@@ -101,20 +135,32 @@ impl Bench {
         site.network.link(("host", "eth0"), ("gateway", "lan0")).unwrap();
         site.network.link(("gateway", "wan0"), ("wire", "idc")).unwrap();
         site.network.link(("wire", "cloud"), ("far", "eth0")).unwrap();
+        if kind.v6 {
+            // As large packets as with the smaller header of IPv4 go through.
+            for (namespace, device) in
+                [("gateway", "wan0"), ("wire", "idc"), ("wire", "cloud"), ("far", "eth0")]
+            {
+                let namespace = site.network.full(namespace);
+                ip(&format!("-n {namespace} link set dev {device} mtu {}", kind.line_mtu())).unwrap();
+            }
+        }
         site.host("host", 0, &["10.1.0.10/24"], &["10.1.0.1"]);
-        site.host("far", 0, &["192.0.2.2/24", "10.2.0.10/32"], &[]);
+        site.host("far", 0, &[&kind.on_link(End::Far), "10.2.0.10/32"], &[]);
         site.wire = Some(Wire::new(&path_of(&site.network.full("wire"))));
         let files = tempfile::tempdir().unwrap();
         // The gateway is up before there are keys, with a pair that nobody else knows.
-        let association = |spi| Association { spi, key: random_hex(20) };
+        let association = |spi| Association { spi, key: random_hex(kind.key_len()) };
         let pairs = vec![Pair { back: association(0x1001), out: association(0x1002) }];
         let mut bench =
-            Self { charons: Vec::new(), site, files, started: Vec::new(), pairs, early: Vec::new() };
+            Self { kind, charons: Vec::new(), site, files, started: Vec::new(), pairs, early: Vec::new() };
         let text = bench.gateway();
         bench.site.start("gateway", &text, cores()[0]);
         // The second is for charon alone: it wants an address of its own in what its policy covers.
-        for address in ["192.0.2.1/24", "10.1.0.1/32"] {
-            ip(&format!("-n {} addr add {address} dev cw-wan", bench.site.network.full("gateway"))).unwrap();
+        for address in [&kind.on_link(End::Near), "10.1.0.1/32"] {
+            // Who asks whether an IPv6 address is free asks the gateway, which has it too.
+            let free = if address.contains(':') { "nodad" } else { "" };
+            let namespace = bench.site.network.full("gateway");
+            ip(&format!("-n {namespace} addr add {address} dev cw-wan {free}")).unwrap();
         }
         let psk = random_hex(32);
         for end in [End::Far, End::Near] {
@@ -125,6 +171,8 @@ impl Bench {
 
     fn gateway(&self) -> String {
         let Pair { back, out } = &self.pairs[0];
+        let (near, far) = (self.kind.outer(End::Near), self.kind.outer(End::Far));
+        let (on_link, mtu) = (self.kind.on_link(End::Near), self.kind.line_mtu());
         format!(
             r#"
 [system]
@@ -137,6 +185,7 @@ device = "lan0"
 [port.wan]
 driver = "xdp"
 device = "wan0"
+mtu = {mtu}
 [gateway.g]
 prefixes = ["10.1.0.0/16"]
 [interface.lan]
@@ -148,12 +197,12 @@ addresses = ["10.1.0.1/24"]
 port = "wan"
 gateway = "g"
 side = "peer"
-addresses = ["192.0.2.1/24"]
+addresses = ["{on_link}"]
 host_tap = "cw-wan"
 [tunnel.far]
 gateway = "g"
-local = "192.0.2.1"
-remote = "192.0.2.2"
+local = "{near}"
+remote = "{far}"
 encapsulation = "udp"
 esn = false
 replay_window = 128
@@ -215,10 +264,13 @@ swanctl {{
 "#
         );
         fs::write(&settings, text).unwrap();
+        let near = (self.kind.outer(End::Near), "10.1.0.0/24");
+        let far = (self.kind.outer(End::Far), "10.2.0.0/24");
         let (own, other) = match end {
-            End::Near => (("192.0.2.1", "10.1.0.0/24"), ("192.0.2.2", "10.2.0.0/24")),
-            End::Far => (("192.0.2.2", "10.2.0.0/24"), ("192.0.2.1", "10.1.0.0/24")),
+            End::Near => (near, far),
+            End::Far => (far, near),
         };
+        let bits = self.kind.bits;
         // Neither end replaces keys unless it is told to.
         let text = format!(
             r#"
@@ -243,7 +295,7 @@ connections {{
             net {{
                 local_ts = {2}
                 remote_ts = {3}
-                esp_proposals = aes128gcm16-ecp256-noesn
+                esp_proposals = aes{bits}gcm16-ecp256-noesn
                 replay_window = 128
                 rekey_time = 0
             }}
@@ -308,7 +360,7 @@ secrets {{
         let before = self.drops("no-sa");
         self.started.push(starts);
         self.swanctl(starts, line);
-        let known = |end| pairs(&self.log(end), end, &self.started);
+        let known = |end| pairs(&self.log(end), end, &self.started, self.kind);
         // The far end opens the new one by then, and the old one as long as it runs.
         until("the new keys are not in both logs", || {
             [End::Near, End::Far].iter().all(|end| known(*end).len() == self.started.len())
@@ -370,57 +422,89 @@ fn until_ended(process: &mut Process) {
     }
 }
 
-/// The SPI of a frame with ESP in UDP between ports 4500.
-fn spi(frame: &[u8]) -> Option<u32> {
-    let is = frame.len() >= 46
-        && frame[12..14] == [8, 0]
-        && frame[23] == 17
-        && frame[34..38] == [0x11, 0x94, 0x11, 0x94];
-    let spi = is.then(|| u32::from_be_bytes(frame[42..46].try_into().unwrap()))?;
+/// Where the ESP header stands in a frame with ESP in UDP between ports 4500.
+fn esp_at(frame: &[u8]) -> Option<usize> {
+    let (proto, udp) = match frame.get(12..14)? {
+        [8, 0] => (23, 34),
+        [0x86, 0xdd] => (20, 54),
+        _ => return None,
+    };
+    let is = *frame.get(proto)? == 17 && frame.get(udp..udp + 4)? == [0x11, 0x94, 0x11, 0x94];
+    (is && frame.len() >= udp + 16).then_some(udp + 8)
+}
+
+/// The SPI and the sequence number of such a frame.
+fn esp(frame: &[u8]) -> Option<(u32, u32)> {
+    let at = esp_at(frame)?;
+    let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
     // IKE has zeros there.
-    (spi != 0).then_some(spi)
+    (word(at) != 0).then(|| (word(at), word(at + 4)))
+}
+
+fn spi(frame: &[u8]) -> Option<u32> {
+    Some(esp(frame)?.0)
 }
 
 /// The pairs in a charon's log that are in force, as it sees them. Which key is whose depends on who started each
 /// negotiation.
-fn pairs(log: &str, own_end: End, started: &[End]) -> Vec<Pair> {
+fn pairs(log: &str, own_end: End, started: &[End], kind: Kind) -> Vec<Pair> {
+    // A heading and lines of 16 bytes for each key; then two headings with their lines for the SPIs.
+    let rows = kind.key_len().div_ceil(16);
+    let heading = |who: &str| format!("encryption {who} key => {} bytes", kind.key_len());
+    let (responder, adding) = (1 + rows, 2 + 2 * rows);
     let lines: Vec<(&str, &str)> = log.lines().filter_map(|line| line.split_once("[CHD] ")).collect();
-    let begins = |line: &&(&str, &str)| line.1.starts_with("encryption initiator key => 20 bytes");
+    let begins = |line: &&(&str, &str)| line.1.starts_with(&heading("initiator"));
     let mut found = Vec::new();
     for (first, _) in lines.iter().enumerate().filter(|(_, line)| begins(line)) {
         // Other threads write between its lines.
         let own = lines[first..].iter().filter(|(thread, _)| *thread == lines[first].0);
-        let own: Vec<&str> = own.map(|(_, text)| text.trim()).take(11).collect();
+        let own: Vec<&str> = own.map(|(_, text)| text.trim()).take(adding + 5).collect();
         if !own.last().is_some_and(|last| last.ends_with("=> INSTALLED")) {
             continue;
         }
-        assert!(own[3].starts_with("encryption responder key => 20 bytes"), "{own:?}");
-        assert!(own[6] == "adding inbound ESP SA" && own[8].ends_with("outbound ESP SA"), "{own:?}");
+        assert!(own[responder].starts_with(&heading("responder")), "{own:?}");
+        let outbound = own[adding + 2].ends_with("outbound ESP SA");
+        assert!(own[adding] == "adding inbound ESP SA" && outbound, "{own:?}");
         // Lines of 16 bytes, in hexadecimal digits and as text.
         let bytes = |line: &str, count: usize| -> String {
             line.split_once(": ").unwrap().1.split(' ').take(count).collect::<String>().to_lowercase()
         };
-        let key = |at: usize| bytes(own[at], 16) + &bytes(own[at + 1], 4);
+        let row = |at: usize, row: usize| bytes(own[at + row], (kind.key_len() - 16 * row).min(16));
+        let key = |at: usize| (0..rows).map(|n| row(at, n)).collect::<String>();
         let spi = |at: usize| {
             let digits = own[at].strip_prefix("SPI 0x").unwrap().split(',').next().unwrap();
             u32::from_str_radix(digits, 16).unwrap()
         };
-        let (mut out, mut back) = (key(1), key(4));
+        let (mut out, mut back) = (key(1), key(responder + 1));
         if started[found.len()] != own_end {
             std::mem::swap(&mut out, &mut back);
         }
         let association = |spi, key| Association { spi, key };
-        found.push(Pair { back: association(spi(7), back), out: association(spi(9), out) });
+        found.push(Pair { back: association(spi(adding + 1), back), out: association(spi(adding + 3), out) });
     }
     found
 }
 
 #[test]
 fn strongswan_opens_what_the_gateway_seals_and_the_other_way_round_through_rekeys() {
+    with_strongswan(Kind { v6: false, bits: 128 });
+}
+
+#[test]
+fn strongswan_does_so_over_ipv6_with_aes_256() {
+    with_strongswan(Kind { v6: true, bits: 256 });
+}
+
+#[test]
+fn strongswan_does_so_with_aes_192() {
+    with_strongswan(Kind { v6: false, bits: 192 });
+}
+
+fn with_strongswan(kind: Kind) {
     if !can_run(&[&["ip", "ping", CHARON, "swanctl"], PLUGINS].concat()) {
         return;
     }
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(kind);
     bench.site.serve("far");
     bench.negotiate(End::Near, "--initiate --child net");
     everything_passes(&bench);
@@ -524,7 +608,7 @@ fn both_count_the_same(bench: &Bench) {
     let counts = || {
         let far = bench.swanctl(End::Far, "--list-sas --raw");
         let opened: u64 = pairs.iter().map(|pair| counted(&far, "spi-in", pair.out.spi, "packets-in")).sum();
-        (opened, overflowed(&bench.site.ok("far", "cat /proc/net/snmp")))
+        (opened, overflowed(&bench.site.ok("far", "cat /proc/net/snmp /proc/net/snmp6")))
     };
     until("the far end has not opened all that it took", || {
         let (opened, full) = counts();
@@ -556,12 +640,14 @@ fn counted(text: &str, which: &str, spi: u32, column: &str) -> u64 {
     number(own.split_once(&format!(" {column}=")).unwrap().1)
 }
 
-/// UDP datagrams that found a full socket, in `/proc/net/snmp`.
+/// UDP datagrams of either IP version that found a full socket, in `/proc/net/snmp` and `/proc/net/snmp6`.
 fn overflowed(text: &str) -> u64 {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
     let (names, numbers) = (lines.next().unwrap(), lines.next().unwrap());
     let mut columns = names.split(' ').zip(numbers.split(' '));
-    columns.find(|(name, _)| *name == "RcvbufErrors").unwrap().1.parse().unwrap()
+    let v4: u64 = columns.find(|(name, _)| *name == "RcvbufErrors").unwrap().1.parse().unwrap();
+    let v6 = text.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).unwrap();
+    v4 + v6.trim().parse::<u64>().unwrap()
 }
 
 /// The gateway numbers without a gap; and scapy opens, with the keys that strongSwan logged, the first and the last
@@ -569,11 +655,10 @@ fn overflowed(text: &str) -> u64 {
 fn judged(bench: &Bench) {
     let mut sealed: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
     for (from_gateway, frame) in bench.site.wire.as_ref().unwrap().frames() {
-        if let Some(spi) = spi(&frame).filter(|_| from_gateway) {
+        if let Some((spi, sequence)) = esp(&frame).filter(|_| from_gateway) {
             let of_spi = sealed.entry(spi).or_default();
             of_spi.push(frame);
-            let sequence = of_spi.last().unwrap()[46..50].try_into().unwrap();
-            assert_eq!(u32::from_be_bytes(sequence) as usize, of_spi.len(), "SPI {spi:#x}");
+            assert_eq!(sequence as usize, of_spi.len(), "SPI {spi:#x}");
         }
     }
     let keys = bench.pairs[1..].iter().map(|pair| (pair.out.spi, (pair.out.key.clone(), false)));

@@ -6,6 +6,7 @@ mod common;
 
 mod choice;
 mod forward;
+mod health;
 mod link;
 mod mtu;
 mod mutations;

@@ -156,6 +156,7 @@ fn way(reason: DropReason, host: &Host) -> Way {
         R::NeighbourEventsFull => Never("control takes up events after every round, and no round makes 4096"),
         R::NeighbourTableFull => Never("what finds no place in the table waits, and is unreachable"),
         R::LocalConsumed => Test("../sizes_pipeline/path::a_smaller_path_is_learned_and_senders_are_told"),
+        R::BfdRefused => Test("health::a_probe_from_afar_or_damaged_is_refused_on_a_line"),
         R::HostQueueFull => Never("a gateway in one thread has no host"),
         R::PortDown => Never("a wire in memory is never down"),
         R::InjectedFault => Never("no faults are injected here; see the tests of io::fault"),

@@ -312,3 +312,74 @@ proptest! {
         prop_assert_eq!(pair.b.one(&pair.host_b), passed_twice(&packet));
     }
 }
+
+/// Whose packet does not become whole in time is told, where its first piece is here (RFC 792, RFC 8200 4.5); the error
+/// quotes that piece as it came.
+#[test]
+fn the_sender_of_a_packet_that_stays_in_pieces_is_told() {
+    /// Until just before it is time the host is silent; then it shows that it is still there.
+    fn wait(pair: &mut Pair, host: &Host, seconds: u64) {
+        pair.b.pass(Duration::from_secs(seconds - 1));
+        pair.b.raw(host.port);
+        pair.b.meet(host, "10.2.0.9", "10.2.0.1");
+        pair.b.meet(host, "2001:db8:2::9", "2001:db8:2::1");
+        pair.b.pass(Duration::from_secs(2));
+    }
+    let cases = [
+        ("10.2.0.9", "10.2.0.1", 15, (11, 1), 576 - 28),
+        ("2001:db8:2::9", "2001:db8:2::1", 60, (3, 1), 1280 - 48),
+    ];
+    for (from, to, seconds, kind, quoted) in cases {
+        let (mut pair, mut timed_out) = (Pair::new(PLAIN), 0);
+        let host = pair.host_b.clone();
+        let echo = if from.contains(':') { 128 } else { 8 };
+        let request = icmp(from, to, echo, 0, [1, 2, 3, 4], &data(1500)).bytes();
+        let pieces = divide(&request, &[600, 1200], 9);
+        // The first piece and another, in either order; a copy in between tells nothing new.
+        for order in [[0, 1], [2, 0]] {
+            order.iter().for_each(|which| pair.b.from(&host, &pieces[*which]));
+            wait(&mut pair, &host, seconds);
+            let told = Ip::read(&pair.b.one(&host));
+            timed_out += 2;
+            assert_eq!(pair.b.drops(DropReason::FragmentTimeout), timed_out);
+            assert_eq!((told.src.to_string(), told.dst.to_string()), (to.into(), from.into()));
+            assert_eq!((told.payload[0], told.payload[1]), kind);
+            let first = &pieces[0][..pieces[0].len().min(quoted)];
+            assert_eq!(&told.payload[8..], first);
+        }
+        let silent =
+            |lab: &mut Lab| lab.packets(&host).iter().all(|bytes| Ip::read(bytes).payload[0] != kind.0);
+        // Without the first piece nobody can be told.
+        for which in [1, 2] {
+            pair.b.from(&host, &pieces[which]);
+        }
+        pair.b.pass(Duration::from_secs(seconds + 1));
+        assert_eq!(pair.b.dropped(), [("fragment-timeout", 2)]);
+        assert!(silent(&mut pair.b));
+        // Nor is anybody told of a packet that was refused for another reason.
+        for piece in [piece(&request, 0, 800, true, 10), piece(&request, 792, 1400, true, 10)] {
+            pair.b.from(&host, &piece);
+        }
+        pair.b.pass(Duration::from_secs(seconds + 1));
+        assert_eq!(pair.b.dropped(), [("fragment-overlap", 2)]);
+        assert!(silent(&mut pair.b));
+        assert_eq!(pair.b.single.worker.ledger().waiting, 0);
+    }
+}
+
+/// So is a tunnel's peer, and who sent through a tunnel: then the error goes back through it.
+#[test]
+fn so_is_who_sent_through_a_tunnel() {
+    for (from, to) in [("10.1.0.9", "10.2.0.1"), ("2001:db8:1::9", "2001:db8:2::1")] {
+        let mut pair = Pair::new(PLAIN);
+        let kind = if from.contains(':') { 128 } else { 8 };
+        let request = icmp(from, to, kind, 0, [1, 2, 3, 4], &data(1600)).bytes();
+        pair.a.from(&pair.host_a.clone(), &divide(&request, &[800], 6)[0]);
+        pair.ferry();
+        pair.b.pass(Duration::from_secs(61));
+        assert_eq!(pair.b.dropped(), [("fragment-timeout", 1)]);
+        pair.ferry();
+        let told = Ip::read(&pair.a.one(&pair.host_a));
+        assert_eq!((told.src.to_string(), told.payload[1]), (to.into(), 1));
+    }
+}

@@ -233,8 +233,8 @@ impl fmt::Debug for Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Aad {
-    /// Zero from `len` on: the block that GHASH takes.
-    pub(crate) bytes: [u8; 12],
+    /// Zero from `len` on: the block that GHASH takes. In words, so that it is not written byte by byte.
+    pub(crate) bytes: [[u8; 4]; 3],
     pub(crate) len: u32,
 }
 
@@ -242,23 +242,20 @@ impl Aad {
     /// SPI and 32-bit sequence number.
     #[inline]
     pub const fn new(spi: u32, sequence: u32) -> Self {
-        let [a, b, c, d] = spi.to_be_bytes();
-        let [e, f, g, h] = sequence.to_be_bytes();
-        Self { bytes: [a, b, c, d, e, f, g, h, 0, 0, 0, 0], len: 8 }
+        Self { bytes: [spi.to_be_bytes(), sequence.to_be_bytes(), [0; 4]], len: 8 }
     }
 
     /// SPI and 64-bit extended sequence number, of which the packet itself carries the low half.
     #[inline]
     pub const fn esn(spi: u32, sequence: u64) -> Self {
-        let [a, b, c, d] = spi.to_be_bytes();
-        let [e, f, g, h, i, j, k, l] = sequence.to_be_bytes();
-        Self { bytes: [a, b, c, d, e, f, g, h, i, j, k, l], len: 12 }
+        let (high, low) = ((sequence >> 32) as u32, sequence as u32);
+        Self { bytes: [spi.to_be_bytes(), high.to_be_bytes(), low.to_be_bytes()], len: 12 }
     }
 
     /// Any data of up to 12 bytes, which is more than ESP needs: for test vectors. `None` when it is longer.
     pub fn from_bytes(data: &[u8]) -> Option<Self> {
-        let mut bytes = [0; 12];
-        bytes.get_mut(..data.len())?.copy_from_slice(data);
+        let mut bytes = [[0; 4]; 3];
+        bytes.as_flattened_mut().get_mut(..data.len())?.copy_from_slice(data);
         Some(Self { bytes, len: data.len() as u32 })
     }
 
@@ -266,14 +263,15 @@ impl Aad {
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
     pub(crate) const fn words(&self) -> (u64, u64) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = self.bytes;
-        (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes([i, j, k, l]) as u64)
+        let [[a, b, c, d], [e, f, g, h], last] = self.bytes;
+        (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes(last) as u64)
     }
 
     /// The data itself.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len as usize).unwrap_or(&self.bytes)
+        let bytes = self.bytes.as_flattened();
+        bytes.get(..self.len as usize).unwrap_or(bytes)
     }
 }
 

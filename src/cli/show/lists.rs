@@ -125,6 +125,11 @@ pub fn associations(between: Between<'_>, facts: &mut Facts) -> Shown {
         for column in between.now.columns(group::SA) {
             value[column] = count(column).into();
         }
+        if let Some(row) = known {
+            let packets = count("packets").max(row.used.or(row.newest).unwrap_or(0));
+            let [seconds, bytes, packets] = lefts(row, packets);
+            value["left"] = json!({ "seconds": seconds, "bytes": bytes, "packets": packets });
+        }
         if let Some(rate) = between.rate(group::SA, name, "packets") {
             value["packets_per_second"] = rate.into();
         }
@@ -138,17 +143,18 @@ pub fn associations(between: Between<'_>, facts: &mut Facts) -> Shown {
     Shown { json: list.into(), text }
 }
 
-/// What an association has left of whichever of its bounds is nearest.
+/// What an association has left of each of its bounds: seconds, bytes, packets.
+fn lefts(row: &SaRow, packets: u64) -> [Option<u64>; 3] {
+    let bounds =
+        [(row.lifetime, row.age), (row.lifetime_bytes, row.used_bytes), (row.lifetime_packets, packets)];
+    bounds.map(|(bound, used)| Some(bound?.saturating_sub(used)))
+}
+
+/// The same in words.
 fn left(row: &SaRow, packets: u64) -> Option<String> {
-    let bounds = [
-        (row.lifetime, row.age, " s"),
-        (row.lifetime_bytes, row.used_bytes, " B"),
-        (row.lifetime_packets, packets, " packets"),
-    ];
-    let bounds = bounds.iter().filter_map(|&(bound, used, unit)| Some((bound?, used, unit)));
-    let nearest =
-        bounds.max_by_key(|&(bound, used, _)| u128::from(used) * 1_000_000 / u128::from(bound.max(1)));
-    nearest.map(|(bound, used, unit)| format!("{}{unit}", bound.saturating_sub(used)))
+    let words = lefts(row, packets).into_iter().zip(["s", "B", "packets"]);
+    let words: Vec<String> = words.filter_map(|(left, unit)| Some(format!("{} {unit}", left?))).collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// How far behind the newest number packets came: one line for each association that had late ones.

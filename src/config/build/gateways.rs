@@ -1,12 +1,12 @@
 //! One gateway: its routes, policies and addresses.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{BuildError, Builder, Ribs, table_error};
 use crate::{
     config::{self, Action, NextHop as Where, Prefix, Side},
     table::{
-        interface::OwnAddresses,
+        interface::{OF_A_PROBE, OwnAddresses},
         rib::{Candidate, Rank, Rib, Source},
         spd::{self, Ports, Spd},
         tables::{Gateway, NextHop, PolicyAction, Protection},
@@ -48,6 +48,9 @@ impl Builder<'_> {
                         IpAddr::V6(a) => icmp_source.1 = icmp_source.1.or(Some(a)),
                     }
                 }
+            }
+            for address in probe_sources(self.config, place) {
+                own.insert(address, OF_A_PROBE);
             }
             for policy in &gateway.policies {
                 policies.push(spd_policy(policy, actions.len() as u32));
@@ -144,6 +147,16 @@ const fn rank_of(interface: &config::Interface) -> Rank {
         Side::Local => Rank::LOCAL,
         Side::Peer => Rank::LINE,
     }
+}
+
+/// The addresses that probes inside a gateway's tunnels come from, each once.
+fn probe_sources(config: &config::Config, gateway: usize) -> BTreeSet<IpAddr> {
+    let tunnels = config.tunnels.iter().filter(|tunnel| tunnel.gateway.value.0 == gateway);
+    let sources = |tunnel: &config::Tunnel| {
+        let probe = tunnel.probe.as_ref().map(|probe| probe.source.value);
+        [probe, tunnel.bfd.as_ref().map(|bfd| bfd.source.value)]
+    };
+    tunnels.flat_map(sources).flatten().collect()
 }
 
 fn spd_policy(policy: &config::Policy, action: u32) -> spd::Policy {

@@ -1,9 +1,13 @@
 //! Interfaces, and which tags lead to them.
 
-use super::{Builder, wire_prefix};
+use super::{BuildError, Builder, wire_prefix};
 use crate::{
     config::{Config, Prefix, Side, Vlan},
-    table::interface::{self, Demux, Interface, InterfaceAddress},
+    table::{
+        interface::{self, Demux, Interface, InterfaceAddress},
+        probe::Watch,
+        tables::NextHop,
+    },
     wire::{
         ethernet::{EtherType, MacAddr},
         vlan::{L2Header, Tag, TagKind, Tags, VlanId},
@@ -11,7 +15,11 @@ use crate::{
 };
 
 impl Builder<'_> {
-    pub(super) fn interfaces(&self, macs: &[MacAddr], count: usize) -> Vec<Interface> {
+    pub(super) fn interfaces(
+        &mut self,
+        macs: &[MacAddr],
+        count: usize,
+    ) -> Result<Vec<Interface>, BuildError> {
         let header = L2Header::new(MacAddr::ZERO, MacAddr::ZERO, Tags::None, EtherType::IPV4);
         let vacant = Interface {
             port: u16::MAX,
@@ -24,9 +32,10 @@ impl Builder<'_> {
             addresses: smallvec::SmallVec::new(),
             proxied: Vec::new(),
             host: None,
+            watch: Watch::default(),
         };
         let mut interfaces = vec![vacant; count];
-        for (interface, &number) in self.config.interfaces.iter().zip(&self.interfaces) {
+        for (interface, number) in self.config.interfaces.iter().zip(self.interfaces.clone()) {
             let mac = macs.get(interface.port.value.0).copied().unwrap_or(MacAddr::ZERO);
             let tag = |kind, id| Tag::new(kind, VlanId::new(id).unwrap_or(VlanId::UNTAGGED), 0, false);
             let tags = match interface.vlan.value {
@@ -47,6 +56,11 @@ impl Builder<'_> {
             let proxied = gateway.nat.iter().flat_map(crate::config::Nat::translated_prefixes);
             let on_link =
                 |prefix: &Prefix| interface.addresses.iter().any(|a| a.value.network().covers(*prefix));
+            let probe = interface.probe.as_ref().map(|probe| (probe.source.value, probe.target.value));
+            let bfd = interface.bfd.as_ref().map(|bfd| (bfd.source.value, bfd.target.value));
+            let watched = probe.is_some() || bfd.is_some();
+            let link = if watched { self.next_hop(NextHop::Connected { interface: number })? } else { 0 };
+            let watch = self.watch(probe, bfd, link);
             interfaces[usize::from(number)] = Interface {
                 port: interface.port.value.0 as u16,
                 gateway: self.gateways[interface.gateway.value.0],
@@ -61,9 +75,10 @@ impl Builder<'_> {
                 addresses,
                 proxied: proxied.filter(on_link).map(wire_prefix).collect(),
                 host: None,
+                watch,
             };
         }
-        interfaces
+        Ok(interfaces)
     }
 
     pub(super) fn demux(&self) -> Vec<Demux> {

@@ -17,13 +17,14 @@ use thiserror::Error;
 use super::{Cipher, Config, GatewayId, Prefix};
 use crate::{
     crypto::{aead::Backend, replay::Window, sequence::Sequence},
-    stats::counters::Rows,
+    stats::counters::{Rows, health_row},
     table::{
-        hash::Seed,
+        hash::{HashKey, Seed},
         liveness::Liveness,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         next_hops::NextHopWriter,
         path::Path,
+        probe::{Ends, Watch},
         rib::{Rib, RibError},
         tables::{Features, NextHop, Tables},
         tunnel::{Df, Outer, Tunnel},
@@ -264,7 +265,7 @@ pub fn build(
         generation: kept.generation.wrapping_add(1) as u32,
         now,
     };
-    let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len());
+    let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len())?;
     let hosts = interfaces::number_hosts(config, &builder.interfaces, &mut interfaces);
     let mut gateways = Vec::new();
     let mut routes = Vec::new();
@@ -300,7 +301,7 @@ pub fn build(
     kept.generation += 1;
     let tables = Tables {
         generation: kept.generation,
-        features: Features::of(&gateways, &tunnels),
+        features: Features::of(&gateways, &interfaces, &tunnels),
         demux: builder.demux().into(),
         interfaces: interfaces.into(),
         gateways: gateways.into(),
@@ -324,6 +325,7 @@ pub fn build(
             policies,
             sas: kept.associations.0.clone(),
             pools: builder.pools,
+            health: health_rows(config),
         },
         tables: Arc::new(tables),
         routes,
@@ -339,6 +341,14 @@ pub fn build(
     built.replaced = associations::keep(associations.windows, associations.cipher, &built.associations, kept);
     kept.paths = paths;
     Ok(built)
+}
+
+/// What statistics call the interfaces and tunnels whose health is watched.
+fn health_rows(config: &Config) -> Vec<String> {
+    let interfaces = config.interfaces.iter().filter(|i| i.probe.is_some() || i.bfd.is_some());
+    let tunnels = config.tunnels.iter().filter(|t| t.probe.is_some() || t.bfd.is_some());
+    let interfaces = interfaces.map(|interface| health_row("interface", interface.name.value.as_str()));
+    interfaces.chain(tunnels.map(|tunnel| health_row("tunnel", tunnel.name.value.as_str()))).collect()
 }
 
 /// What statistics call the policies of a gateway, in its order.
@@ -363,8 +373,12 @@ fn vacant_tunnel() -> Tunnel {
         errors_by_quote: true,
         mss: None,
         tfc: 0,
+        watch: Watch::default(),
     }
 }
+
+/// What the token in echo requests is made from, together with the seed that nobody outside knows.
+const PROBE_TOKEN: u64 = 0x7072_6f62_6573;
 
 struct Builder<'a> {
     config: &'a Config,
@@ -388,6 +402,13 @@ impl Builder<'_> {
     fn next_hop(&mut self, hop: NextHop) -> Result<u32, BuildError> {
         let number = self.next_hops.one(hop).ok_or(RibError::NextHopsFull);
         number.map_err(table_error("next hops".into()))
+    }
+
+    /// Between which ends a way out is probed, and has its BFD session; `link` is its next hop, by number.
+    fn watch(&self, probe: Option<(IpAddr, IpAddr)>, bfd: Option<(IpAddr, IpAddr)>, link: u32) -> Watch {
+        let token = PROBE_TOKEN.keyed_hash(&self.seed.next());
+        let ends = |(own, other)| Ends { own, other, next_hop: link, token };
+        Watch { echo: probe.map(ends), bfd: bfd.map(ends) }
     }
 
     /// A router or peer on a link, with a place of its own in the neighbour table.

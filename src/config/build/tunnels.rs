@@ -41,6 +41,9 @@ impl Builder<'_> {
         })?;
         // The line that outer packets leave by need not be the one that has `local`.
         let line_mtu = next_hop.and_then(|hop| self.line_mtu(hop)).unwrap_or(u16::MAX);
+        let probe = tunnel.probe.as_ref().map(|probe| (probe.source.value, probe.target.value));
+        let bfd = tunnel.bfd.as_ref().map(|bfd| (bfd.source.value, bfd.target.value));
+        let watch = self.watch(probe, bfd, 0);
         Ok(Tunnel {
             gateway: self.gateways[tunnel.gateway.value.0],
             underlay,
@@ -66,6 +69,7 @@ impl Builder<'_> {
                 config::Mss::Fixed(most) => Mss::Fixed(most),
             }),
             tfc: tunnel.tfc.as_ref().map_or(0, |tfc| tfc.value.get() as u16),
+            watch,
         })
     }
 

@@ -14,6 +14,7 @@ use crate::config::span::{At, Span};
 
 mod address;
 mod gateway;
+mod health;
 mod lookup;
 mod nat;
 mod policy;
@@ -37,6 +38,7 @@ pub(crate) fn all(draft: &mut Draft, cx: &mut Context<'_>) {
     policy::check(draft, cx);
     nat::check(draft, &networks, cx);
     gateway::check(draft, cx);
+    health::check(draft, &networks, cx);
 }
 
 /// An address of an interface.

@@ -11,6 +11,10 @@ use std::{
 };
 
 use super::{
+    health::{
+        Health,
+        view::{HealthAction, HealthChange},
+    },
     host_neighbours::HostNeighbours,
     lifetimes::Lifetimes,
     nat::NatSetup,
@@ -146,8 +150,10 @@ pub struct Gateway {
     host_neighbours: HostNeighbours,
     nat: NatSetup,
     nat_log: Option<NatLog>,
+    /// Whether ways out can be used.
+    health: Health,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
-    health: Vec<u64>,
+    port_health: Vec<u64>,
     ports_due: u64,
     /// Says, for as long as this process lives, that the run directory is taken. Goes last.
     _lock: File,
@@ -183,6 +189,10 @@ impl Gateway {
             }
         };
         self.care.tick(&self.config, &self.built, &self.segment, now, &mut command);
+        // A port's health is not known to be bad while workers move their counts.
+        let segment = (self.counting == self.epoch).then_some(&*self.segment);
+        let mut probe = |command| mailboxes.first().is_some_and(|first| first.send(command).is_ok());
+        self.health.tick(&self.built, segment, &mut self.resolver.heard, now, &mut probe);
         self.mailboxes.iter().for_each(|mailbox| mailbox.collect());
         let passed = |epoch: u64| self.mailboxes.iter().all(|mailbox| mailbox.has_passed(epoch));
         let neighbours = &mut self.kept.neighbours;
@@ -248,7 +258,7 @@ impl Gateway {
                 counters.read_port(number, PortColumn::Health)
             });
             let health = worst.max().unwrap_or(0);
-            if std::mem::replace(&mut self.health[number], health) == health {
+            if std::mem::replace(&mut self.port_health[number], health) == health {
                 continue;
             }
             let name = port.name.value.as_str();
@@ -308,6 +318,35 @@ impl Gateway {
                 tracing::error!(%error, "sequence state");
             }
             thread::sleep(TICK);
+        }
+    }
+
+    /// The health of interfaces and tunnels.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Takes an interface or tunnel out of service or puts it back, or lets traffic come back to it.
+    ///
+    /// # Errors
+    /// There is none of this name, or none that traffic could come back to.
+    pub fn change_health(&mut self, request: &HealthChange) -> Result<&'static str, String> {
+        let (kind, name, liveness) = (request.kind, &request.name, &self.kept.liveness);
+        match request.health {
+            HealthAction::Drain | HealthAction::Undrain => {
+                let drained = request.health == HealthAction::Drain;
+                let changed = self.health.drain(kind, name, drained, liveness)?;
+                Ok(match (changed, drained) {
+                    (true, true) => "drained",
+                    (true, false) => "in service",
+                    (false, true) => "drained already",
+                    (false, false) => "in service already",
+                })
+            }
+            HealthAction::Failback => {
+                self.health.fail_back(kind, name, self.clock.now(), liveness).map(|()| "in use")
+            }
         }
     }
 

@@ -67,6 +67,7 @@ impl Gateway {
             return Err(error);
         }
         self.overlay = overlay;
+        self.health.renew(&self.config, &self.built, now);
         if let Err(error) = self.log_sessions() {
             tracing::error!("{error}");
         }

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::{
     super::{
+        health::Health,
         host_neighbours::HostNeighbours,
         lifetimes::Lifetimes,
         nat::NatSetup,
@@ -170,7 +171,8 @@ impl Gateway {
             replaced: Vec::new(),
             unpin: Vec::new(),
             epoch: 0,
-            health: vec![0; config.ports.len()],
+            health: Health::new(rand::random::<u32>() >> 1),
+            port_health: vec![0; config.ports.len()],
             ports_due: 0,
             config: Arc::new(config),
             clock,
@@ -183,6 +185,7 @@ impl Gateway {
             _lock: lock,
         };
         gateway.renew_lifetimes();
+        gateway.health.renew(&gateway.config, &gateway.built, gateway.clock.now());
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
         let mut send = |t| to_first(mailboxes, t);

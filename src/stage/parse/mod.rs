@@ -1,6 +1,6 @@
 //! Reads the headers of every packet, once, and makes a router's checks.
 
-mod ordinary;
+pub mod ordinary;
 
 use std::net::Ipv4Addr;
 

@@ -94,7 +94,21 @@ fn of_byte<T: Copy>(table: &[T; 256], byte: u64) -> T {
 /// Fills in the metadata of an ordinary packet that came this way. `false`, with the metadata as it was, for any other.
 #[inline(always)]
 pub(super) fn read(way: &Way<'_>, front: &[u8; SINGLE_TAGGED], bytes: &[u8], meta: &mut Meta) -> bool {
-    let Some(packet) = bytes.get(usize::from(way.template.l3)..) else { return false };
+    let packet = bytes.get(usize::from(way.template.l3)..).unwrap_or(&[]);
+    fill(&way.template, way.differs_in_station(front), packet, bytes.len() as u16, meta)
+}
+
+/// Fills in the metadata of an ordinary packet that came out of a tunnel; `template` is what it begins with. `false`, with
+/// the metadata as it was, for any other.
+#[inline(always)]
+pub fn inner(template: &Meta, packet: &[u8], meta: &mut Meta) -> bool {
+    let wire_len = meta.wire_len;
+    fill(template, 0, packet, wire_len, meta)
+}
+
+/// Reads an ordinary packet, unless `differs` is something else than zero.
+#[inline(always)]
+fn fill(template: &Meta, differs: u64, packet: &[u8], wire_len: u16, meta: &mut Meta) -> bool {
     let Some(head) = packet.first_chunk::<HEAD>() else { return false };
     let word = |at: usize| head.split_at(at).1.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     // Version to fragment offset; TTL to source; destination and ports. The first byte is the lowest.
@@ -104,7 +118,7 @@ pub(super) fn read(way: &Way<'_>, front: &[u8; SINGLE_TAGGED], bytes: &[u8], met
     let ip_len = ip_len.swap_bytes();
     // Version 4 with 20 bytes of header; no fragment. DF and the reserved bit may be anything (RFC 791, RFC 3514).
     let shape = a & 0xff3f_0000_0000_00ff ^ 0x45;
-    if shape | way.differs_in_station(front) != 0
+    if shape | differs != 0
         || ip_len < of_byte(&LEAST, proto.into())
         || usize::from(ip_len) > packet.len()
         || of_byte(&SPECIAL, b >> 32) | of_byte(&SPECIAL, c)
@@ -112,18 +126,18 @@ pub(super) fn read(way: &Way<'_>, front: &[u8; SINGLE_TAGGED], bytes: &[u8], met
     {
         return false;
     }
-    *meta = way.template;
+    *meta = *template;
     // Fields that lie side by side are taken from one word, so that they are written by one store.
     let addresses = (b >> 32 | c << 32).swap_bytes().rotate_left(32);
     (meta.src, meta.dst) = (addresses as u32, (addresses >> 32) as u32);
     let has_ports = proto != protocol::ESP;
     let ports = if has_ports { ((c >> 32) as u32).swap_bytes().rotate_left(16) } else { 0 };
     (meta.sport, meta.dport) = (ports as u16, (ports >> 16) as u16);
-    let flags = way.template.flags.with(Flags::HAS_PORTS, has_ports);
+    let flags = template.flags.with(Flags::HAS_PORTS, has_ports);
     meta.ip_len = ip_len;
     meta.flags = flags.with(Flags::DONT_FRAGMENT, a >> 54 & 1 == 1);
     (meta.ttl, meta.proto) = (b as u8, (b >> 8) as u8);
     meta.tos = (a >> 8) as u8;
-    meta.wire_len = bytes.len() as u16;
+    meta.wire_len = wire_len;
     true
 }

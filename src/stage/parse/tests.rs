@@ -32,6 +32,7 @@ fn tables() -> Tables {
         header_v6: header,
         addresses: smallvec::SmallVec::new(),
         proxied: Vec::new(),
+        watch: crate::table::probe::Watch::default(),
         host: None,
     };
     let gateway = |_| Gateway {
@@ -66,7 +67,7 @@ fn tables() -> Tables {
         sealing_v6: Sad::build(&[], seed).unwrap(),
         trouble: Default::default(),
         liveness: Default::default(),
-        features: Features::of(&[], &[]),
+        features: Features::of(&[], &[], &[]),
     }
 }
 
