@@ -14,10 +14,12 @@ pub mod doctor;
 pub mod drain;
 pub mod explain;
 pub mod history;
+pub mod limit;
 pub mod nat;
 pub mod reload;
 pub mod replay;
 pub mod rollback;
+pub mod route;
 pub mod run;
 pub mod sa;
 pub mod show;
@@ -60,6 +62,8 @@ enum Command {
     Replay(replay::Replay),
     /// Show what a running gateway counts and knows.
     Show(show::Show),
+    /// Add routes to a running gateway, or remove them.
+    Route(route::Route),
     /// End NAT sessions of a running gateway.
     Nat(nat::Nat),
     /// Take an interface or tunnel of a running gateway out of service: traffic goes another way.
@@ -68,6 +72,8 @@ enum Command {
     Undrain(drain::Undrain),
     /// Let traffic come back to an interface or tunnel that works again.
     Failback(drain::Failback),
+    /// Show and change limits of a running gateway, effective with the next burst.
+    Limit(limit::Limit),
     /// Say what two configurations say differently, or a file and a running gateway.
     Diff(diff::Diff),
     /// Check a file, say what it changes, and make a running gateway take it up.
@@ -133,10 +139,12 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Route(args) => route::run(&args),
         Command::Nat(args) => nat::run(&args),
         Command::Drain(args) => drain::drain(&args),
         Command::Undrain(args) => drain::undrain(&args),
         Command::Failback(args) => drain::failback(&args),
+        Command::Limit(args) => limit::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Apply(args) => apply::run(&args),
         Command::Confirm(args) => confirm::run(&args),

@@ -21,8 +21,10 @@ use sample::{Between, Sample};
 
 pub mod find;
 mod health;
+mod limits;
 mod lists;
 mod nat;
+mod routes;
 mod sample;
 mod table;
 mod traffic;
@@ -100,17 +102,49 @@ States: init (nothing is known yet), up, down, held (it works again, the hold-do
     /// Neighbours: who has which MAC address.
     #[command(after_help = "Example:\n  causeway show neighbours --json")]
     Neighbours,
-    /// Route tables.
-    #[command(after_help = "Example:\n  causeway show routes --gateway vpc")]
+    /// Routes, configured and learned: which are used, and why the others are not.
+    #[command(after_help = "\
+Examples:
+  causeway show routes --gateway vpc
+  causeway show routes vpc --prefix 10.1.0.0/16 --json
+
+Without --all, 1000 routes at most.")]
     Routes {
         /// Of this gateway only.
-        #[arg(long)]
+        #[arg(value_name = "GATEWAY")]
+        of: Option<String>,
+        /// The same.
+        #[arg(long, conflicts_with = "of")]
         gateway: Option<String>,
+        /// Only this prefix, what lies in it, and the longest that holds it.
+        #[arg(long)]
+        prefix: Option<crate::config::Prefix>,
+        /// However many there are.
+        #[arg(long)]
+        all: bool,
     },
     /// Address translation: sessions, pools, rules.
     Nat {
         #[command(subcommand)]
         what: NatList,
+    },
+    /// Limits: rates in force, what they let pass and dropped, and how much of them is used.
+    #[command(
+        after_help = "Example:\n  causeway show limits --watch\n\nSee also: causeway show talkers, causeway limit."
+    )]
+    Limits,
+    /// The addresses of VPCs with most traffic of late, where a gateway has an address_limit.
+    #[command(after_help = "\
+Examples:
+  causeway show talkers --top 10 --watch
+  causeway show talkers --gateway vpc --json")]
+    Talkers {
+        /// Of this gateway only.
+        #[arg(long)]
+        gateway: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        top: u16,
     },
     /// Dropped packets by reason.
     #[command(after_help = "\
@@ -252,6 +286,11 @@ impl Facts {
     }
 }
 
+/// Shows the limits of a gateway once.
+pub(super) fn limits_of(which: Which, json: bool) -> ExitCode {
+    run(&Show { what: What::Limits, which, json, watch: None, count: None, stale: false })
+}
+
 /// Runs the command.
 #[must_use]
 pub fn run(args: &Show) -> ExitCode {
@@ -299,7 +338,11 @@ fn show(what: &What, between: Between<'_>, facts: &mut Facts) -> Result<Shown, S
         What::Config { defaults } => lists::configuration(facts, *defaults)?,
         What::Sa => lists::associations(between, facts),
         What::Neighbours => lists::neighbours(facts)?,
-        What::Routes { gateway } => lists::routes(facts, gateway.clone())?,
+        What::Limits => limits::limits(facts)?,
+        What::Talkers { gateway, top } => limits::talkers(facts, gateway.clone(), usize::from(*top))?,
+        What::Routes { of, gateway, prefix, all } => {
+            routes::routes(facts, gateway.clone().or_else(|| of.clone()), *prefix, *all)?
+        }
         What::Nat { what } => match what {
             NatList::Sessions { gateway, address, rule, state, limit } => {
                 let filter = crate::control::nat::Filter {

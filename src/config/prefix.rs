@@ -122,6 +122,27 @@ fn address_and_length(text: &str, what: &str, example: &str) -> Result<(IpAddr, 
     }
 }
 
+impl std::str::FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::read(text).map_err(|complaint| format!("{}: {}", complaint.message, complaint.help))
+    }
+}
+
+impl serde::Serialize for Prefix {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Prefix {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl Text for Prefix {
     const WORDS: &'static str = "a prefix";
     const EXAMPLE: &'static str = "10.0.0.0/8";

@@ -5,7 +5,13 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{health::Health, nat::NatSetup, neighbours::Resolver, tunnel_care::TunnelCare};
+use super::{
+    health::Health,
+    nat::NatSetup,
+    neighbours::Resolver,
+    routes::{self, ChangeRoutes, Changed},
+    tunnel_care::TunnelCare,
+};
 use crate::{
     config::{
         self, Config,
@@ -92,6 +98,7 @@ impl<P: PacketIo> Single<P> {
         let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
         let mut kept = Kept::new(writer, 1, seed);
         let built = build::build(config, macs, &mut kept, sequences, 0)?;
+        kept.commit();
         let clock = crate::runtime::Clock::new();
         let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, clock.tick_hz());
         let segment = Arc::new(Segment::anonymous(layout)?);
@@ -111,6 +118,7 @@ impl<P: PacketIo> Single<P> {
         worker.set_nat(nat.make(&built.tables)?.pop().flatten());
         let mut health = Health::new(1);
         health.renew(config, &built, 0);
+        built.limits.apply();
         Ok(Self {
             worker,
             kept,
@@ -150,8 +158,33 @@ impl<P: PacketIo> Single<P> {
         (self.built, self.segment) = (built, segment);
         self.config = config.clone();
         self.health.renew(config, &self.built, now);
+        self.built.limits.apply();
         self.worker.round(now);
+        self.kept.commit();
+        self.kept.quiesce();
         Ok(())
+    }
+
+    /// Changes routes, as a command does, at `now` (ns).
+    ///
+    /// # Errors
+    /// What is wrong, line by line. Nothing has changed then.
+    pub fn change_routes(&mut self, change: &ChangeRoutes, now: u64) -> Result<Changed, Vec<String>> {
+        let changed = routes::apply(&self.config, &self.built, &mut self.kept, change, now)?;
+        let tidy = self.kept.routes.is_untidy();
+        if changed.tunnels || tidy {
+            let renewed = build::renewed(&self.config, &self.built, &mut self.kept, tidy, now);
+            if let Some((tables, _)) = renewed.map_err(|error| vec![error.to_string()])? {
+                let snapshot = Snapshot { tables: Arc::clone(&tables), counters: None, nat: None };
+                if self.mailbox.send(Command::Snapshot(snapshot)).is_err() {
+                    tracing::warn!("a worker takes no more commands");
+                }
+                self.built.tables = tables;
+                self.worker.round(now);
+            }
+        }
+        self.kept.quiesce();
+        Ok(changed)
     }
 
     /// Announces the gateway's addresses and asks for its routers, as at the start of a gateway.

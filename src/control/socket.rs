@@ -26,7 +26,7 @@ const ACCEPTS: usize = 16;
 /// Requests answered in one round.
 const ANSWERS: usize = 4;
 /// Bytes of a request at most.
-pub const MAX_LINE: usize = 4096;
+pub const MAX_LINE: usize = 1 << 16;
 /// Bytes written to a client in one round.
 const WRITE: usize = 1 << 18;
 /// For how long a client may neither finish a request nor take an answer.
@@ -242,7 +242,7 @@ impl Client {
                 reply
             }
             Err(()) => refusal(
-                &"that is no request: write \"ping\", \"version\", \"reload\", {\"show\": …}, {\"explain\": …}, {\"sa\": …} or {\"health\": …} as one line of JSON",
+                &"that is no request: write \"ping\", \"version\", \"reload\", {\"show\": …}, {\"explain\": …}, {\"sa\": …}, {\"limit\": …} or {\"health\": …} as one line of JSON",
             ),
         };
         self.put(&reply);
@@ -257,7 +257,7 @@ impl Client {
 
     /// Reads until there is a line, no more than a line may have.
     fn read(&mut self) -> io::Result<()> {
-        let mut chunk = [0; 1024];
+        let mut chunk = [0; 4096];
         while !self.ended && self.input.len() <= MAX_LINE && !self.input.contains(&b'\n') {
             match self.stream.read(&mut chunk) {
                 Ok(0) => self.ended = true,

@@ -11,13 +11,16 @@ use super::{
     apply::{ApplyFile, Configuration, Rollback},
     gateway::Gateway,
     health::{self, view::HealthChange},
+    limits::{self, LimitRequest},
     neighbours::address_of,
     rekey::{Action, Change},
+    routes::{ChangeRoutes, ListRoutes},
 };
 use crate::{
     config::{Encapsulation, Key, Side, build::Half},
     stats::{SaColumn, Segment, counters::group},
     table::{
+        limit::Level,
         neighbour::NeighbourState,
         tables::{NextHop, Tables},
     },
@@ -38,8 +41,14 @@ pub enum Request {
     Sa(Sa),
     /// `{"end_session": "0-17-3"}`.
     EndSession(EndSession),
+    /// `{"route": "add", "gateway": "vpc", "source": "ebgp", "routes": [{"to": "10.1.0.0/16", "tunnel": "dc"}]}`.
+    Routes(ChangeRoutes),
+    /// `{"list_routes": "vpc", …}`.
+    ListRoutes(ListRoutes),
     /// `{"health": "drain", "kind": "tunnel", "name": "dc"}`.
     Health(HealthChange),
+    /// `{"limit": "set", "gateway": "vpc", "in": "50Mbps"}`.
+    Limit(LimitRequest),
     /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
     Explain(Explain),
     /// `{"apply": "/etc/causeway/gateway.toml", …}`.
@@ -152,7 +161,7 @@ pub enum Word {
 pub struct Show {
     /// Which list.
     pub show: Topic,
-    /// Routes, NAT sessions: of this gateway only.
+    /// NAT sessions, talkers: of this gateway only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
     /// NAT sessions: only these.
@@ -177,8 +186,6 @@ impl Show {
 pub enum Topic {
     /// [`NeighbourRow`]s.
     Neighbours,
-    /// [`RouteRow`]s.
-    Routes,
     /// [`SaRow`]s.
     Sa,
     /// [`InterfaceRow`]s.
@@ -200,6 +207,10 @@ pub enum Topic {
     NatRules,
     /// [`HealthRow`](super::health::view::HealthRow)s.
     Health,
+    /// [`LimitRow`](limits::LimitRow)s.
+    Limits,
+    /// [`TalkerRow`](limits::TalkerRow)s: one page.
+    Talkers,
 }
 
 /// A page of a list.
@@ -228,25 +239,6 @@ pub struct NeighbourRow {
     pub confirmed: Option<u64>,
     /// Seconds since a packet last went to it, when ever.
     pub used: Option<u64>,
-}
-
-/// A route.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RouteRow {
-    /// The gateway whose route it is.
-    pub gateway: String,
-    /// The first address of the prefix.
-    pub address: IpAddr,
-    /// The prefix's length.
-    pub length: u8,
-    /// via, connected, tunnel, gateway, blackhole, local or broadcast.
-    pub kind: String,
-    /// The router.
-    pub via: Option<IpAddr>,
-    /// The interface, tunnel or gateway it leads to.
-    pub to: Option<String>,
-    /// The state of the router as a neighbour.
-    pub state: Option<String>,
 }
 
 /// A security association.
@@ -315,6 +307,9 @@ pub struct InterfaceRow {
     pub mtu: u16,
     /// The TAP device of the host.
     pub host_tap: Option<String>,
+    /// Limits in force, in and out, in bits a second.
+    #[serde(default)]
+    pub limit: [Option<u64>; 2],
 }
 
 /// What a tunnel is.
@@ -344,6 +339,9 @@ pub struct TunnelRow {
     pub via: Option<IpAddr>,
     /// Its state; nothing when no route leads to the other end.
     pub state: Option<String>,
+    /// Limits in force, in and out, in bits a second.
+    #[serde(default)]
+    pub limit: [Option<u64>; 2],
 }
 
 /// What a port is.
@@ -395,11 +393,14 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
         | Request::Rollback(_)
         | Request::Configuration(_) => refusal(&"this gateway runs without a file"),
         Request::Show(show) => list(gateway, show),
+        Request::ListRoutes(request) => gateway.list_routes(request),
         Request::Explain(question) => match super::explain::ask(gateway, &question.explain) {
             Ok(told) => json!({ "ok": told }),
             Err(why) => refusal(&why),
         },
-        Request::Sa(_) | Request::Health(_) => refusal(&"this is changed by whoever runs the gateway"),
+        Request::Sa(_) | Request::Health(_) | Request::Limit(_) | Request::Routes(_) => {
+            refusal(&"this is changed by whoever runs the gateway")
+        }
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
             Ok(()) => json!({ "ok": "ended" }),
             Err(why) => refusal(&why),
@@ -411,14 +412,6 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
     let generation = gateway.tables().generation;
     match show.show {
         Topic::Neighbours => page(neighbours(gateway), show.from, generation),
-        Topic::Routes => {
-            if let Some(wanted) = &show.gateway
-                && !gateway.config().gateways.iter().any(|g| g.name.value.as_str() == wanted)
-            {
-                return refusal(&format!("there is no gateway {wanted:?}"));
-            }
-            page(routes(gateway, show.gateway.as_deref()), show.from, generation)
-        }
         Topic::Sa => page(associations(gateway), show.from, generation),
         Topic::Interfaces => page(interfaces(gateway), show.from, generation),
         Topic::Tunnels => page(tunnels(gateway), show.from, generation),
@@ -433,6 +426,15 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
         }
         Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
         Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
+        Topic::Limits => page(limits::rows(gateway).into_iter(), show.from, generation),
+        Topic::Talkers => {
+            if let Some(wanted) = &show.gateway
+                && !gateway.config().gateways.iter().any(|g| g.name.value.as_str() == wanted)
+            {
+                return refusal(&format!("there is no gateway {wanted:?}"));
+            }
+            page(limits::talkers(gateway, show.gateway.as_deref()).into_iter(), show.from, generation)
+        }
     }
 }
 
@@ -457,7 +459,7 @@ fn pages_of<T: Serialize + DeserializeOwned>(
     json!({ "ok": Page { rows, next: more.then(|| from.saturating_add(size)), generation } })
 }
 
-const fn state_name(state: NeighbourState) -> &'static str {
+pub(super) const fn state_name(state: NeighbourState) -> &'static str {
     match state {
         NeighbourState::Incomplete => "incomplete",
         NeighbourState::Reachable => "reachable",
@@ -485,50 +487,6 @@ fn neighbours(gateway: &Gateway) -> impl Iterator<Item = NeighbourRow> {
         confirmed: ago(view.confirmed),
         used: ago(view.last_used),
     })
-}
-
-fn routes<'a>(gateway: &'a Gateway, wanted: Option<&'a str>) -> impl Iterator<Item = RouteRow> {
-    let (config, built) = (gateway.config(), gateway.built());
-    let chosen = config.gateways.iter().zip(&built.gateways).filter_map(move |(g, &number)| {
-        let name = g.name.value.as_str();
-        let writers = built.routes.get(usize::from(number))?;
-        (wanted.is_none_or(|wanted| wanted == name)).then_some((name, writers))
-    });
-    chosen.flat_map(move |(name, (v4, v6))| {
-        let v4 = v4.iter_from((0, 0)).map(|((bits, length), all)| (IpAddr::V4(bits.into()), length, all));
-        let v6 = v6.iter_from((0, 0)).map(|((bits, length), all)| (IpAddr::V6(bits.into()), length, all));
-        let all = v4.chain(v6);
-        all.flat_map(|(address, length, all)| all.iter().map(move |one| (address, length, one.hop))).map(
-            move |(address, length, hop)| {
-                let hop = gateway.tables().next_hop(hop);
-                route(gateway, name, address, length, hop)
-            },
-        )
-    })
-}
-
-fn gateway_name(gateway: &Gateway, number: u16) -> Option<String> {
-    let place = gateway.built().gateways.iter().position(|n| *n == number)?;
-    gateway.config().gateways.get(place).map(|g| g.name.value.as_str().to_string())
-}
-
-fn route(gateway: &Gateway, name: &str, address: IpAddr, length: u8, hop: Option<NextHop>) -> RouteRow {
-    let rows = &gateway.built().rows;
-    let (kind, via, to, state) = match hop {
-        Some(NextHop::Via { interface, neighbour, address }) => {
-            let state = gateway.tables().neighbours.state(neighbour).map(|s| state_name(s).to_string());
-            ("via", Some(address), Some(name_of(&rows.interfaces, interface)), state)
-        }
-        Some(NextHop::Connected { interface }) => {
-            ("connected", None, Some(name_of(&rows.interfaces, interface)), None)
-        }
-        Some(NextHop::Tunnel(tunnel)) => ("tunnel", None, Some(name_of(&rows.tunnels, tunnel)), None),
-        Some(NextHop::Gateway(number)) => ("gateway", None, gateway_name(gateway, number), None),
-        Some(NextHop::Local) => ("local", None, None, None),
-        Some(NextHop::Broadcast) => ("broadcast", None, None, None),
-        Some(NextHop::Blackhole) | None => ("blackhole", None, None, None),
-    };
-    RouteRow { gateway: name.into(), address, length, kind: kind.into(), via, to, state }
 }
 
 /// The greatest value that any worker has in a cell.
@@ -606,6 +564,7 @@ fn interfaces(gateway: &Gateway) -> impl Iterator<Item = InterfaceRow> {
             mac: known.map(|i| i.mac.to_string()).unwrap_or_default(),
             mtu: known.map_or(0, |i| i.mtu),
             host_tap: interface.host_tap.as_ref().map(|tap| tap.value.as_str().into()),
+            limit: limits::in_force(built, Level::Interface, number),
         }
     })
 }
@@ -636,6 +595,7 @@ fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
             unreachable: known.is_some_and(|t| t.path.is_unreachable(gateway.now())),
             via,
             state,
+            limit: limits::in_force(built, Level::Tunnel, number),
         }
     })
 }
@@ -676,13 +636,18 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<Request>(text);
         assert_eq!(read(r#""ping""#).unwrap(), Request::Word(Word::Ping));
         assert_eq!(read(r#""reload""#).unwrap(), Request::Word(Word::Reload));
-        let routes = Show { gateway: Some("vpc".into()), from: 1024, ..Show::first(Topic::Routes) };
+        let sessions = Show { gateway: Some("vpc".into()), from: 1024, ..Show::first(Topic::NatSessions) };
         assert_eq!(
-            read(r#"{"show":"routes","gateway":"vpc","from":1024}"#).unwrap(),
-            Request::Show(routes.clone())
+            read(r#"{"show":"nat-sessions","gateway":"vpc","from":1024}"#).unwrap(),
+            Request::Show(sessions.clone())
         );
-        let written = serde_json::to_string(&Request::Show(routes.clone())).unwrap();
-        assert_eq!(read(&written).unwrap(), Request::Show(routes));
+        let written = serde_json::to_string(&Request::Show(sessions.clone())).unwrap();
+        assert_eq!(read(&written).unwrap(), Request::Show(sessions));
+        let add = r#"{"route":"add","gateway":"vpc","source":"ebgp","routes":[{"to":"10.1.0.0/16","tunnel":"dc"}]}"#;
+        let Request::Routes(change) = read(add).unwrap() else { panic!("{add}") };
+        assert_eq!((change.routes[0].priority, change.routes[0].weight), (100, 1));
+        let list = r#"{"list_routes":"vpc","within":"10.0.0.0/8","after":["vpc","10.1.0.0/16"]}"#;
+        assert!(matches!(read(list).unwrap(), Request::ListRoutes(_)));
         for wrong in [r#""stop""#, "ping", "{}", r#"{"show":"keys"}"#, r#"{"show":"sa","x":1}"#, "[]", "7"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

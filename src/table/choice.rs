@@ -191,6 +191,11 @@ impl Choice {
 }
 
 impl Standing<'_> {
+    /// Those that can be used.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.tier.members.iter().zip(0..).filter(|(_, place)| self.live >> place & 1 != 0).map(|(m, _)| m)
+    }
+
     /// The next hop's number for a flow with this hash, which is asked for only where it matters.
     #[inline]
     #[must_use]
@@ -238,4 +243,139 @@ pub fn flow_hash(bytes: &[u8], meta: &Meta) -> u64 {
     };
     // Folded twice: the top bits must depend on every bit of both.
     (addresses, upper).keyed_hash(&FLOWS).keyed_hash(&ORDER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::liveness::Cause;
+    use proptest::prelude::*;
+
+    fn tier(weights: &[u8]) -> Tier {
+        let hops: Vec<_> = weights
+            .iter()
+            .zip(0..)
+            .map(|(weight, n)| (u32::from(n) + 100, *weight, NextHop::Tunnel(n)))
+            .collect();
+        Tier::new(&hops)
+    }
+
+    /// Flows as they come: their hashes are spread over all numbers.
+    fn flows() -> impl Iterator<Item = u64> {
+        (0..4096_u64).map(|n| n.keyed_hash(&Seed::new(7, 9)))
+    }
+
+    fn down(liveness: &Liveness, tunnels: &[u16]) {
+        for tunnel in tunnels {
+            liveness.set_tunnel(*tunnel, Cause::UNREACHED, true);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn losing_members_moves_only_their_flows(
+            weights in proptest::collection::vec(1..=100_u8, 1..=MOST_MEMBERS),
+            first in any::<u64>(),
+            more in any::<u64>(),
+        ) {
+            let choice = Choice::new(vec![tier(&weights)]);
+            let (before, after) = (Liveness::default(), Liveness::default());
+            let lost = |mask: u64| (0..weights.len() as u16).filter(move |n| mask >> n & 1 != 0).collect::<Vec<_>>();
+            let lost_first = lost(first);
+            let lost_then = lost(first | more);
+            down(&before, &lost_first);
+            down(&after, &lost_then);
+            let (Some(one), other) = (choice.standing(&before), choice.standing(&after)) else {
+                prop_assert_eq!(lost_first.len(), weights.len());
+                return Ok(());
+            };
+            for flow in flows().take(512) {
+                let hop = one.pick(|| flow).unwrap();
+                prop_assert!(!lost_first.contains(&(hop as u16 - 100)));
+                match other {
+                    None => prop_assert_eq!(lost_then.len(), weights.len()),
+                    Some(other) => {
+                        let then = other.pick(|| flow).unwrap();
+                        prop_assert!(!lost_then.contains(&(then as u16 - 100)));
+                        prop_assert!(then == hop || lost_then.contains(&(hop as u16 - 100)), "{hop} moved to {then}");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_member_that_joins_takes_flows_only_to_itself(
+            weights in proptest::collection::vec(1..=100_u8, 2..=MOST_MEMBERS),
+        ) {
+            let liveness = Liveness::default();
+            let (few, all) = (weights.len() - 1, Choice::new(vec![tier(&weights)]));
+            let less = Choice::new(vec![tier(&weights[..few])]);
+            let (less, all) = (less.standing(&liveness).unwrap(), all.standing(&liveness).unwrap());
+            for flow in flows().take(512) {
+                let (before, after) = (less.pick(|| flow), all.pick(|| flow));
+                prop_assert!(before == after || after == Some(100 + few as u32));
+            }
+        }
+    }
+
+    #[test]
+    fn members_get_their_share() {
+        let liveness = Liveness::default();
+        for weights in [&[1, 1][..], &[1, 3], &[1, 1, 1, 1], &[10, 20, 30, 40], &[1; 16]] {
+            let choice = Choice::new(vec![tier(weights)]);
+            let standing = choice.standing(&liveness).unwrap();
+            let total: u32 = weights.iter().map(|weight| u32::from(*weight)).sum();
+            for (place, weight) in weights.iter().enumerate() {
+                let hop = Some(100 + place as u32);
+                let count = flows().filter(|flow| standing.pick(|| *flow) == hop).count() as f64;
+                let share = f64::from(*weight) / f64::from(total) * 4096.0;
+                // Four standard deviations of the buckets' and of the flows' own scatter.
+                assert!(
+                    (count - share).abs() < 4.0 * (share * 5.0).sqrt(),
+                    "{weights:?}: {count} for {share}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_tier_with_anything_up_decides() {
+        let hop = |n: u16| (u32::from(n), 1, NextHop::Tunnel(n));
+        let choice = Choice::new(vec![Tier::new(&[hop(1), hop(2)]), Tier::new(&[hop(3)])]);
+        let liveness = Liveness::default();
+        let pick =
+            |liveness: &Liveness| choice.standing(liveness).and_then(|standing| standing.pick(|| 1 << 60));
+        let usual = pick(&liveness).unwrap();
+        assert!(usual == 1 || usual == 2);
+        down(&liveness, &[usual as u16]);
+        assert_eq!(pick(&liveness), Some(3 - usual));
+        down(&liveness, &[1, 2]);
+        assert_eq!(pick(&liveness), Some(3));
+        down(&liveness, &[3]);
+        assert_eq!(pick(&liveness), None);
+        assert_eq!(choice.regardless().and_then(|standing| standing.pick(|| 1 << 60)), Some(usual));
+        assert_eq!(Choice::new(vec![]).standing(&liveness).map(|_| ()), None);
+    }
+
+    #[test]
+    fn flows_are_told_apart_by_what_their_protocol_has() {
+        let meta = Meta { src: 1, dst: 2, sport: 10, dport: 20, proto: protocol::UDP, ..Meta::EMPTY };
+        let whole = |meta: Meta| Meta { flags: Flags::HAS_PORTS, ..meta };
+        let hash = |meta: Meta| flow_hash(&[], &meta);
+        let udp = hash(whole(meta));
+        assert_ne!(udp, hash(whole(Meta { sport: 11, ..meta })));
+        assert_ne!(udp, hash(whole(Meta { dport: 21, ..meta })));
+        assert_ne!(udp, hash(whole(Meta { proto: protocol::TCP, ..meta })));
+        assert_ne!(udp, hash(whole(Meta { src: 3, ..meta })));
+        // Of ICMP the identifier counts, type and code do not.
+        let echo = Meta { proto: protocol::ICMPV4, ..meta };
+        assert_eq!(hash(whole(echo)), hash(whole(Meta { dport: 0, ..echo })));
+        assert_ne!(hash(whole(echo)), hash(whole(Meta { sport: 0, ..echo })));
+        // Fragments, first or not, and all else: source and destination alone.
+        let piece = Meta { flags: Flags::HAS_PORTS | Flags::FRAGMENT, ..meta };
+        let later = Meta { sport: 0, dport: 0, flags: Flags::FRAGMENT | Flags::LATER_FRAGMENT, ..meta };
+        assert_eq!(hash(piece), hash(later));
+        assert_eq!(hash(piece), hash(whole(Meta { proto: 50, sport: 0, dport: 0, ..meta })));
+        assert_ne!(hash(piece), udp);
+    }
 }

@@ -5,7 +5,7 @@
 //! them stands by, for when they are down.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -15,34 +15,48 @@ use super::{
     address::Address,
     choice::{MOST_MEMBERS, Needs},
     lpm::{Lpm, LpmError, LpmWriter},
-    next_hops::{NextHopWriter, Tiers},
-    tables::NextHop,
+    next_hops::{NextHopWriter, NextHops, Tiers},
 };
 
 /// Who says that a route is one: the lower, the more it is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
 pub enum Source {
     /// The gateway's own addresses and links.
-    Connected = 0,
+    Connected,
     /// The configuration.
-    Static = 100,
+    Static,
+    /// An operator's command.
+    Added,
     /// A router of another company (RFC 4271).
-    Ebgp = 150,
+    Ebgp,
     /// A router of this one.
-    Ibgp = 200,
+    Ibgp,
 }
 
 impl Source {
-    /// Every source, the most trusted first.
-    pub const ALL: [Self; 4] = [Self::Connected, Self::Static, Self::Ebgp, Self::Ibgp];
+    /// How much it is trusted: the lower, the more.
+    #[must_use]
+    pub const fn preference(self) -> u8 {
+        match self {
+            Self::Connected => 0,
+            Self::Static | Self::Added => 100,
+            Self::Ebgp => 150,
+            Self::Ibgp => 200,
+        }
+    }
+
+    /// Whether the route came while the gateway ran: a reload does not take it away.
+    #[must_use]
+    pub const fn is_learned(self) -> bool {
+        matches!(self, Self::Added | Self::Ebgp | Self::Ibgp)
+    }
 
     /// What commands and lists call it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connected => "connected",
-            Self::Static => "static",
+            Self::Static | Self::Added => "static",
             Self::Ebgp => "ebgp",
             Self::Ibgp => "ibgp",
         }
@@ -86,8 +100,8 @@ pub struct Candidate {
 impl Candidate {
     /// What makes it better or worse than another: the least is best, equal ones share.
     #[must_use]
-    pub const fn order(&self) -> (Rank, Source, u16) {
-        (self.rank, self.source, self.priority)
+    pub const fn order(&self) -> (Rank, u8, u16) {
+        (self.rank, self.source.preference(), self.priority)
     }
 }
 
@@ -110,6 +124,14 @@ enum Entry {
 }
 
 impl Entry {
+    /// Of at least one route.
+    fn of(all: Vec<Candidate>) -> Self {
+        match all.as_slice() {
+            [only] => Self::One(*only),
+            _ => Self::Several(all.into()),
+        }
+    }
+
     fn all(&self) -> &[Candidate] {
         match self {
             Self::One(only) => std::slice::from_ref(only),
@@ -121,46 +143,72 @@ impl Entry {
 /// A prefix: its address, in which bits beyond the length are clear, and its length.
 pub type Key<A> = (A, u8);
 
+fn normal<A: Address>((address, length): Key<A>) -> Result<Key<A>, LpmError> {
+    if length > A::WIDTH {
+        Err(LpmError::LengthTooLong(length))
+    } else {
+        Ok((address & A::mask(length), length))
+    }
+}
+
+/// What was there before changes that may be taken back.
+#[derive(Debug)]
+struct Undo<A> {
+    table: Arc<Lpm<A>>,
+    /// Prefixes as they were before each change, the oldest first.
+    before: Vec<(Key<A>, Option<Entry>)>,
+}
+
 /// The routes of one gateway and IP version.
 #[derive(Debug)]
 pub struct Rib<A> {
     writer: LpmWriter<A>,
     entries: BTreeMap<Key<A>, Entry>,
-    /// Prefixes of several routes whose choice is to be made again.
+    /// Prefixes whose value in the table is to be found again.
     unsettled: HashSet<Key<A>>,
+    /// How many routes have a next hop, by its number.
+    uses: HashMap<u32, usize>,
+    undo: Option<Undo<A>>,
+}
+
+impl<A: Address + std::hash::Hash> Default for Rib<A> {
+    fn default() -> Self {
+        Self {
+            writer: Lpm::new().1,
+            entries: BTreeMap::new(),
+            unsettled: HashSet::new(),
+            uses: HashMap::new(),
+            undo: None,
+        }
+    }
 }
 
 impl<A: Address + std::hash::Hash> Rib<A> {
-    /// No routes yet; and the table for workers.
-    #[must_use]
-    pub fn new() -> (Arc<Lpm<A>>, Self) {
-        let (table, writer) = Lpm::new();
-        (table, Self { writer, entries: BTreeMap::new(), unsettled: HashSet::new() })
-    }
-
     /// Adds a route, or gives the one with the same next hop and source new values; what was there before.
     /// Workers see it after [`Rib::publish`].
     ///
     /// # Errors
     /// [`RibError`]; nothing has changed then.
-    pub fn add(&mut self, (address, length): Key<A>, new: Candidate) -> Result<Option<Candidate>, RibError> {
-        if length > A::WIDTH {
-            return Err(LpmError::LengthTooLong(length).into());
-        }
-        let key = (address & A::mask(length), length);
-        let Some(entry) = self.entries.get_mut(&key) else {
+    pub fn add(&mut self, key: Key<A>, new: Candidate) -> Result<Option<Candidate>, RibError> {
+        let key = normal(key)?;
+        let Some(entry) = self.entries.get(&key) else {
             self.writer.insert(key.0, key.1, new.hop)?;
-            self.entries.insert(key, Entry::One(new));
+            self.put(key, Some(Entry::One(new)));
+            *self.uses.entry(new.hop).or_default() += 1;
             return Ok(None);
         };
-        let mut all = entry.all().to_vec();
-        let same = all.iter().position(|known| (known.hop, known.source) == (new.hop, new.source));
-        let old = same.map(|place| all.remove(place));
+        let same = |known: &Candidate| (known.hop, known.source) == (new.hop, new.source);
+        let old = entry.all().iter().find(|known| same(known)).copied();
+        if old == Some(new) {
+            return Ok(old);
+        }
+        let mut all: Vec<Candidate> = entry.all().iter().filter(|known| !same(known)).copied().collect();
         let place = all.partition_point(|known| (known.order(), known.hop) <= (new.order(), new.hop));
         all.insert(place, new);
-        *entry = if all.len() == 1 { Entry::One(new) } else { Entry::Several(all.into()) };
-        if old != Some(new) {
-            self.unsettled.insert(key);
+        self.put(key, Some(Entry::of(all)));
+        self.unsettled.insert(key);
+        if old.is_none() {
+            *self.uses.entry(new.hop).or_default() += 1;
         }
         Ok(old)
     }
@@ -168,35 +216,32 @@ impl<A: Address + std::hash::Hash> Rib<A> {
     /// Removes the route with this next hop and source; what it was.
     ///
     /// # Errors
-    /// [`RibError`].
-    pub fn remove(
-        &mut self,
-        (address, length): Key<A>,
-        hop: u32,
-        source: Source,
-    ) -> Result<Option<Candidate>, RibError> {
-        if length > A::WIDTH {
-            return Err(LpmError::LengthTooLong(length).into());
-        }
-        let key = (address & A::mask(length), length);
-        let Some(entry) = self.entries.get_mut(&key) else { return Ok(None) };
-        let mut all = entry.all().to_vec();
-        let Some(place) = all.iter().position(|known| (known.hop, known.source) == (hop, source)) else {
-            return Ok(None);
-        };
-        let old = all.remove(place);
-        match all.as_slice() {
-            [] => {
-                self.entries.remove(&key);
-                self.unsettled.remove(&key);
-                self.writer.remove(key.0, key.1)?;
-                return Ok(Some(old));
-            }
-            [only] => *entry = Entry::One(*only),
-            _ => *entry = Entry::Several(all.into()),
-        }
+    /// [`RibError`]; nothing has changed then.
+    pub fn remove(&mut self, key: Key<A>, hop: u32, source: Source) -> Result<Option<Candidate>, RibError> {
+        let key = normal(key)?;
+        let Some(entry) = self.entries.get(&key) else { return Ok(None) };
+        let same = |known: &Candidate| (known.hop, known.source) == (hop, source);
+        let Some(old) = entry.all().iter().find(|known| same(known)).copied() else { return Ok(None) };
+        let all: Vec<Candidate> = entry.all().iter().filter(|known| !same(known)).copied().collect();
         self.unsettled.insert(key);
+        self.put(key, (!all.is_empty()).then(|| Entry::of(all)));
+        if let Some(uses) = self.uses.get_mut(&hop) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.uses.remove(&hop);
+            }
+        }
         Ok(Some(old))
+    }
+
+    fn put(&mut self, key: Key<A>, entry: Option<Entry>) {
+        let before = match entry {
+            Some(entry) => self.entries.insert(key, entry),
+            None => self.entries.remove(&key),
+        };
+        if let Some(undo) = &mut self.undo {
+            undo.before.push((key, before));
+        }
     }
 
     /// Makes all changes visible to workers at once.
@@ -205,12 +250,69 @@ impl<A: Address + std::hash::Hash> Rib<A> {
     /// [`RibError`]: nothing became visible, and all changes are kept for the next try.
     pub fn publish(&mut self, hops: &mut NextHopWriter) -> Result<(), RibError> {
         for key in &self.unsettled {
-            let Some(entry) = self.entries.get(key) else { continue };
-            let value = hops.choice(tiers(entry.all(), hops)).ok_or(RibError::NextHopsFull)?;
-            self.writer.insert(key.0, key.1, value)?;
+            match self.entries.get(key) {
+                Some(entry) => {
+                    let value = match entry {
+                        Entry::One(only) => only.hop,
+                        Entry::Several(all) => {
+                            hops.choice(tiers(all, hops.table())).ok_or(RibError::NextHopsFull)?
+                        }
+                    };
+                    self.writer.insert(key.0, key.1, value)?;
+                }
+                None => drop(self.writer.remove(key.0, key.1)?),
+            }
         }
         self.unsettled.clear();
         Ok(self.writer.publish()?)
+    }
+
+    /// From now on changes go into a table that only readers of a new snapshot see, and can be taken back, until
+    /// [`Rib::commit`] or [`Rib::go_back`].
+    pub fn begin(&mut self) {
+        let table = self.writer.part();
+        self.undo = Some(Undo { table, before: Vec::new() });
+    }
+
+    /// The new snapshot is in force.
+    pub fn commit(&mut self) {
+        self.undo = None;
+    }
+
+    /// The new snapshot is not taken up: everything is as it was at [`Rib::begin`].
+    ///
+    /// # Errors
+    /// [`RibError`]; the table that workers read stands as it was all the same.
+    pub fn go_back(&mut self, hops: &mut NextHopWriter) -> Result<(), RibError> {
+        let Some(undo) = self.undo.take() else { return Ok(()) };
+        self.writer.rejoin(undo.table);
+        for (key, entry) in undo.before.into_iter().rev() {
+            self.put(key, entry);
+            self.unsettled.insert(key);
+        }
+        self.uses.clear();
+        for hop in self.entries.values().flat_map(Entry::all).map(|route| route.hop) {
+            *self.uses.entry(hop).or_default() += 1;
+        }
+        self.publish(hops)
+    }
+
+    /// Says that every worker uses the newest snapshot and has begun a new burst since the last publication.
+    pub fn quiesce(&mut self) {
+        self.writer.quiesce();
+    }
+
+    /// How many routes have this next hop.
+    #[must_use]
+    pub fn uses(&self, hop: u32) -> usize {
+        self.uses.get(&hop).copied().unwrap_or(0)
+    }
+
+    /// Numbers of all next hops that routes have, and of the choices between them.
+    pub fn hops_in_use(&self) -> impl Iterator<Item = u32> {
+        let several = self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Several(_)));
+        let choices = several.filter_map(|(key, _)| self.writer.get_exact(key.0, key.1));
+        self.uses.keys().copied().chain(choices)
     }
 
     /// The routes to exactly this prefix, best first.
@@ -237,11 +339,6 @@ impl<A: Address + std::hash::Hash> Rib<A> {
         self.entries.is_empty()
     }
 
-    /// The writer of the table.
-    pub const fn writer(&mut self) -> &mut LpmWriter<A> {
-        &mut self.writer
-    }
-
     /// The table that workers read.
     #[must_use]
     pub fn table(&self) -> &Arc<Lpm<A>> {
@@ -252,7 +349,7 @@ impl<A: Address + std::hash::Hash> Rib<A> {
 /// Groups routes, best first, into tiers. A next hop counts once, and after one that nothing can take down there is
 /// no other.
 #[must_use]
-pub fn tiers(routes: &[Candidate], hops: &NextHopWriter) -> Tiers {
+pub fn tiers(routes: &[Candidate], hops: &NextHops) -> Tiers {
     let mut tiers: Tiers = Vec::new();
     let mut taken = HashSet::new();
     for same in routes.chunk_by(|left, right| left.order() == right.order()) {
@@ -262,9 +359,7 @@ pub fn tiers(routes: &[Candidate], hops: &NextHopWriter) -> Tiers {
             .map(|route| (route.hop, route.weight))
             .take(MOST_MEMBERS)
             .collect();
-        let always = |(hop, _): &(u32, u8)| {
-            hops.table().one(*hop).map(|hop: &NextHop| Needs::of(hop)) == Some(Needs::Nothing)
-        };
+        let always = |(hop, _): &(u32, u8)| hops.one(*hop).map(Needs::of) == Some(Needs::Nothing);
         let last = members.iter().any(always);
         if !members.is_empty() {
             tiers.push(members);
@@ -275,3 +370,7 @@ pub fn tiers(routes: &[Candidate], hops: &NextHopWriter) -> Tiers {
     }
     tiers
 }
+
+#[cfg(test)]
+#[path = "rib_tests.rs"]
+mod tests;

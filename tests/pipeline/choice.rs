@@ -1,12 +1,23 @@
 //! Several routes to one prefix, and policies with tunnels that stand by: who carries what, and what a flag changes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     common::{frame::*, *},
     icmp_error,
 };
-use causeway::table::liveness::Cause;
+use causeway::{
+    config::{
+        self,
+        build::{Ephemeral, Fingerprint, Sequences},
+    },
+    control::{
+        ports::derived_mac,
+        routes::{ChangeRoutes, Changed, ListRoutes, list},
+    },
+    crypto::sequence::Sequence,
+    table::liveness::Cause,
+};
 
 /// Two lines and two tunnels, everything twice.
 const CONFIG: &str = r#"
@@ -226,5 +237,171 @@ fn a_policy_switches_to_the_tunnel_that_stands_by_and_back() {
     assert_eq!(site.way(&packet), None);
     assert_eq!(site.lab.dropped(), [("no-live-path", 1)]);
     site.tunnel("ta", true);
+    assert_eq!(site.way(&packet), Some(0));
+}
+
+/// A change of routes, as the control socket takes it.
+fn change(text: &str) -> ChangeRoutes {
+    serde_json::from_str(text).unwrap()
+}
+
+fn add(site: &mut Site, source: &str, routes: &str) -> Result<Changed, Vec<String>> {
+    let text = format!(r#"{{"route":"add","gateway":"g","source":"{source}","routes":[{routes}]}}"#);
+    site.lab.single.change_routes(&change(&text), 0)
+}
+
+fn delete(site: &mut Site, source: &str, routes: &str) -> Result<Changed, Vec<String>> {
+    let text = format!(r#"{{"route":"delete","gateway":"g","source":"{source}","routes":[{routes}]}}"#);
+    site.lab.single.change_routes(&change(&text), 0)
+}
+
+/// Routes to a prefix: source, whether used, and why not.
+fn listed(site: &Site, to: &str) -> Vec<(String, bool, Option<String>)> {
+    let request = ListRoutes { list_routes: "g".into(), within: Some(to.parse().unwrap()), after: None };
+    let single = &site.lab.single;
+    let page = list(&site.lab.config, &single.built, &single.kept, &request, 1000).unwrap();
+    let to = page.rows.into_iter().filter(|row| format!("{}/{}", row.address, row.length) == to);
+    to.map(|row| (row.source, row.used, row.why)).collect()
+}
+
+#[test]
+fn learned_routes_come_and_go_in_place_and_give_way_to_configured_ones() {
+    let mut site = Site::new(CONFIG);
+    let new = udp("10.1.0.9", "172.16.0.1", (1, 2), b"x");
+    assert_eq!(site.way(&new), None);
+    assert_eq!(site.lab.dropped(), [("no-route", 1)]);
+    let generation = site.lab.single.built.tables.generation;
+    let one = r#"{"to":"172.16.0.0/12","via":"192.0.2.2"}"#;
+    assert_eq!(add(&mut site, "ebgp", one).unwrap().routes, 1);
+    assert_eq!(add(&mut site, "ebgp", one).unwrap().routes, 0, "nothing new");
+    assert_eq!(site.way(&new), Some(0));
+    // The same prefix from inside goes after it, and takes over when it goes.
+    let other = r#"{"to":"172.16.0.0/12","via":"198.51.100.2"}"#;
+    add(&mut site, "ibgp", other).unwrap();
+    assert_eq!(site.way(&new), Some(0));
+    assert_eq!(
+        listed(&site, "172.16.0.0/12"),
+        [("ebgp".into(), true, None), ("ibgp".into(), false, Some("ebgp goes before ibgp".into()))]
+    );
+    site.line("a", false);
+    assert_eq!(site.way(&new), Some(1));
+    assert_eq!(
+        listed(&site, "172.16.0.0/12"),
+        [("ebgp".into(), false, Some("interface a is down".into())), ("ibgp".into(), true, None)]
+    );
+    site.line("a", true);
+    delete(&mut site, "ebgp", r#"{"to":"172.16.0.0/12"}"#).unwrap();
+    assert_eq!(site.way(&new), Some(1));
+    // A configured route beats a learned one of the same kind, whatever its priority.
+    add(&mut site, "ebgp", r#"{"to":"10.11.0.0/16","via":"198.51.100.2","priority":1}"#).unwrap();
+    assert_eq!(site.way(&udp("10.1.0.9", "10.11.0.1", (1, 2), b"x")), Some(0));
+    assert_eq!(site.lab.single.built.tables.generation, generation, "no table was built again");
+    // All or nothing, and everything that is wrong is said.
+    let wrong = r#"{"to":"172.20.0.0/16","via":"192.0.2.2"},{"to":"172.21.0.0/16","via":"203.0.113.1"},
+                   {"to":"172.22.0.0/16","tunnel":"tc"},{"to":"172.23.0.0/16"}"#;
+    let said = add(&mut site, "ebgp", wrong).unwrap_err();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert_eq!(listed(&site, "172.20.0.0/16"), []);
+    assert!(delete(&mut site, "ebgp", r#"{"to":"172.16.0.0/12"}"#).unwrap_err()[0].contains("no such route"));
+    assert_eq!(site.lab.dropped(), []);
+}
+
+#[test]
+fn learned_routes_stay_over_a_reload_while_their_next_hop_does() {
+    let mut site = Site::new(CONFIG);
+    let whole = [
+        &system(1024),
+        "[port.lan]\ndriver = \"memory\"\nring = 64\n[port.wan]\ndriver = \"memory\"\nring = 64\n",
+        CONFIG,
+    ]
+    .concat();
+    add(
+        &mut site,
+        "ebgp",
+        r#"{"to":"172.16.0.0/16","via":"198.51.100.2"},{"to":"172.17.0.0/16","tunnel":"tb"}"#,
+    )
+    .unwrap();
+    add(&mut site, "static", r#"{"to":"172.18.0.0/16","via":"192.0.2.2"}"#).unwrap();
+    let all = |site: &mut Site| {
+        ["172.16.0.1", "172.17.0.1", "172.18.0.1"].map(|to| site.way(&udp("10.1.0.9", to, (1, 2), b"x")))
+    };
+    assert_eq!(all(&mut site), [Some(1), Some(1), Some(0)]);
+    let number = site.lab.single.built.tunnels[1];
+    assert!(site.lab.single.built.tables.tunnel(number).unwrap().routed, "a learned route leads into it");
+    site.lab.reload(&whole);
+    assert_eq!(all(&mut site), [Some(1), Some(1), Some(0)]);
+    // One tunnel goes and another takes its number: what led into the first leads nowhere now.
+    let other =
+        whole.replace("[tunnel.tb]", "[tunnel.tc]").replace("standby = [\"tb\"]", "standby = [\"tc\"]");
+    site.lab.reload(&other);
+    assert_eq!(site.lab.single.built.tunnels[1], number);
+    assert_eq!(all(&mut site), [Some(1), None, Some(0)]);
+    assert_eq!(site.lab.dropped(), [("no-route", 1)]);
+    assert!(!site.lab.single.built.tables.tunnel(number).unwrap().routed);
+    site.lab.raw(0);
+    // A configured route that changes its next hop: the table follows in place.
+    let moved = other.replace(
+        "to = \"10.11.0.0/16\"\nvia = \"192.0.2.2\"",
+        "to = \"10.11.0.0/16\"\nvia = \"198.51.100.2\"",
+    );
+    let packet = udp("10.1.0.9", "10.11.0.1", (1, 2), b"x");
+    assert_eq!(site.way(&packet), Some(0));
+    site.lab.reload(&moved);
+    assert_eq!(site.way(&packet), Some(1));
+}
+
+/// Sequence numbers that are not to be had.
+struct Lost;
+
+impl Sequences for Lost {
+    fn sequence(
+        &mut self,
+        _: Fingerprint,
+        _: bool,
+    ) -> Result<Arc<Sequence>, Box<dyn std::error::Error + Send + Sync>> {
+        Err("lost".into())
+    }
+}
+
+#[test]
+fn what_is_not_taken_up_changes_no_route() {
+    let mut site = Site::new(CONFIG);
+    let before = listed(&site, "10.8.0.0/16");
+    let flows = site.flows("10.8.0.1");
+    let mut config = site.lab.config.clone();
+    config.gateways[0].routes.retain(|route| route.to.value.to_string() != "10.8.0.0/16");
+    config.tunnels[0].name.value = config::Name::from_any("other");
+    let macs: Vec<_> = config.ports.iter().map(|port| derived_mac(&config, port)).collect();
+    for _ in 0..3 {
+        assert!(site.lab.single.reload(&config, &macs, &mut Lost, 0).is_err());
+        assert_eq!(listed(&site, "10.8.0.0/16"), before);
+        assert_eq!(site.flows("10.8.0.1"), flows);
+    }
+    // A good one goes on from there.
+    let good = site.lab.config.clone();
+    site.lab.single.reload(&good, &macs, &mut Ephemeral::default(), 0).unwrap();
+    assert_eq!(site.flows("10.8.0.1"), flows);
+}
+
+#[test]
+fn a_tunnel_follows_the_way_to_its_peer() {
+    let mut site = Site::new(CONFIG);
+    let packet = udp("10.1.0.9", "10.12.0.1", (1, 2), b"x");
+    assert_eq!(site.way(&packet), Some(0));
+    add(&mut site, "ebgp", r#"{"to":"192.0.2.2/32","via":"198.51.100.2"}"#).unwrap();
+    assert_eq!(site.way(&packet), Some(1), "its outer packets take the longer prefix");
+    delete(&mut site, "ebgp", r#"{"to":"192.0.2.2/32","via":"198.51.100.2"}"#).unwrap();
+    assert_eq!(site.way(&packet), Some(0));
+    // Two ways to the peer: while one is down the other is taken.
+    add(
+        &mut site,
+        "ebgp",
+        r#"{"to":"192.0.2.2/32","interface":"a"},{"to":"192.0.2.2/32","via":"198.51.100.2","priority":200}"#,
+    )
+    .unwrap();
+    assert_eq!(site.way(&packet), Some(0));
+    site.line("a", false);
+    assert_eq!(site.way(&packet), Some(1));
+    site.line("a", true);
     assert_eq!(site.way(&packet), Some(0));
 }

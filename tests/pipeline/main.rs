@@ -6,7 +6,9 @@ mod common;
 
 mod choice;
 mod forward;
+mod gateways;
 mod health;
+mod limits;
 mod link;
 mod mtu;
 mod mutations;

@@ -80,7 +80,7 @@ pub fn gateway<P: PacketIo>(
 /// Puts the routes into the table that are too many for a configuration.
 fn load_routes(topology: &Topology, single: &mut Single<MemPort>) -> Result<(), RigError> {
     let setup = |error: &dyn std::fmt::Display| RigError::Setup(error.to_string());
-    let hops = &single.built.tables.next_hops;
+    let hops = Arc::clone(&single.built.tables.next_hops);
     let place = |wanted: &dyn Fn(&NextHop) -> bool| {
         hops.iter().find(|(_, hop)| matches!(hop, Hop::One(hop) if wanted(hop))).map(|(number, _)| number)
     };
@@ -93,14 +93,15 @@ fn load_routes(topology: &Topology, single: &mut Single<MemPort>) -> Result<(), 
     let wan = single.built.interfaces.get(WAN).copied();
     let router = place(&|hop| matches!(hop, NextHop::Via { interface, .. } if Some(*interface) == wan));
     let rank = if tunnels.is_empty() { Rank::LINE } else { Rank::TUNNEL };
-    let Some((rib, _)) = single.built.routes.first_mut() else { return Ok(()) };
+    let crate::config::build::Routes { gateways, hops, .. } = &mut single.kept.routes;
+    let Some(routes) = gateways.first_mut() else { return Ok(()) };
     for (number, (base, length)) in topology.outside.iter().enumerate() {
         let hop = if tunnels.is_empty() { router } else { tunnels.get(number % tunnels.len()).copied() };
         let hop = hop.ok_or_else(|| RigError::Setup("no next hop for a route".into()))?;
         let route = Candidate { hop, rank, source: Source::Ebgp, priority: 100, weight: 1 };
-        rib.add((*base as u32, *length), route).map_err(|error| setup(&error))?;
+        routes.v4.add((*base as u32, *length), route).map_err(|error| setup(&error))?;
     }
-    rib.publish(&mut single.built.next_hops).map_err(|error| setup(&error))
+    routes.publish(hops).map_err(|error| setup(&error))
 }
 
 /// A gateway under measurement.

@@ -11,7 +11,7 @@ use super::{
     },
 };
 use crate::{
-    control::view::{self, NeighbourRow, RouteRow, SaRow, Topic},
+    control::view::{self, NeighbourRow, SaRow, Topic},
     control::{
         apply::{Configuration, Extent},
         socket_client::Client,
@@ -51,29 +51,6 @@ pub fn neighbours(facts: &mut Facts) -> Result<Shown, String> {
         ]);
     }
     let text = if table.is_empty() { "no neighbours yet\n".into() } else { table.to_string() };
-    Ok(Shown { json: json!(rows), text })
-}
-
-pub fn routes(facts: &mut Facts, gateway: Option<String>) -> Result<Shown, String> {
-    let mut rows: Vec<RouteRow> = facts.need(&view::Show { gateway, ..view::Show::first(Topic::Routes) })?;
-    rows.sort_by(|a, b| (&a.gateway, a.address, a.length).cmp(&(&b.gateway, b.address, b.length)));
-    let mut table = Table::new(vec![Text("GATEWAY"), Text("PREFIX"), Text("NEXT HOP"), Text("STATE")]);
-    for row in &rows {
-        let to = row.to.as_deref().unwrap_or("-");
-        let hop = match (row.kind.as_str(), row.via) {
-            (_, Some(via)) => format!("via {via} on {to}"),
-            ("connected", _) => format!("connected on {to}"),
-            ("tunnel" | "gateway", _) => format!("{} {to}", row.kind),
-            (kind, _) => kind.into(),
-        };
-        table.row(vec![
-            row.gateway.clone(),
-            format!("{}/{}", row.address, row.length),
-            hop,
-            or_dash(row.state.as_ref()),
-        ]);
-    }
-    let text = if table.is_empty() { "no routes\n".into() } else { table.to_string() };
     Ok(Shown { json: json!(rows), text })
 }
 

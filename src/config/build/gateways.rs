@@ -1,13 +1,16 @@
 //! One gateway: its routes, policies and addresses.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
-use super::{BuildError, Builder, Ribs, table_error};
+use super::{BuildError, Builder, routes::GatewayRoutes, table_error};
 use crate::{
     config::{self, Action, NextHop as Where, Prefix, Side},
     table::{
         interface::{OF_A_PROBE, OwnAddresses},
-        rib::{Candidate, Rank, Rib, Source},
+        rib::{Candidate, Rank, Source},
         spd::{self, Ports, Spd},
         tables::{Gateway, NextHop, PolicyAction, Protection},
     },
@@ -15,10 +18,13 @@ use crate::{
 
 impl Builder<'_> {
     /// The gateway at `place` in the configuration; an empty one for a number that is free.
-    pub(super) fn gateway(&mut self, place: Option<usize>) -> Result<(Gateway, Ribs), BuildError> {
-        let (routes_v4, v4) = Rib::new();
-        let (routes_v6, v6) = Rib::new();
-        let mut ribs = (v4, v6);
+    /// `routes` has those of the configuration before, and learned ones, of which those to a next hop of `gone` go.
+    pub(super) fn gateway(
+        &mut self,
+        place: Option<usize>,
+        routes: &mut GatewayRoutes,
+        gone: &HashSet<u32>,
+    ) -> Result<Gateway, BuildError> {
         let mut own = OwnAddresses::default();
         let mut policies = Vec::new();
         let mut actions = Vec::new();
@@ -26,15 +32,16 @@ impl Builder<'_> {
         let mut icmp_source = (None, None);
         let name = place.map_or("", |place| self.config.gateways[place].name.value.as_str());
         let what = || format!("routes of gateway {name}");
+        let wanted = place.map_or(Ok(Vec::new()), |place| self.candidates(place))?;
+        // The routes of a gateway that is no more go with it.
+        let goes = |hop: u32| place.is_none() || gone.contains(&hop);
+        let withdrawn = routes.follow(wanted, &goes).map_err(table_error(what()))?;
+        if withdrawn > 0 && place.is_some() {
+            tracing::info!("gateway {name}: {withdrawn} learned routes had a next hop that is no more");
+        }
+        routes.publish(self.routers.hops).map_err(table_error(what()))?;
         if let Some(place) = place {
             let gateway = &self.config.gateways[place];
-            for (prefix, candidate) in self.candidates(place)? {
-                match prefix.address() {
-                    IpAddr::V4(a) => ribs.0.add((a.to_bits(), prefix.length()), candidate),
-                    IpAddr::V6(a) => ribs.1.add((a.to_bits(), prefix.length()), candidate),
-                }
-                .map_err(table_error(what()))?;
-            }
             let mine = |(interface, _): &(&config::Interface, &u16)| interface.gateway.value.0 == place;
             let numbers = self.config.interfaces.iter().zip(&self.interfaces).filter(mine);
             // The VPC's side first: errors about tunnel traffic come from an address that policies know.
@@ -71,10 +78,9 @@ impl Builder<'_> {
                 nat = Some(self.nat(place)?);
             }
         }
-        ribs.0.publish(&mut self.next_hops).map_err(table_error(what()))?;
-        ribs.1.publish(&mut self.next_hops).map_err(table_error(what()))?;
         let spd =
             Spd::build(&policies, self.seed).map_err(table_error(format!("policies of gateway {name}")))?;
+        let (routes_v4, routes_v6) = routes.tables();
         let gateway = Gateway {
             own,
             routes_v4,
@@ -87,7 +93,7 @@ impl Builder<'_> {
             transit: place.is_some_and(|place| *self.config.gateways[place].transit),
             icmp_source,
         };
-        Ok((gateway, ribs))
+        Ok(gateway)
     }
 
     /// Every route that the configuration gives a gateway: its own addresses, its links, and what is written there.
@@ -96,13 +102,13 @@ impl Builder<'_> {
         let mut all = Vec::with_capacity(gateway.routes.len());
         let connected =
             |hop, rank| Candidate { hop, rank, source: Source::Connected, priority: 0, weight: 1 };
-        let local = self.next_hop(NextHop::Local)?;
-        let broadcast = self.next_hop(NextHop::Broadcast)?;
+        let local = self.routers.next_hop(NextHop::Local)?;
+        let broadcast = self.routers.next_hop(NextHop::Broadcast)?;
         for (interface, number) in self.config.interfaces.iter().zip(self.interfaces.clone()) {
             if interface.gateway.value.0 != place {
                 continue;
             }
-            let link = self.next_hop(NextHop::Connected { interface: number })?;
+            let link = self.routers.next_hop(NextHop::Connected { interface: number })?;
             for address in interface.addresses.iter().map(|a| a.value) {
                 // Nothing may take its own addresses away from a gateway.
                 all.push((Prefix::host(address.address), connected(local, Rank::OWN)));
@@ -119,19 +125,19 @@ impl Builder<'_> {
             let (hop, rank) = match route.next_hop {
                 Where::Via { address, interface } => {
                     let rank = rank_of(&self.config.interfaces[interface.0]);
-                    (self.via(self.interfaces[interface.0], address)?, rank)
+                    (self.routers.via(self.interfaces[interface.0], address)?, rank)
                 }
                 Where::Connected(interface) => {
                     let hop = NextHop::Connected { interface: self.interfaces[interface.0] };
-                    (self.next_hop(hop)?, rank_of(&self.config.interfaces[interface.0]))
+                    (self.routers.next_hop(hop)?, rank_of(&self.config.interfaces[interface.0]))
                 }
                 Where::Tunnel(tunnel) => {
-                    (self.next_hop(NextHop::Tunnel(self.tunnels[tunnel.0]))?, Rank::TUNNEL)
+                    (self.routers.next_hop(NextHop::Tunnel(self.tunnels[tunnel.0]))?, Rank::TUNNEL)
                 }
                 Where::Gateway(gateway) => {
-                    (self.next_hop(NextHop::Gateway(self.gateways[gateway.0]))?, Rank::GATEWAY)
+                    (self.routers.next_hop(NextHop::Gateway(self.gateways[gateway.0]))?, Rank::GATEWAY)
                 }
-                Where::Blackhole => (self.next_hop(NextHop::Blackhole)?, Rank::BLACKHOLE),
+                Where::Blackhole => (self.routers.next_hop(NextHop::Blackhole)?, Rank::BLACKHOLE),
             };
             let (priority, weight) = (route.priority.get() as u16, route.weight.get() as u8);
             let candidate = Candidate { hop, rank, source: Source::Static, priority, weight };

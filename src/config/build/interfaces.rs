@@ -59,7 +59,8 @@ impl Builder<'_> {
             let probe = interface.probe.as_ref().map(|probe| (probe.source.value, probe.target.value));
             let bfd = interface.bfd.as_ref().map(|bfd| (bfd.source.value, bfd.target.value));
             let watched = probe.is_some() || bfd.is_some();
-            let link = if watched { self.next_hop(NextHop::Connected { interface: number })? } else { 0 };
+            let link =
+                if watched { self.routers.next_hop(NextHop::Connected { interface: number })? } else { 0 };
             let watch = self.watch(probe, bfd, link);
             interfaces[usize::from(number)] = Interface {
                 port: interface.port.value.0 as u16,

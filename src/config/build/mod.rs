@@ -3,7 +3,10 @@
 mod associations;
 mod gateways;
 mod interfaces;
+mod limits;
 mod nat;
+mod renew;
+pub mod routes;
 mod tunnels;
 
 use std::{
@@ -12,6 +15,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
+use renew::Routers;
 use thiserror::Error;
 
 use super::{Cipher, Config, GatewayId, Prefix};
@@ -20,12 +24,12 @@ use crate::{
     stats::counters::{Rows, health_row},
     table::{
         hash::{HashKey, Seed},
+        limit::Level,
         liveness::Liveness,
-        neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
-        next_hops::NextHopWriter,
+        neighbour::{NeighbourId, NeighbourWriter},
+        next_hops::Hop,
         path::Path,
         probe::{Ends, Watch},
-        rib::{Rib, RibError},
         tables::{Features, NextHop, Tables},
         tunnel::{Df, Outer, Tunnel},
     },
@@ -58,6 +62,10 @@ pub enum BuildError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
+
+pub use limits::{BuiltAddresses, BuiltLimits, key_of};
+pub use renew::renewed;
+pub use routes::Routes;
 
 pub use associations::{Association, Half, Rekeyed, Replaced, rekey};
 
@@ -113,7 +121,7 @@ impl Sequences for Ephemeral {
 }
 
 /// Numbers for names that stay the same over reloads: what is in flight keeps meaning what it meant.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Numbering(Vec<String>);
 
 impl Numbering {
@@ -150,15 +158,21 @@ pub struct Kept {
     trouble: Arc<AtomicU64>,
     /// Which interfaces and tunnels can be used.
     pub liveness: Arc<Liveness>,
+    /// Routes, configured and learned, and their next hops.
+    pub routes: Routes,
     interfaces: Numbering,
     gateways: Numbering,
     tunnels: Numbering,
+    /// Numbers of interfaces, gateways and tunnels before a build that is not taken up yet.
+    before: Option<[Numbering; 3]>,
     associations: Numbering,
     pinned: Vec<NeighbourId>,
     seed: Seed,
     generation: u64,
     /// Whether several workers share the associations.
     shared: bool,
+    workers: usize,
+    limits: limits::KeptLimits,
 }
 
 impl Kept {
@@ -174,20 +188,79 @@ impl Kept {
             paths: HashMap::new(),
             trouble: Arc::default(),
             liveness: Arc::default(),
+            routes: Routes::default(),
             interfaces: Numbering::default(),
             gateways: Numbering::default(),
             tunnels: Numbering::default(),
+            before: None,
             associations: Numbering::default(),
             pinned: Vec::new(),
             seed,
             generation: 0,
             shared: workers > 1,
+            workers,
+            limits: limits::KeptLimits::default(),
+        }
+    }
+
+    /// A router as a next hop; with a place in the neighbour table that means nothing where it has none.
+    #[must_use]
+    pub fn router(&self, interface: u16, address: IpAddr) -> NextHop {
+        let neighbour = self.neighbours.table().lookup(&renew::neighbour_key(interface, address));
+        NextHop::Via { interface, neighbour: neighbour.unwrap_or(NeighbourId::from_bits(u32::MAX)), address }
+    }
+
+    /// The number of a router as a next hop, with a place in the neighbour table that it keeps.
+    ///
+    /// # Errors
+    /// One of the tables is full.
+    pub fn number_router(&mut self, interface: u16, address: IpAddr, now: u64) -> Result<u32, BuildError> {
+        if let Some(known) = self.routes.hops.known(self.router(interface, address)) {
+            return Ok(known);
+        }
+        let mut routers = Routers::new(&mut self.routes.hops, &mut self.neighbours, now);
+        let number = routers.via(interface, address);
+        self.pinned.append(&mut routers.pinned);
+        number
+    }
+
+    /// What was built last is in force. Without it the next build takes it back first.
+    pub fn commit(&mut self) {
+        self.before = None;
+        self.routes.commit();
+    }
+
+    /// What was built last is not taken up: routes and numbers are what they were.
+    pub fn go_back(&mut self) {
+        if let Some([interfaces, gateways, tunnels]) = self.before.take() {
+            (self.interfaces, self.gateways, self.tunnels) = (interfaces, gateways, tunnels);
+        }
+        self.routes.go_back();
+    }
+
+    /// Every worker uses the newest snapshot and has begun a new burst since the last change.
+    pub fn quiesce(&mut self) {
+        self.routes.quiesce();
+    }
+
+    /// Whether what had a number has it no more.
+    fn is_gone(&self, hop: Option<&Hop>) -> bool {
+        let Some([interfaces, gateways, tunnels]) = &self.before else { return false };
+        let moved = |before: &Numbering, now: &Numbering, number: u16| {
+            let name = |names: &Numbering| names.0.get(usize::from(number)).cloned().unwrap_or_default();
+            name(before) != name(now)
+        };
+        match hop {
+            Some(Hop::One(NextHop::Via { interface, .. } | NextHop::Connected { interface })) => {
+                moved(interfaces, &self.interfaces, *interface)
+            }
+            Some(Hop::One(NextHop::Tunnel(tunnel))) => moved(tunnels, &self.tunnels, *tunnel),
+            Some(Hop::One(NextHop::Gateway(gateway))) => moved(gateways, &self.gateways, *gateway),
+            Some(Hop::One(_) | Hop::Choice(_)) => false,
+            None => true,
         }
     }
 }
-
-/// The routes of a gateway, IPv4 and IPv6.
-pub type Ribs = (Rib<u32>, Rib<u128>);
 
 /// Tables, and what the control thread needs to know of them.
 pub struct Built {
@@ -195,10 +268,6 @@ pub struct Built {
     pub tables: Arc<Tables>,
     /// Rows of the statistics.
     pub rows: Rows,
-    /// Routes, by gateway number.
-    pub routes: Vec<Ribs>,
-    /// The numbers of their next hops.
-    pub next_hops: NextHopWriter,
     /// Number of each interface, in the order of the configuration.
     pub interfaces: Vec<u16>,
     /// Number of each tunnel, in the order of the configuration.
@@ -211,6 +280,8 @@ pub struct Built {
     pub replaced: Replaced,
     /// Interfaces with a host TAP, in the order of their host numbers.
     pub hosts: Vec<u16>,
+    /// Limits; to be applied once the workers have the tables.
+    pub limits: BuiltLimits,
     /// Next hops pinned by the snapshot before; to be let go once no worker uses it.
     pub unpin: Vec<NeighbourId>,
 }
@@ -237,8 +308,24 @@ fn table_error<E: std::error::Error + Send + Sync + 'static>(what: String) -> im
 /// clock.
 ///
 /// # Errors
-/// [`BuildError`]; what was kept is unchanged then, but for numbers given to new names.
+/// [`BuildError`]; what was kept is unchanged then.
 pub fn build(
+    config: &Config,
+    macs: &[MacAddr],
+    kept: &mut Kept,
+    sequences: &mut dyn Sequences,
+    now: u64,
+) -> Result<Built, BuildError> {
+    kept.go_back();
+    kept.before = Some([kept.interfaces.clone(), kept.gateways.clone(), kept.tunnels.clone()]);
+    let built = build_from(config, macs, kept, sequences, now);
+    if built.is_err() {
+        kept.go_back();
+    }
+    built
+}
+
+fn build_from(
     config: &Config,
     macs: &[MacAddr],
     kept: &mut Kept,
@@ -251,28 +338,29 @@ pub fn build(
     let tunnels = numbers(kept.tunnels.assign(config.tunnels.iter().map(|t| t.name.value.as_str())));
     let associations = associations::associations(config, kept, sequences, &tunnels, &gateways)?;
     let sealing = associations.sealing();
+    kept.routes.begin(kept.gateways.0.len());
+    let hops = Arc::clone(kept.routes.hops.table());
+    let gone: HashSet<u32> =
+        hops.iter().filter(|(_, hop)| kept.is_gone(Some(hop))).map(|(number, _)| number).collect();
     let mut builder = Builder {
         config,
         seed: kept.seed,
         interfaces,
         gateways,
         tunnels,
-        neighbours: &mut kept.neighbours,
-        next_hops: NextHopWriter::default(),
-        routers: HashMap::new(),
-        pinned: Vec::new(),
+        routers: Routers::new(&mut kept.routes.hops, &mut kept.neighbours, now),
         pools: Vec::new(),
         generation: kept.generation.wrapping_add(1) as u32,
-        now,
     };
     let mut interfaces = builder.interfaces(macs, kept.interfaces.0.len())?;
     let hosts = interfaces::number_hosts(config, &builder.interfaces, &mut interfaces);
     let mut gateways = Vec::new();
-    let mut routes = Vec::new();
     let mut policies = Vec::new();
     let by_number = |list: &[u16], number: usize| list.iter().position(|n| usize::from(*n) == number);
     for number in 0..kept.gateways.0.len() {
-        let (mut gateway, writers) = builder.gateway(by_number(&builder.gateways, number))?;
+        let place = by_number(&builder.gateways, number);
+        let Some(routes) = kept.routes.gateways.get_mut(number) else { continue };
+        let mut gateway = builder.gateway(place, routes, &gone)?;
         gateway.first_policy = policies.len();
         policies.extend(
             by_number(&builder.gateways, number)
@@ -280,7 +368,6 @@ pub fn build(
                 .flat_map(|place| policy_names(&config.gateways[place])),
         );
         gateways.push(gateway);
-        routes.push(writers);
     }
     let mut tunnels = Vec::new();
     let mut paths = HashMap::new();
@@ -298,14 +385,39 @@ pub fn build(
         tunnels.push(builder.tunnel(place, Arc::clone(sa), path, &gateways)?);
     }
     let (sealing_v4, sealing_v6) = tunnels::sealing(&tunnels, kept.seed);
+    let names = [&*kept.gateways.0, &kept.interfaces.0, &kept.tunnels.0];
+    let limits = limits::limits(config, &mut kept.limits, names, &builder.gateways, kept.workers, kept.seed)?;
+    let [gateway_names, interface_names, tunnel_names] = names;
+    let limit_rows = limits::rows([
+        (Level::Gateway, gateway_names),
+        (Level::Interface, interface_names),
+        (Level::Tunnel, tunnel_names),
+    ]);
     kept.generation += 1;
+    let demux = builder.demux().into();
+    let Builder {
+        routers: Routers { mut pinned, .. },
+        pools,
+        interfaces: interface_numbers,
+        tunnels: tunnel_numbers,
+        gateways: gateway_numbers,
+        ..
+    } = builder;
+    kept.routes.renew(renew::outside_routes(&interfaces, &tunnels));
+    for router in kept.routes.routers() {
+        kept.neighbours.pin(router);
+        pinned.push(router);
+    }
+    for (number, tunnel) in tunnels.iter_mut().enumerate() {
+        tunnel.routed = kept.routes.lead_into(number as u16);
+    }
     let tables = Tables {
         generation: kept.generation,
         features: Features::of(&gateways, &interfaces, &tunnels),
-        demux: builder.demux().into(),
+        demux,
         interfaces: interfaces.into(),
         gateways: gateways.into(),
-        next_hops: Arc::clone(builder.next_hops.table()),
+        next_hops: Arc::clone(kept.routes.hops.table()),
         sad_v4: associations.v4,
         sad_v6: associations.v6,
         sas: associations.opening,
@@ -314,7 +426,8 @@ pub fn build(
         tunnels,
         trouble: Arc::clone(&kept.trouble),
         liveness: Arc::clone(&kept.liveness),
-        neighbours: Arc::clone(builder.neighbours.table()),
+        neighbours: Arc::clone(kept.neighbours.table()),
+        limits: Arc::clone(&limits.limits),
     };
     let mut built = Built {
         rows: Rows {
@@ -324,19 +437,19 @@ pub fn build(
             tunnels: kept.tunnels.0.clone(),
             policies,
             sas: kept.associations.0.clone(),
-            pools: builder.pools,
+            pools,
             health: health_rows(config),
+            limits: limit_rows,
         },
         tables: Arc::new(tables),
-        routes,
-        next_hops: builder.next_hops,
-        interfaces: builder.interfaces,
-        tunnels: builder.tunnels,
-        gateways: builder.gateways,
+        interfaces: interface_numbers,
+        tunnels: tunnel_numbers,
+        gateways: gateway_numbers,
         associations: associations.all,
         replaced: Vec::new(),
         hosts,
-        unpin: std::mem::replace(&mut kept.pinned, builder.pinned),
+        limits,
+        unpin: std::mem::replace(&mut kept.pinned, pinned),
     };
     built.replaced = associations::keep(associations.windows, associations.cipher, &built.associations, kept);
     kept.paths = paths;
@@ -386,47 +499,18 @@ struct Builder<'a> {
     interfaces: Vec<u16>,
     gateways: Vec<u16>,
     tunnels: Vec<u16>,
-    neighbours: &'a mut NeighbourWriter,
-    next_hops: NextHopWriter,
-    /// Next hops that are routers, by interface and address.
-    routers: HashMap<(u16, IpAddr), u32>,
-    pinned: Vec<NeighbourId>,
+    routers: Routers<'a>,
     /// Names of NAT pools, by row.
     pools: Vec<String>,
     generation: u32,
-    now: u64,
 }
 
 impl Builder<'_> {
-    /// The number of a next hop, which is listed once.
-    fn next_hop(&mut self, hop: NextHop) -> Result<u32, BuildError> {
-        let number = self.next_hops.one(hop).ok_or(RibError::NextHopsFull);
-        number.map_err(table_error("next hops".into()))
-    }
-
     /// Between which ends a way out is probed, and has its BFD session; `link` is its next hop, by number.
     fn watch(&self, probe: Option<(IpAddr, IpAddr)>, bfd: Option<(IpAddr, IpAddr)>, link: u32) -> Watch {
         let token = PROBE_TOKEN.keyed_hash(&self.seed.next());
         let ends = |(own, other)| Ends { own, other, next_hop: link, token };
         Watch { echo: probe.map(ends), bfd: bfd.map(ends) }
-    }
-
-    /// A router or peer on a link, with a place of its own in the neighbour table.
-    fn via(&mut self, interface: u16, address: IpAddr) -> Result<u32, BuildError> {
-        if let Some(known) = self.routers.get(&(interface, address)) {
-            return Ok(*known);
-        }
-        let key = match address {
-            IpAddr::V4(a) => NeighbourKey::v4(interface, a.to_bits()),
-            IpAddr::V6(a) => NeighbourKey::v6(interface, a.to_bits()),
-        };
-        let id =
-            self.neighbours.ensure(&key, self.now).map_err(table_error(format!("next hop {address}")))?;
-        self.neighbours.pin(id);
-        self.pinned.push(id);
-        let number = self.next_hop(NextHop::Via { interface, neighbour: id, address })?;
-        self.routers.insert((interface, address), number);
-        Ok(number)
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
-use super::{BuildError, Builder};
+use super::{BuildError, Builder, renew::line_mtu};
 use crate::{
-    config::{self, DontFragment, Dscp, Encapsulation, IcmpErrors, NextHop as Where},
+    config::{self, DontFragment, Dscp, Encapsulation, IcmpErrors},
     table::{
         hash::Seed,
-        next_hops::{Hop, NextHops, Tiers},
         path::Path,
         sad::Sad,
-        tables::{Gateway, NextHop},
+        tables::Gateway,
         tunnel::{Df, Mss, Outer, SaOut, Tunnel},
     },
 };
@@ -26,21 +25,16 @@ impl Builder<'_> {
         let tunnel = &self.config.tunnels[place];
         let (local, remote) = (tunnel.local.value, tunnel.remote.value);
         let underlay = self.gateways[tunnel.underlay.value.0];
-        let next_hop = self.towards(underlay, remote, gateways)?;
-        let number = self.tunnels[place];
-        let routed = self
-            .config
-            .gateways
-            .iter()
-            .flat_map(|g| &g.routes)
-            .any(|route| matches!(route.next_hop, Where::Tunnel(t) if self.tunnels[t.0] == number));
+        let next_hop = self.routers.towards(underlay, remote, gateways)?;
         let udp = *tunnel.encapsulation == Encapsulation::Udp;
         let outer = Outer::new(local, remote, udp).ok_or_else(|| BuildError::Table {
             what: format!("tunnel {}", tunnel.name.value.as_str()),
             source: "its two ends are of different IP versions".into(),
         })?;
         // The line that outer packets leave by need not be the one that has `local`.
-        let line_mtu = next_hop.and_then(|hop| self.line_mtu(hop)).unwrap_or(u16::MAX);
+        let mtu = |number| self.interface_mtu(number);
+        let line_mtu = next_hop.and_then(|hop| line_mtu(self.routers.hops.table(), hop, &mtu));
+        let line_mtu = line_mtu.unwrap_or(u16::MAX);
         let probe = tunnel.probe.as_ref().map(|probe| (probe.source.value, probe.target.value));
         let bfd = tunnel.bfd.as_ref().map(|bfd| (bfd.source.value, bfd.target.value));
         let watch = self.watch(probe, bfd, 0);
@@ -62,7 +56,8 @@ impl Builder<'_> {
                 Dscp::Copy => None,
                 Dscp::Set(value) => Some(value),
             },
-            routed,
+            // Known when all routes are.
+            routed: false,
             errors_by_quote: *tunnel.icmp_errors == IcmpErrors::Quoted,
             mss: tunnel.mss.as_ref().map(|mss| match mss.value {
                 config::Mss::Auto => Mss::Auto,
@@ -73,83 +68,9 @@ impl Builder<'_> {
         })
     }
 
-    /// What the lines take that packets with this next hop may leave by.
-    fn line_mtu(&self, hop: u32) -> Option<u16> {
-        match self.next_hops.table().get(hop)? {
-            Hop::One(NextHop::Via { interface, .. }) => self.interface_mtu(*interface),
-            Hop::One(_) => None,
-            Hop::Choice(choice) => {
-                let members = choice.tiers().iter().flat_map(|tier| tier.members());
-                members.filter_map(|member| self.line_mtu(member.hop)).min()
-            }
-        }
-    }
-
     fn interface_mtu(&self, number: u16) -> Option<u16> {
         let place = self.interfaces.iter().position(|known| *known == number)?;
         self.config.interfaces.get(place).map(|interface| interface.mtu.value.get() as u16)
-    }
-
-    /// The next hop of outer packets to `remote`; `None` when no route leads there over an interface.
-    fn towards(
-        &mut self,
-        gateway: u16,
-        remote: IpAddr,
-        gateways: &[Gateway],
-    ) -> Result<Option<u32>, BuildError> {
-        let found = look_up(&gateways[usize::from(gateway)], remote);
-        found.map_or(Ok(None), |hop| self.outward(hop, remote, gateways, gateways.len()))
-    }
-
-    /// The next hop of outer packets to `remote` where a route names this one; `None` when that leads over no
-    /// interface.
-    fn outward(
-        &mut self,
-        hop: u32,
-        remote: IpAddr,
-        gateways: &[Gateway],
-        left: usize,
-    ) -> Result<Option<u32>, BuildError> {
-        let table = Arc::clone(self.next_hops.table());
-        match table.get(hop) {
-            Some(Hop::One(NextHop::Via { .. })) => Ok(Some(hop)),
-            Some(Hop::One(NextHop::Connected { interface })) => self.via(*interface, remote).map(Some),
-            Some(Hop::One(NextHop::Gateway(next))) if left > 0 => {
-                let found = gateways.get(usize::from(*next)).and_then(|gateway| look_up(gateway, remote));
-                found.map_or(Ok(None), |hop| self.outward(hop, remote, gateways, left - 1))
-            }
-            Some(Hop::Choice(choice)) => {
-                let mut tiers = Tiers::new();
-                for tier in choice.tiers() {
-                    let mut members = Vec::new();
-                    for member in tier.members() {
-                        // A choice within a choice counts as its best way.
-                        let hop = self.outward(member.hop, remote, gateways, left)?;
-                        let hop = hop.and_then(|hop| best(&table, hop));
-                        members.extend(hop.map(|hop| (hop, member.weight)));
-                    }
-                    if !members.is_empty() {
-                        tiers.push(members);
-                    }
-                }
-                Ok(if tiers.is_empty() { None } else { self.next_hops.choice(tiers) })
-            }
-            _ => Ok(None),
-        }
-    }
-}
-
-fn look_up(gateway: &Gateway, address: IpAddr) -> Option<u32> {
-    match address {
-        IpAddr::V4(a) => gateway.routes_v4.lookup(a.to_bits()),
-        IpAddr::V6(a) => gateway.routes_v6.lookup(a.to_bits()),
-    }
-}
-
-fn best(table: &NextHops, hop: u32) -> Option<u32> {
-    match table.get(hop)? {
-        Hop::One(_) => Some(hop),
-        Hop::Choice(choice) => choice.tiers().first()?.members().first().map(|member| member.hop),
     }
 }
 

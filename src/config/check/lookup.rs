@@ -40,6 +40,11 @@ impl<T> PrefixMap<T> {
         self.entries.entry(prefix).or_default()
     }
 
+    /// Every prefix, in no order.
+    pub fn prefixes(&self) -> impl Iterator<Item = Prefix> {
+        self.entries.keys().copied()
+    }
+
     /// The longest prefix that covers the whole of `wanted`.
     pub fn longest(&self, wanted: Prefix) -> Option<(Prefix, &T)> {
         self.covering(wanted).next()

@@ -15,6 +15,7 @@ use crate::config::span::{At, Span};
 mod address;
 mod gateway;
 mod health;
+mod limit;
 mod lookup;
 mod nat;
 mod policy;
@@ -31,12 +32,14 @@ pub(crate) fn all(draft: &mut Draft, cx: &mut Context<'_>) {
     route::resolve(draft, &networks, cx);
     let tables = route::tables(draft, &networks, cx);
     route::loops(draft, &tables, cx);
+    route::dead_ends(draft, &tables, cx);
     port::check(draft, cx);
     address::check(&networks, cx);
     tunnel::check(draft, &networks, &tables, cx);
     security::check(draft, cx);
     policy::check(draft, cx);
     nat::check(draft, &networks, cx);
+    limit::check(draft, cx);
     gateway::check(draft, cx);
     health::check(draft, &networks, cx);
 }

@@ -1,7 +1,10 @@
 //! Routes: each leads somewhere, and somewhere that can be reached.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+
 use super::lookup::PrefixMap;
-use super::{Network, Networks, duplicate};
+use super::{Network, Networks, duplicate, seen};
 use crate::config::MOST_GATEWAYS;
 use crate::config::decode::{Context, Slot};
 use crate::config::diagnostics::Problem;
@@ -164,12 +167,22 @@ pub(crate) enum Leads {
 /// The route table of a gateway, connected prefixes included.
 #[derive(Default)]
 pub(crate) struct Table {
-    pub map: PrefixMap<Leads>,
+    map: PrefixMap<Leads>,
+    /// Where prefixes lead of which there are several routes, beyond the first.
+    more: HashMap<Prefix, Vec<Leads>>,
     /// Some route or interface could not be read: it may have led anywhere.
     pub incomplete: bool,
 }
 
-/// Builds the tables, and finds prefixes that stand twice.
+impl Table {
+    /// Every way that the longest prefix leads which covers the whole of `wanted`; with the prefix.
+    pub fn longest(&self, wanted: Prefix) -> Option<(Prefix, impl Iterator<Item = &Leads>)> {
+        let (prefix, first) = self.map.longest(wanted)?;
+        Some((prefix, std::iter::once(first).chain(self.more.get(&prefix).into_iter().flatten())))
+    }
+}
+
+/// Builds the tables, and finds routes that stand twice.
 pub(crate) fn tables(draft: &Draft, networks: &Networks, cx: &mut Context<'_>) -> Vec<Table> {
     let mut tables = Vec::with_capacity(draft.gateways.len());
     for (gateway, network) in draft.gateways.iter().zip(&networks.0) {
@@ -177,7 +190,7 @@ pub(crate) fn tables(draft: &Draft, networks: &Networks, cx: &mut Context<'_>) -
         for connected in &network.connected {
             table.map.insert_first(connected.address.network(), Leads::Out);
         }
-        let mut first: PrefixMap<Vec<(NextHop, Span)>> = PrefixMap::default();
+        let mut first: HashMap<(Prefix, NextHop), Span> = HashMap::with_capacity(gateway.routes.len());
         for route in &gateway.routes {
             let Some(to) = route.to.get() else {
                 table.incomplete = true;
@@ -187,29 +200,32 @@ pub(crate) fn tables(draft: &Draft, networks: &Networks, cx: &mut Context<'_>) -
                 table.incomplete = true;
                 continue;
             };
-            let known = first.entry(to.value);
-            if let Some((_, first)) = known.iter().find(|(hop, _)| *hop == next_hop) {
+            if let Some(first) = seen(&mut first, (to.value, next_hop), to.span) {
                 let message = format!("this gateway has a route to {} with this next hop already", to.value);
                 let help =
                     "routes to one prefix lead to different places: take one out, or change its next hop";
-                cx.report(duplicate("duplicate-route", to.span, *first, message, help));
+                cx.report(duplicate("duplicate-route", to.span, first, message, help));
                 continue;
             }
-            known.push((next_hop, to.span));
             let leads = match (route.tunnel.get(), route.gateway.get()) {
                 (Some(tunnel), _) => Leads::Tunnel(tunnel.value, route.at),
                 (None, Some(gateway)) => Leads::Gateway(gateway.value),
                 (None, None) => Leads::Out,
             };
-            table.map.insert_first(to.value, leads);
+            if table.map.insert_first(to.value, leads).is_some() {
+                table.more.entry(to.value).or_default().push(leads);
+            }
         }
         tables.push(table);
     }
     tables
 }
 
-/// Follows every route into another gateway: the packet must not come back to a gateway that it has been
-/// through, nor pass more than [`MOST_GATEWAYS`].
+/// Steps on the ways from one route that are followed at most: each gateway may lead a prefix several ways.
+const MOST_STEPS: usize = 4096;
+
+/// Follows every route into another gateway, all the ways there are: the packet must not come back to a gateway that it
+/// has been through, nor pass more than [`MOST_GATEWAYS`].
 /// In each gateway the longest route that holds the whole prefix is followed; longer ones may lead parts of it
 /// elsewhere, but what they leave over would still go round.
 pub(crate) fn loops(draft: &Draft, tables: &[Table], cx: &mut Context<'_>) {
@@ -217,26 +233,70 @@ pub(crate) fn loops(draft: &Draft, tables: &[Table], cx: &mut Context<'_>) {
         for route in &gateway.routes {
             let (Some(to), Some(next)) = (route.to.get(), route.gateway.get()) else { continue };
             let mut path = vec![GatewayId(index)];
-            let mut at = next.value;
-            let goes_round = loop {
-                let known = path.contains(&at);
-                path.push(at);
-                if known || path.len() > MOST_GATEWAYS {
-                    break true;
-                }
-                match tables.get(at.0).and_then(|table| table.map.longest(to.value)) {
-                    Some((_, Leads::Gateway(next))) => at = *next,
-                    _ => break false,
-                }
-            };
-            if goes_round {
-                let names: Vec<&str> = path.iter().map(|id| cx.names.gateways.list[id.0].as_str()).collect();
-                let goes = if path.len() > MOST_GATEWAYS { "pass too many gateways" } else { "go round" };
-                let message = format!("packets to {} {goes}: {}", to.value, names.join(" → "));
-                let help = "lead the prefix out of one of these gateways, or drop what is left of it there with a \
-                            route `blackhole = true`";
-                cx.report(Problem::new("gateway-loop", next.span, message).help(help));
+            if !goes_round(tables, to.value, next.value, &mut path, &mut MOST_STEPS.clone()) {
+                continue;
             }
+            let names: Vec<&str> = path.iter().map(|id| cx.names.gateways.list[id.0].as_str()).collect();
+            let goes = if path.len() > MOST_GATEWAYS { "pass too many gateways" } else { "go round" };
+            let message = format!("packets to {} {goes}: {}", to.value, names.join(" → "));
+            let help = "lead the prefix out of one of these gateways, or drop what is left of it there with a \
+                        route `blackhole = true`";
+            cx.report(Problem::new("gateway-loop", next.span, message).help(help));
+        }
+    }
+}
+
+/// Whether a prefix that enters a gateway after those of `path` can come back to one of them. The path is the one it
+/// takes then.
+fn goes_round(
+    tables: &[Table],
+    to: Prefix,
+    at: GatewayId,
+    path: &mut Vec<GatewayId>,
+    steps: &mut usize,
+) -> bool {
+    let known = path.contains(&at);
+    path.push(at);
+    if known || path.len() > MOST_GATEWAYS {
+        return true;
+    }
+    let ways = tables.get(at.0).and_then(|table| table.longest(to)).into_iter().flat_map(|(_, ways)| ways);
+    for way in ways {
+        let Leads::Gateway(next) = way else { continue };
+        *steps = steps.saturating_sub(1);
+        if *steps > 0 && goes_round(tables, to, *next, path, steps) {
+            return true;
+        }
+    }
+    path.pop();
+    false
+}
+
+/// A route into a gateway that has none for any of its packets leads nowhere, unless one is learned there.
+pub(crate) fn dead_ends(draft: &Draft, tables: &[Table], cx: &mut Context<'_>) {
+    let mut sorted: HashMap<usize, Vec<(IpAddr, u8)>> = HashMap::new();
+    for gateway in &draft.gateways {
+        for route in &gateway.routes {
+            let (Some(to), Some(next)) = (route.to.get(), route.gateway.get()) else { continue };
+            let (place, to) = (next.value.0, to.value);
+            let Some(table) = tables.get(place).filter(|table| !table.incomplete) else { continue };
+            if table.longest(to).is_some() {
+                continue;
+            }
+            let inside = sorted.entry(place).or_insert_with(|| {
+                let mut all: Vec<(IpAddr, u8)> =
+                    table.map.prefixes().map(|prefix| (prefix.address(), prefix.length())).collect();
+                all.sort_unstable();
+                all
+            });
+            let first = inside.partition_point(|known| *known < (to.address(), to.length()));
+            if inside.get(first).is_some_and(|(address, length)| to.covers(Prefix::of(*address, *length))) {
+                continue;
+            }
+            let name = &cx.names.gateways.list[place];
+            let message = format!("gateway \"{name}\" has no route to {to}: it drops what comes this way");
+            let problem = Problem::warning("gateway-dead-end", next.span, message);
+            cx.report(problem.help("add a [[gateway.NAME.route]] there, unless one is learned"));
         }
     }
 }

@@ -131,20 +131,29 @@ fn local(draft: &Draft, tunnel: &TunnelDraft, network: &Network, cx: &mut Contex
 /// The other end can be reached, and not through the tunnel itself.
 fn remote(id: TunnelId, tunnel: &TunnelDraft, table: &Table, cx: &mut Context<'_>) {
     let Some(remote) = tunnel.remote.get() else { return };
-    match table.map.longest(Prefix::host(remote.value)) {
-        Some((prefix, Leads::Tunnel(through, at))) if *through == id => cx.report(
-            Problem::new(
-                "tunnel-through-itself",
-                remote.span,
-                format!("{} lies in the tunnel itself", remote.value),
-            )
-            .help(format!(
-                "add a route to {}/{} outside the tunnel",
-                remote.value,
-                if prefix.is_ipv4() { 32 } else { 128 }
-            ))
-            .also(*at, "this route sends it there"),
-        ),
+    match table.longest(Prefix::host(remote.value)) {
+        Some((prefix, mut ways)) => {
+            let mut through_itself = None;
+            // Of several ways, those that lead into the tunnel itself are not for its own packets.
+            let all = ways.all(|way| match way {
+                Leads::Tunnel(through, at) if *through == id => {
+                    through_itself = Some(*at);
+                    true
+                }
+                _ => false,
+            });
+            let Some(at) = through_itself.filter(|_| all) else { return };
+            let length = if prefix.is_ipv4() { 32 } else { 128 };
+            cx.report(
+                Problem::new(
+                    "tunnel-through-itself",
+                    remote.span,
+                    format!("{} lies in the tunnel itself", remote.value),
+                )
+                .help(format!("add a route to {}/{length} outside the tunnel", remote.value))
+                .also(at, "this route sends it there"),
+            );
+        }
         None if !table.incomplete => cx.report(
             Problem::new(
                 "remote-unreachable",

@@ -8,6 +8,7 @@
 //! A running gateway is asked the same way ([`ask`]): a worker of its own, with no port that leads anywhere, takes the
 //! packet through the very tables that the workers have.
 
+mod limits;
 mod live;
 mod make;
 mod run;
@@ -34,11 +35,11 @@ use super::{
     single::{Single, SingleError},
 };
 use crate::{
-    config::{Action, Config, HugePages, Prefix, Side, Span, Vlan, build::Ephemeral},
+    config::{Action, Config, HugePages, NextHop as Where, Prefix, Side, Span, Vlan, build::Ephemeral},
     io::mem::{MemPort, wire},
     packet::{DropReason, Flags, Meta, NatMarks, meta::NO_INTERFACE},
     stats::counters::group,
-    table::{hash::Seed, neighbour::NeighbourState, tables::NextHop},
+    table::{choice::flow_hash, hash::Seed, neighbour::NeighbourState, next_hops::Hop, tables::NextHop},
     wire::{
         checksum::Sum,
         esp,
@@ -151,7 +152,7 @@ pub enum ExplainError {
 /// One thing that decides about the packet, or that happens to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The part of the pipeline: `arrive`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `neighbour`, `leave`,
+    /// The part of the pipeline: `arrive`, `limit`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `neighbour`, `leave`,
     /// `answer`; of a running gateway also `gateway`, what is asked, and `session`, of NAT.
     pub stage: &'static str,
     /// In words.

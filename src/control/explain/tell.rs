@@ -37,6 +37,7 @@ impl Teller<'_> {
         let known = std::mem::take(&mut self.run.known);
         self.steps.extend(known);
         self.arrive();
+        self.limits_in();
         let entry = self.config.interfaces[self.place].gateway.value.0;
         self.policies_in();
         let own = self.config.interfaces_of(crate::config::GatewayId(entry)).find_map(|(_, interface)| {
@@ -55,6 +56,7 @@ impl Teller<'_> {
             self.nat();
             self.ways(entry, &verdict);
         }
+        self.limits_out();
         self.tunnels();
         self.neighbours();
         self.leave();
@@ -281,6 +283,28 @@ impl Teller<'_> {
         }
     }
 
+    /// The next hop that the packet's flow has of those that a number stands for, and how it came to it.
+    fn chosen(&self, number: u32) -> (u32, String) {
+        let tables = &self.run.tables;
+        let Some(Hop::Choice(choice)) = tables.next_hops.get(number) else { return (number, String::new()) };
+        let all: usize = choice.tiers().iter().map(|tier| tier.members().len()).sum();
+        let up = choice.standing(&tables.liveness);
+        let Some(standing) = up.or_else(|| choice.regardless()) else { return (number, String::new()) };
+        let members: Vec<u32> = standing.members().map(|member| member.hop).collect();
+        // What the run shows where it ended here; otherwise what the same hash gives.
+        let seen = self.meta().map(|meta| meta.next_hop).filter(|seen| members.contains(seen));
+        let hash = || self.run.meta.map_or(0, |meta| flow_hash(&self.run.received.1, &meta));
+        let picked = seen.or_else(|| standing.pick(hash)).unwrap_or(number);
+        let how = match (up, members.len()) {
+            (None, _) => format!(", the best of {all} routes, which are all down"),
+            (Some(_), 1) => format!(", the best of {all} routes that is up"),
+            (Some(_), equal) => {
+                format!(", by the hash of its flow one of the {equal} best of {all} routes that are up")
+            }
+        };
+        (picked, how)
+    }
+
     /// The route that decides in a gateway; the result is the gateway that it leads to, if it does.
     pub(super) fn route(&mut self, place: usize) -> Option<usize> {
         let as_seen = self.meta().is_some_and(|meta| meta.nat.has(NatMarks::ROUTE_AS_SEEN));
@@ -293,6 +317,10 @@ impl Teller<'_> {
         let number = match destination {
             IpAddr::V4(a) => table.routes_v4.lookup(a.to_bits()),
             IpAddr::V6(a) => table.routes_v6.lookup(a.to_bits()),
+        };
+        let (number, how) = match number.map(|number| self.chosen(number)) {
+            Some((number, how)) => (Some(number), how),
+            None => (None, String::new()),
         };
         let Some(hop) = number.and_then(|number| built.tables.next_hop(number)) else {
             let text = format!("no route of gateway {name} leads to {destination}");
@@ -325,7 +353,17 @@ impl Teller<'_> {
             NextHop::Local => ("to the gateway itself".into(), None),
             NextHop::Broadcast => ("to the broadcast address of a link".into(), None),
         };
-        let routes = gateway.routes.iter().map(|route| (route.to.value, Some(route.to.span)));
+        let leads_there = |route: &crate::config::Route| match (route.next_hop, hop) {
+            (Where::Via { address, .. }, NextHop::Via { address: to, .. }) => address == to,
+            (Where::Connected(id), NextHop::Connected { interface }) => built.interfaces[id.0] == interface,
+            (Where::Tunnel(id), NextHop::Tunnel(number)) => built.tunnels[id.0] == number,
+            (Where::Gateway(id), NextHop::Gateway(number)) => built.gateways[id.0] == number,
+            (Where::Blackhole, NextHop::Blackhole) => true,
+            _ => false,
+        };
+        // Of several to one prefix, that which was chosen.
+        let routes = gateway.routes.iter().filter(|route| leads_there(route));
+        let routes = routes.map(|route| (route.to.value, Some(route.to.span)));
         let links = self
             .config
             .interfaces
@@ -339,9 +377,10 @@ impl Teller<'_> {
         let prefix = longest.map_or_else(|| destination.to_string(), |(prefix, _)| prefix.to_string());
         let span = longest.and_then(|(_, span)| span);
         let (place, line) = (span.map_or_else(String::new, |s| self.at(s)), span.and_then(|s| self.line(s)));
-        let text = format!("{destination} is in {prefix}{place} of gateway {name}: {leads}");
+        let text = format!("{destination} is in {prefix}{place} of gateway {name}: {leads}{how}");
         let details = json!({
             "gateway": name, "destination": destination, "route": prefix, "next_hop": leads, "line": line,
+            "choice": how.strip_prefix(", "),
         });
         self.step("route", text, details);
         next
@@ -421,6 +460,7 @@ pub(super) fn looks_routes_up(verdict: &Verdict) -> bool {
         Verdict::Dropped { reason, .. } => matches!(
             reason,
             R::NoRoute
+                | R::NoLivePath
                 | R::Blackhole
                 | R::TransitForbidden
                 | R::TtlExpired

@@ -1,6 +1,7 @@
 //! A running gateway: its workers, and everything beside them.
 
 mod reload;
+mod routes;
 mod start;
 
 use std::{
@@ -17,6 +18,7 @@ use super::{
     },
     host_neighbours::HostNeighbours,
     lifetimes::Lifetimes,
+    limits::LimitCare,
     nat::NatSetup,
     nat_log::NatLog,
     neighbours::{Resolver, Transmit},
@@ -144,6 +146,10 @@ pub struct Gateway {
     received_due: (u64, u64),
     /// Windows that were replaced, once every worker has passed the epoch: old and new.
     replaced: Vec<(u64, Replaced)>,
+    /// Every worker has begun a new burst since routes changed last.
+    routes_passed: bool,
+    /// Tunnels are to follow routes that changed.
+    renewal_due: bool,
     /// Next hops to unpin, once every worker has passed the epoch.
     unpin: Vec<(u64, Vec<NeighbourId>)>,
     epoch: u64,
@@ -152,6 +158,7 @@ pub struct Gateway {
     nat_log: Option<NatLog>,
     /// Whether ways out can be used.
     health: Health,
+    limit_care: LimitCare,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
     port_health: Vec<u64>,
     ports_due: u64,
@@ -210,7 +217,9 @@ impl Gateway {
             }
             !done
         });
+        self.tick_routes();
         self.watch_ports(now);
+        self.limit_care.tick(&self.built, &self.segment, now);
         // Not while a worker may still count elsewhere: an association would seem to have used less.
         if self.counting == self.epoch {
             self.lifetimes.tick(&self.config, &self.built.associations, &self.segment, now);
@@ -363,6 +372,16 @@ impl Gateway {
             Some(Ok(())) => Ok(()),
             _ => Err("the session's worker takes no more commands: try again".into()),
         }
+    }
+
+    /// What is known of limits.
+    pub(super) const fn limit_care(&self) -> &LimitCare {
+        &self.limit_care
+    }
+
+    /// What was built of the configuration, for what changes in place.
+    pub(super) const fn built_mut(&mut self) -> &mut Built {
+        &mut self.built
     }
 
     /// The configuration in force.

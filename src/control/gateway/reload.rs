@@ -63,9 +63,12 @@ impl Gateway {
         let unpin = std::mem::take(&mut self.built.unpin);
         let config = std::mem::replace(&mut self.config, Arc::new(config));
         if let Err(error) = self.publish() {
+            self.kept.go_back();
             (self.built, self.config) = (old, config);
             return Err(error);
         }
+        self.kept.commit();
+        self.built.limits.apply();
         self.overlay = overlay;
         self.health.renew(&self.config, &self.built, now);
         if let Err(error) = self.log_sessions() {
@@ -107,12 +110,12 @@ impl Gateway {
     }
 
     /// Either all workers take up new tables or none does: whether all can.
-    fn can_publish(&self) -> Result<(), ReloadError> {
+    pub(super) fn can_publish(&self) -> Result<(), ReloadError> {
         if self.mailboxes.iter().all(|mailbox| mailbox.has_room()) { Ok(()) } else { Err(ReloadError::Busy) }
     }
 
     /// Hands the tables that were built to the workers, with new counters where the rows are others.
-    fn publish(&mut self) -> Result<(), ReloadError> {
+    pub(super) fn publish(&mut self) -> Result<(), ReloadError> {
         self.renew_lifetimes();
         let rows = self.built.rows.clone();
         let name = self.config.system.name.value.as_str();
@@ -135,6 +138,7 @@ impl Gateway {
         }
         self.epoch += 1;
         self.mailboxes.iter().for_each(|mailbox| mailbox.want(self.epoch));
+        self.routes_passed = false;
         self.replaced.push((self.epoch, std::mem::take(&mut self.built.replaced)));
         if let Some(segment) = segment {
             self.segment = segment;

@@ -9,6 +9,7 @@ use super::{
         health::Health,
         host_neighbours::HostNeighbours,
         lifetimes::Lifetimes,
+        limits::LimitCare,
         nat::NatSetup,
         nat_log::NatLog,
         neighbours::Resolver,
@@ -147,6 +148,7 @@ impl Gateway {
         let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
         let mut kept = Kept::new(writer, workers, seed);
         let built = build::build(&config, &opened.macs, &mut kept, &mut Persistent(&mut state), clock.now())?;
+        kept.commit();
         let name = config.system.name.value.as_str();
         let layout = built.rows.clone().layout(name, workers, clock.tick_hz());
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
@@ -156,6 +158,7 @@ impl Gateway {
         let mut gateway = Self {
             nat,
             nat_log: None,
+            limit_care: LimitCare::default(),
             events: Arc::new(EventQueue::new(EVENTS)),
             mailboxes: (0..workers).map(|_| Arc::new(Mailbox::default())).collect(),
             workers: Vec::new(),
@@ -170,6 +173,8 @@ impl Gateway {
             received_due: (0, 0),
             replaced: Vec::new(),
             unpin: Vec::new(),
+            routes_passed: true,
+            renewal_due: false,
             epoch: 0,
             health: Health::new(rand::random::<u32>() >> 1),
             port_health: vec![0; config.ports.len()],
@@ -186,6 +191,7 @@ impl Gateway {
         };
         gateway.renew_lifetimes();
         gateway.health.renew(&gateway.config, &gateway.built, gateway.clock.now());
+        gateway.built.limits.apply();
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
         let mut send = |t| to_first(mailboxes, t);

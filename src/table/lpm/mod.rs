@@ -42,7 +42,8 @@ pub type Lpm6 = Lpm<u128>;
 /// A route table that workers read. Shared by `Arc`; changed through its [`LpmWriter`] only.
 #[derive(Debug)]
 pub struct Lpm<A> {
-    arena: Arena,
+    /// Shared with later versions of the table that are readers' of their own, see [`LpmWriter::part`].
+    arena: Arc<Arena>,
     /// A packed [`Entrance`]; stored by the writer (Release) when the nodes it leads to are complete.
     entrance: AtomicU64,
     address: std::marker::PhantomData<A>,
@@ -170,7 +171,7 @@ impl<A: Address> Lpm<A> {
     /// An empty table, for its readers, and its only writer.
     pub fn new() -> (Arc<Self>, LpmWriter<A>) {
         let table = Arc::new(Self {
-            arena: Arena::default(),
+            arena: Arc::default(),
             entrance: AtomicU64::new(Entrance { run: 0, start: Reference::NONE }.pack()),
             address: std::marker::PhantomData,
         });

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena::{Allocator, Reference, View};
 use super::node::{self, Encoded, Slots, child, entry, value};
@@ -93,6 +93,22 @@ impl<A: Address> LpmWriter<A> {
     /// What workers read.
     pub fn table(&self) -> &Arc<Lpm<A>> {
         &self.table
+    }
+
+    /// Lets the table that readers have now stay as it is, whatever comes, and writes into another one from now on,
+    /// which begins as its equal and shares its nodes. What readers of the first see must stay until [`Self::quiesce`].
+    /// The result is the first, for [`Self::rejoin`].
+    pub fn part(&mut self) -> Arc<Lpm<A>> {
+        let entrance = AtomicU64::new(self.table.entrance.load(Ordering::Relaxed));
+        let arena = Arc::clone(&self.table.arena);
+        let next = Arc::new(Lpm { arena, entrance, address: std::marker::PhantomData });
+        std::mem::replace(&mut self.table, next)
+    }
+
+    /// Goes back to the table that readers had before [`Self::part`]: nobody has seen the other. Its routes are put
+    /// back by whoever changed them, and then published.
+    pub fn rejoin(&mut self, table: Arc<Lpm<A>>) {
+        self.table = table;
     }
 
     /// The number of routes.
