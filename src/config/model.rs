@@ -381,7 +381,8 @@ section! {
         /// Which AES-GCM code seals and opens.
         "cipher" cipher: Cipher, default "\"auto\"", "\"vaes512\"";
         /// The most NAT sessions of all gateways together: the table is made for as many, divided among the workers.
-        /// A session takes 100 to 132 bytes, with several workers 32 more; without mappings of kind `port` or `pool` there is no table.
+        /// A session takes 100 to 132 bytes, with several workers 32 more; without mappings of kind `port` or `pool` there
+        /// is no table.
         "nat_sessions" nat_sessions: Ranged<1024, 16_777_216>, default "262144", "4194304";
         /// The file that NAT sessions are written to, a line of JSON when one begins and when it ends.
         "nat_log" nat_log: Location, optional "no log", "\"/var/log/causeway/nat.log\"";
