@@ -326,6 +326,42 @@ fn everything_is_found_at_once() {
     assert_eq!(found.errors(), wanted.len());
 }
 
+/// Limits: each mistake with its place, and what would be right.
+#[test]
+fn limits_that_cannot_be_are_refused() {
+    for (section, code, help) in [
+        ("[gateway.vpc.limit]\nin = \"0Mbps\"", "out-of-range", "\"none\""),
+        ("[gateway.vpc.limit]\nin = \"0bps\"", "out-of-range", "leave it out"),
+        ("[interface.wan.limit]\nout = \"401Gbps\"", "out-of-range", "400Gbps"),
+        ("[tunnel.dc.limit]\nout = \"100mbps\"", "bad-value", "100Mbps"),
+        ("[tunnel.dc.limit]\nburst = \"1MB\"", "empty-limit", "in = "),
+        ("[gateway.vpc.limit]\nin = \"5Mbps\"\nburst = \"1500B\"", "out-of-range", "4KiB"),
+        ("[gateway.vpc.limit]\nrate = \"5Mbps\"", "unknown-key", "in, out, burst"),
+        ("[gateway.vpc.address_limit]\nin = \"0kbps\"", "out-of-range", "\"none\""),
+        ("[gateway.vpc.address_limit]\naddresses = 4", "out-of-range", "from 16"),
+        (
+            "[[gateway.vpc.address_limit.own]]\naddress = [\"10.3.0.1\"]\nin = \"1Mbps\"",
+            "limit-outside",
+            "prefix",
+        ),
+        ("[[gateway.vpc.address_limit.own]]\naddress = [\"10.2.0.1\"]", "empty-limit", "in = "),
+        (
+            "[[gateway.vpc.address_limit.own]]\naddress = [\"10.2.0.1\", \"10.2.0.1/32\"]\nin = \"1Mbps\"",
+            "duplicate-limit",
+            "keep one",
+        ),
+    ] {
+        let errors = problems(&format!("{GOOD}{section}\n")).to_json();
+        let wanted = format!("config::{code}");
+        let found = errors.as_array().unwrap().iter().find(|error| error["code"] == wanted.as_str());
+        let found = found.unwrap_or_else(|| panic!("{section}: {errors:#}"));
+        assert!(found["help"].as_str().unwrap().contains(help), "{section}: {found:#}");
+        let line = found["line"].as_u64().unwrap() as usize;
+        let first = GOOD.lines().count();
+        assert!((first + 1..=first + 3).contains(&line), "{section}: {found:#}");
+    }
+}
+
 #[test]
 fn an_error_is_shown_with_its_line_and_a_marker() {
     let errors = problems(&GOOD.replace("10.2.0.0/16\"]\n[gateway", "10.2.9.9/16\"]\n[gateway"));

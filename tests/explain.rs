@@ -41,6 +41,24 @@ const OVERLAP: &str = "nat-overlap/gateway.toml";
 
 const CASES: &[Case] = &[
     (
+        DIRECT,
+        "from 10.2.0.10 to 10.1.0.5 udp 53 size 1500 in vpc",
+        "line-a",
+        &[
+            "limit of address 10.2.0.10 of gateway vpc, out (line 40): 500Mbps at most, 500000 bytes at once",
+            "limit of interface line-a, out (line",
+        ],
+    ),
+    (
+        DIRECT,
+        "from 10.3.0.5 to 203.0.113.11 udp 53 on line-b",
+        "vpc",
+        &[
+            "limit of interface line-b, in (line",
+            "limit of address 10.2.0.11 of gateway vpc, in (line 36): 100Mbps at most",
+        ],
+    ),
+    (
         IDC,
         "from 10.1.0.5 to 203.0.113.10 tcp 51000>443 in idc",
         "wan",

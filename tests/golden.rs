@@ -21,8 +21,20 @@ use common::{hex, key};
 use serde_json::Value;
 
 /// The variables of all pipelines that keys come from.
-const KEYS: [&str; 4] =
-    ["CAUSEWAY_CLOUD_KEY_A", "CAUSEWAY_CLOUD_KEY_B", "CAUSEWAY_BENCH_KEY_A", "CAUSEWAY_BENCH_KEY_B"];
+const KEYS: [&str; 12] = [
+    "CAUSEWAY_CLOUD_KEY_A",
+    "CAUSEWAY_CLOUD_KEY_B",
+    "CAUSEWAY_BENCH_KEY_A",
+    "CAUSEWAY_BENCH_KEY_B",
+    "CAUSEWAY_KEY_TO_A",
+    "CAUSEWAY_KEY_FROM_A",
+    "CAUSEWAY_KEY_TO_A2",
+    "CAUSEWAY_KEY_FROM_A2",
+    "CAUSEWAY_KEY_TO_B",
+    "CAUSEWAY_KEY_FROM_B",
+    "CAUSEWAY_KEY_TO_C",
+    "CAUSEWAY_KEY_FROM_C",
+];
 
 pub(crate) type Capture = Vec<(u64, Vec<u8>)>;
 
@@ -167,7 +179,7 @@ fn every_pipeline_sends_what_it_is_to_send() {
 
 #[test]
 fn a_run_can_be_repeated() {
-    let case = scenarios::cases().into_iter().next().unwrap();
+    let case = scenarios::first();
     let run = || {
         let (inputs, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for (port, capture) in &case.inputs {

@@ -125,18 +125,6 @@ impl Two {
         two
     }
 
-    /// Lets the routers be heard of again, as they would answer when they are asked.
-    fn announce(&mut self) {
-        for (port, router, own) in
-            [(VPC, "10.2.0.254", "10.2.0.1"), (VPC, "10.2.0.10", "10.2.0.1"), (WAN, "192.0.2.2", "192.0.2.1")]
-        {
-            let asked = arp(1, (ROUTER[port], router), ([0; 6], own));
-            let bytes = frame::frame(BROADCAST, ROUTER[port], &[(CUSTOMER, VLAN[port])], ARP, &asked);
-            // Where the wire is full, the next time.
-            self.ends[port][0].send(&bytes);
-        }
-    }
-
     fn gateway(&mut self) -> &mut Gateway {
         self.gateway.as_mut().unwrap()
     }
@@ -170,6 +158,16 @@ impl Two {
                 let frame = read_frame(&bytes);
                 if frame.ether_type == IPV4 {
                     packets.push(Ip::read(&frame.payload));
+                } else if frame.ether_type == ARP && frame.payload[7] == 1 {
+                    // The gateway asks whether a router is still there. Where the wire is full, it asks again.
+                    let address = |at: usize| {
+                        let octets: [u8; 4] = frame.payload[at..at + 4].try_into().unwrap();
+                        std::net::Ipv4Addr::from(octets).to_string()
+                    };
+                    let (own, router) = (address(14), address(24));
+                    let answer = arp(2, (ROUTER[port], &router), (GATEWAY[port], &own));
+                    let tags = [(CUSTOMER, VLAN[port])];
+                    let _ = end.send(&frame::frame(GATEWAY[port], ROUTER[port], &tags, ARP, &answer));
                 }
             }
         }
@@ -458,9 +456,6 @@ fn a_full_table_with_churn_loses_nothing_but_what_it_says() {
             sent += 1;
         }
         two.rest(Duration::from_millis(if round % 20 == 19 { 2500 } else { 5 }));
-        if round % 20 == 19 {
-            two.announce();
-        }
         // Whose it is, and when the packet set out that says so.
         let of = |packet: &Ip| {
             let flow = u32::from_be_bytes(packet.payload[8..12].try_into().unwrap());

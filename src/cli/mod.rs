@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod drain;
 pub mod explain;
 pub mod history;
+pub mod limit;
 pub mod nat;
 pub mod reload;
 pub mod replay;
@@ -71,6 +72,8 @@ enum Command {
     Undrain(drain::Undrain),
     /// Let traffic come back to an interface or tunnel that works again.
     Failback(drain::Failback),
+    /// Show and change limits of a running gateway, effective with the next burst.
+    Limit(limit::Limit),
     /// Say what two configurations say differently, or a file and a running gateway.
     Diff(diff::Diff),
     /// Check a file, say what it changes, and make a running gateway take it up.
@@ -141,6 +144,7 @@ pub fn main() -> ExitCode {
         Command::Drain(args) => drain::drain(&args),
         Command::Undrain(args) => drain::undrain(&args),
         Command::Failback(args) => drain::failback(&args),
+        Command::Limit(args) => limit::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Apply(args) => apply::run(&args),
         Command::Confirm(args) => confirm::run(&args),

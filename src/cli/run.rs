@@ -17,6 +17,7 @@ use crate::{
     control::{
         apply::Applier,
         gateway::{Gateway, StartOptions, Summary, TICK, socket_path},
+        limits,
         socket::{Asker, Server},
         view::{self, Request, Word},
     },
@@ -187,6 +188,7 @@ fn answer(gateway: &mut Gateway, applier: &mut Applier, request: &Request, asker
         | Request::Configuration(_) => applier.ask(gateway, request, asker),
         Request::Sa(change) => Some(view::change_associations(gateway, change)),
         Request::Health(change) => Some(view::change_health(gateway, change)),
+        Request::Limit(change) => Some(limits::change(gateway, change)),
         Request::Routes(change) => Some(gateway.change_routes(change)),
         request => Some(view::answer(gateway, request)),
     }

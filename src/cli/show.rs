@@ -21,6 +21,7 @@ use sample::{Between, Sample};
 
 pub mod find;
 mod health;
+mod limits;
 mod lists;
 mod nat;
 mod routes;
@@ -126,6 +127,24 @@ Without --all, 1000 routes at most.")]
     Nat {
         #[command(subcommand)]
         what: NatList,
+    },
+    /// Limits: rates in force, what they let pass and dropped, and how much of them is used.
+    #[command(
+        after_help = "Example:\n  causeway show limits --watch\n\nSee also: causeway show talkers, causeway limit."
+    )]
+    Limits,
+    /// The addresses of VPCs with most traffic of late, where a gateway has an address_limit.
+    #[command(after_help = "\
+Examples:
+  causeway show talkers --top 10 --watch
+  causeway show talkers --gateway vpc --json")]
+    Talkers {
+        /// Of this gateway only.
+        #[arg(long)]
+        gateway: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        top: u16,
     },
     /// Dropped packets by reason.
     #[command(after_help = "\
@@ -267,6 +286,11 @@ impl Facts {
     }
 }
 
+/// Shows the limits of a gateway once.
+pub(super) fn limits_of(which: Which, json: bool) -> ExitCode {
+    run(&Show { what: What::Limits, which, json, watch: None, count: None, stale: false })
+}
+
 /// Runs the command.
 #[must_use]
 pub fn run(args: &Show) -> ExitCode {
@@ -314,6 +338,8 @@ fn show(what: &What, between: Between<'_>, facts: &mut Facts) -> Result<Shown, S
         What::Config { defaults } => lists::configuration(facts, *defaults)?,
         What::Sa => lists::associations(between, facts),
         What::Neighbours => lists::neighbours(facts)?,
+        What::Limits => limits::limits(facts)?,
+        What::Talkers { gateway, top } => limits::talkers(facts, gateway.clone(), usize::from(*top))?,
         What::Routes { of, gateway, prefix, all } => {
             routes::routes(facts, gateway.clone().or_else(|| of.clone()), *prefix, *all)?
         }

@@ -66,6 +66,11 @@ impl Context<'_> {
         }
     }
 
+    /// Whether the list is full: then there is no use in finding good words for another problem.
+    pub fn is_full(&self) -> bool {
+        self.problems.len() >= MOST_PROBLEMS
+    }
+
     /// Says that a value is of another type than it must be.
     pub fn wrong_type(&mut self, span: Span, wanted: &Shape, found: &DeValue<'_>) {
         let article = |word: &str| match word {
@@ -446,6 +451,10 @@ pub(crate) fn unknown_key(
     known: impl Iterator<Item = &'static str> + Clone,
     cx: &mut Context<'_>,
 ) {
+    if cx.is_full() {
+        cx.left_out += 1;
+        return;
+    }
     let mut help = match suggest::nearest(key, known.clone()) {
         Some(near) => format!("did you mean `{near}`? "),
         None => String::new(),

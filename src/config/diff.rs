@@ -238,7 +238,7 @@ impl Comparison<'_> {
         let (old_children, new_children) = (old.children(), new.children());
         for (child, (old, new)) in old.shape().children.iter().zip(old_children.iter().zip(&new_children)) {
             match child.count {
-                Count::One => {
+                Count::One | Count::Maybe if old.len() == 1 && new.len() == 1 => {
                     if let (Some(old), Some(new)) = (old.first(), new.first()) {
                         self.pair(Some(child.key), *old, *new);
                     }
@@ -250,6 +250,12 @@ impl Comparison<'_> {
 
     /// Lists of sections inside a section.
     fn children(&mut self, key: &str, old: &[&dyn Told], new: &[&dyn Told]) {
+        if let ([old], [new]) = (old, new)
+            && !matches!(key, "policy" | "nat" | "route" | "in")
+        {
+            // What stands once is the same thing, whatever it says.
+            return self.pair(Some(key), *old, *new);
+        }
         let pairs = match_up(key, (old, self.old), (new, self.new));
         let mut partner_of_new = vec![false; new.len()];
         let mut both = Vec::new();

@@ -20,6 +20,7 @@ mod diagnostics;
 pub mod diff;
 mod document;
 mod keys;
+mod limit_values;
 mod model;
 mod prefix;
 mod quantity;
@@ -35,11 +36,12 @@ mod written;
 use decode::{Context, Names, Section};
 pub use diagnostics::{Diagnostics, MOST_PROBLEMS, Problem, Severity, Source};
 pub use keys::{Environment, Key, ProcessEnvironment};
+pub use limit_values::{Burst, LimitRate, cap, rate_text, read_burst, read_rate};
 pub use model::{
-    Action, Cipher, Config, DontFragment, Driver, Encapsulation, Failback, Gateway, GatewayId, HugePages,
-    IcmpErrors, Idle, Interface, InterfaceBfd, InterfaceId, InterfaceProbe, Nat, NatKind, NextHop, Policy,
-    Port, PortId, Route, SecurityAssociation, Side, System, Tunnel, TunnelBfd, TunnelId, TunnelProbe,
-    XdpMode, ZeroCopy,
+    Action, AddressLimit, Cipher, Config, DontFragment, Driver, Encapsulation, Failback, Gateway, GatewayId,
+    HugePages, IcmpErrors, Idle, Interface, InterfaceBfd, InterfaceId, InterfaceProbe, Limit, Nat, NatKind,
+    NextHop, OwnLimit, Policy, Port, PortId, Route, SecurityAssociation, Side, System, Tunnel, TunnelBfd,
+    TunnelId, TunnelProbe, XdpMode, ZeroCopy,
 };
 pub use prefix::{AddressRange, AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 pub use quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged};

@@ -14,6 +14,7 @@ use super::decode::{
 };
 use super::diagnostics::Problem;
 use super::keys::Key;
+use super::limit_values::{Burst, LimitRate};
 use super::prefix::{AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 use super::quantity::{Bytes, Interval, Number, PowerOfTwo, Ranged};
 use super::selector::{IcmpMatch, PortRanges, Protocol};
@@ -380,7 +381,8 @@ section! {
         /// Which AES-GCM code seals and opens.
         "cipher" cipher: Cipher, default "\"auto\"", "\"vaes512\"";
         /// The most NAT sessions of all gateways together: the table is made for as many, divided among the workers.
-        /// A session takes 100 to 132 bytes, with several workers 32 more; without mappings of kind `port` or `pool` there is no table.
+        /// A session takes 100 to 132 bytes, with several workers 32 more; without mappings of kind `port` or `pool` there
+        /// is no table.
         "nat_sessions" nat_sessions: Ranged<1024, 16_777_216>, default "262144", "4194304";
         /// The file that NAT sessions are written to, a line of JSON when one begins and when it ends.
         "nat_log" nat_log: Location, optional "no log", "\"/var/log/causeway/nat.log\"";
@@ -455,6 +457,10 @@ section! {
         "route" routes: many Route;
         /// Address and port mappings.
         "nat" nat: many Nat;
+        /// What the gateway carries at most: `in` to its VPC, `out` from it.
+        "limit" limit: maybe Limit;
+        /// What each address of the VPC may have at most, and that each is counted.
+        "address_limit" address_limit: maybe AddressLimit;
     }
     computed {
         /// Its name.
@@ -490,6 +496,8 @@ section! {
         "probe" probe: maybe InterfaceProbe;
         /// BFD with the other end of the line.
         "bfd" bfd: maybe InterfaceBfd;
+        /// What it carries at most: `in` is what it receives, `out` what it sends.
+        "limit" limit: maybe Limit;
     }
     computed {
         /// Its name.
@@ -556,6 +564,9 @@ section! {
         "out" outbound: one SecurityAssociation;
         /// The security associations that open. Several live side by side while keys change.
         "in" inbound: some SecurityAssociation;
+        /// What it carries at most, by inner packets: `in` is what comes out of it into the gateway, `out` what goes
+        /// into it.
+        "limit" limit: maybe Limit;
     }
     computed {
         /// Its name.
@@ -647,6 +658,61 @@ section! {
         /// Where the key is: the AES key and its salt of 4 bytes as hexadecimal digits. A file or variable is
         /// better than `hex`, which needs the configuration file itself to be secret.
         "key" key: Key, required, "{ env = \"DC_KEY_OUT\" }";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// A limit: token buckets, one for each way. Bits are those of IP packets, without what is below; packets that the
+    /// gateway itself makes, and those for it other than ESP, are not counted. See `docs/limits.md`.
+    Limit, LimitDraft, "{ in, out, burst }" {
+        /// The greatest rate in.
+        "in" inwards: LimitRate, optional "no limit", "\"100Mbps\"";
+        /// The greatest rate out.
+        "out" outwards: LimitRate, optional "no limit", "\"100Mbps\"";
+        /// The bytes that may pass at once after a pause, each way.
+        "burst" burst: Burst, optional "8 ms of the rate, at least 4 KiB", "\"1MB\"";
+    }
+    children {}
+    computed {}
+}
+
+section! {
+    /// Limits of each single address of a VPC. Addresses are those that the VPC itself uses: of what it sends the source
+    /// before NAT, of what it gets the destination after NAT. Where the gateway has `prefixes`, those in them count. Each
+    /// gets its buckets and counters with its first packet.
+    AddressLimit, AddressLimitDraft, "[gateway.NAME.address_limit]" {
+        /// The greatest rate to one address.
+        "in" inwards: LimitRate, optional "no limit, but counted", "\"10Mbps\"";
+        /// The greatest rate from one address.
+        "out" outwards: LimitRate, optional "no limit, but counted", "\"10Mbps\"";
+        /// The bytes that may pass at once after a pause, each way.
+        "burst" burst: Burst, optional "8 ms of the rate, at least 4 KiB", "\"64kB\"";
+        /// How many addresses are known at a time. What comes when all places are taken shares one bucket of the rates
+        /// above. An address takes 128 bytes for each worker, and 160 to 192. A reload with another number forgets all.
+        "addresses" addresses: Ranged<16, 1_048_576>, default "4096", "65536";
+        /// After how long without a packet an address is forgotten, with what it was counted.
+        "idle" idle: Interval, default "\"300s\"", "\"1h\"";
+    }
+    children {
+        /// Addresses with limits of their own.
+        "own" own: many OwnLimit;
+    }
+    computed {}
+}
+
+section! {
+    /// Other limits for some addresses, each of them on its own. Where several fit, the longest prefix decides.
+    OwnLimit, OwnLimitDraft, "[[gateway.NAME.address_limit.own]]" {
+        /// Addresses and prefixes.
+        "address" address: Vec<At<HostOrPrefix>>, required, "[\"10.2.0.5\", \"10.2.8.0/24\"]";
+        /// The greatest rate to each of them; `"none"` for no limit.
+        "in" inwards: LimitRate, optional "that of all addresses", "\"50Mbps\"";
+        /// The greatest rate from each of them; `"none"` for no limit.
+        "out" outwards: LimitRate, optional "that of all addresses", "\"50Mbps\"";
+        /// The bytes that may pass at once after a pause, each way.
+        "burst" burst: Burst, optional "8 ms of the rate, at least 4 KiB", "\"64kB\"";
     }
     children {}
     computed {}

@@ -147,7 +147,7 @@ fn section_page(section: SectionShape, level: usize, page: &mut String) {
         let inner = (child.section)();
         let (count, without) = match child.count {
             Count::One => ("one", "**required**"),
-            Count::Maybe => ("a section", "none"),
+            Count::Maybe => ("one", "none"),
             Count::Some => ("a list of at least one", "**required**"),
             Count::Many => ("a list of sections", "none"),
         };

@@ -5,8 +5,9 @@ use std::{fmt, fmt::Write, net::IpAddr};
 use sha2::{Digest, Sha256};
 
 use super::{
-    decode::SectionShape,
+    decode::{Count, SectionShape},
     keys::Key,
+    limit_values::{Burst, LimitRate},
     model::{Config, Idle},
     prefix::{AddressRanges, HostOrPrefix, InterfaceAddress, Prefix},
     quantity::{BitsPerSecond, Bytes, Interval, Number, PowerOfTwo, Ranged},
@@ -209,6 +210,21 @@ impl Written for BitsPerSecond {
     }
 }
 
+impl Written for LimitRate {
+    fn write(&self, to: &mut Writer<'_>) {
+        match self.0 {
+            Some(rate) => Written::write(&BitsPerSecond(rate), to),
+            None => to.text(&"none"),
+        }
+    }
+}
+
+impl Written for Burst {
+    fn write(&self, to: &mut Writer<'_>) {
+        Written::write(&Bytes(self.0), to);
+    }
+}
+
 impl Written for PacketsPerSecond {
     fn write(&self, to: &mut Writer<'_>) {
         to.text(&format_args!("{}/s", self.0));
@@ -380,8 +396,8 @@ pub(crate) fn line(section: &dyn Told, config: &Config, purpose: Purpose) -> Str
             sections.iter().map(|s| format!("{{ {} }}", line(*s, config, purpose))).collect();
         let comma = if text.is_empty() { "" } else { ", " };
         let _ = match child.count {
-            super::decode::Count::One => write!(text, "{comma}{} = {}", child.key, inner.join("")),
-            _ => write!(text, "{comma}{} = [{}]", child.key, inner.join(", ")),
+            Count::Some | Count::Many => write!(text, "{comma}{} = [{}]", child.key, inner.join(", ")),
+            _ => write!(text, "{comma}{} = {}", child.key, inner.concat()),
         };
     }
     text
@@ -410,22 +426,21 @@ impl Config {
             let _ = writeln!(text, "{}[{header}]", if text.is_empty() { "" } else { "\n" });
             own(&mut text, section);
             let shape = section.shape();
-            for (child, sections) in shape.children.iter().zip(section.children()) {
-                // Security associations stand in their tunnel's section; the others have headers of their own.
-                let inline = header.starts_with("tunnel.");
-                for section in &sections {
-                    if !inline {
-                        let _ = writeln!(text, "\n[[{header}.{}]]", child.key);
-                        own(&mut text, *section);
-                    }
-                }
-                if inline && !sections.is_empty() {
-                    let inner: Vec<String> =
-                        sections.iter().map(|s| format!("{{ {} }}", line(*s, self, Purpose::Show))).collect();
-                    let _ = match child.count {
-                        super::decode::Count::One => writeln!(text, "{} = {}", child.key, inner.join("")),
-                        _ => writeln!(text, "{} = [{}]", child.key, inner.join(", ")),
-                    };
+            let children = || shape.children.iter().zip(section.children());
+            // What stands in the section itself goes before what has a header of its own.
+            for (child, sections) in children().filter(|(child, _)| child.count != Count::Many) {
+                let inner: Vec<String> =
+                    sections.iter().map(|s| format!("{{ {} }}", line(*s, self, Purpose::Show))).collect();
+                let _ = match child.count {
+                    _ if inner.is_empty() => Ok(()),
+                    Count::Some => writeln!(text, "{} = [{}]", child.key, inner.join(", ")),
+                    _ => writeln!(text, "{} = {}", child.key, inner.concat()),
+                };
+            }
+            for (child, sections) in children().filter(|(child, _)| child.count == Count::Many) {
+                for section in sections {
+                    let _ = writeln!(text, "\n[[{header}.{}]]", child.key);
+                    own(&mut text, section);
                 }
             }
         };

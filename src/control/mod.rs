@@ -9,6 +9,7 @@ pub mod health;
 pub mod history;
 pub mod host_neighbours;
 pub mod lifetimes;
+pub mod limits;
 pub mod nat;
 pub mod nat_log;
 pub mod neighbours;

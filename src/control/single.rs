@@ -118,6 +118,7 @@ impl<P: PacketIo> Single<P> {
         worker.set_nat(nat.make(&built.tables)?.pop().flatten());
         let mut health = Health::new(1);
         health.renew(config, &built, 0);
+        built.limits.apply();
         Ok(Self {
             worker,
             kept,
@@ -157,6 +158,7 @@ impl<P: PacketIo> Single<P> {
         (self.built, self.segment) = (built, segment);
         self.config = config.clone();
         self.health.renew(config, &self.built, now);
+        self.built.limits.apply();
         self.worker.round(now);
         self.kept.commit();
         self.kept.quiesce();

@@ -242,7 +242,7 @@ impl Client {
                 reply
             }
             Err(()) => refusal(
-                &"that is no request: write \"ping\", \"version\", \"reload\", {\"show\": …}, {\"explain\": …}, {\"sa\": …} or {\"health\": …} as one line of JSON",
+                &"that is no request: write \"ping\", \"version\", \"reload\", {\"show\": …}, {\"explain\": …}, {\"sa\": …}, {\"limit\": …} or {\"health\": …} as one line of JSON",
             ),
         };
         self.put(&reply);

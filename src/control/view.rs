@@ -11,6 +11,7 @@ use super::{
     apply::{ApplyFile, Configuration, Rollback},
     gateway::Gateway,
     health::{self, view::HealthChange},
+    limits::{self, LimitRequest},
     neighbours::address_of,
     rekey::{Action, Change},
     routes::{ChangeRoutes, ListRoutes},
@@ -19,6 +20,7 @@ use crate::{
     config::{Encapsulation, Key, Side, build::Half},
     stats::{SaColumn, Segment, counters::group},
     table::{
+        limit::Level,
         neighbour::NeighbourState,
         tables::{NextHop, Tables},
     },
@@ -45,6 +47,8 @@ pub enum Request {
     ListRoutes(ListRoutes),
     /// `{"health": "drain", "kind": "tunnel", "name": "dc"}`.
     Health(HealthChange),
+    /// `{"limit": "set", "gateway": "vpc", "in": "50Mbps"}`.
+    Limit(LimitRequest),
     /// `{"explain": "from 10.0.0.5 to 10.2.0.9 tcp 51000>443 in vpc-a"}`.
     Explain(Explain),
     /// `{"apply": "/etc/causeway/gateway.toml", …}`.
@@ -157,7 +161,7 @@ pub enum Word {
 pub struct Show {
     /// Which list.
     pub show: Topic,
-    /// NAT sessions: of this gateway only.
+    /// NAT sessions, talkers: of this gateway only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
     /// NAT sessions: only these.
@@ -203,6 +207,10 @@ pub enum Topic {
     NatRules,
     /// [`HealthRow`](super::health::view::HealthRow)s.
     Health,
+    /// [`LimitRow`](limits::LimitRow)s.
+    Limits,
+    /// [`TalkerRow`](limits::TalkerRow)s: one page.
+    Talkers,
 }
 
 /// A page of a list.
@@ -299,6 +307,9 @@ pub struct InterfaceRow {
     pub mtu: u16,
     /// The TAP device of the host.
     pub host_tap: Option<String>,
+    /// Limits in force, in and out, in bits a second.
+    #[serde(default)]
+    pub limit: [Option<u64>; 2],
 }
 
 /// What a tunnel is.
@@ -328,6 +339,9 @@ pub struct TunnelRow {
     pub via: Option<IpAddr>,
     /// Its state; nothing when no route leads to the other end.
     pub state: Option<String>,
+    /// Limits in force, in and out, in bits a second.
+    #[serde(default)]
+    pub limit: [Option<u64>; 2],
 }
 
 /// What a port is.
@@ -384,7 +398,7 @@ pub fn answer(gateway: &Gateway, request: &Request) -> Value {
             Ok(told) => json!({ "ok": told }),
             Err(why) => refusal(&why),
         },
-        Request::Sa(_) | Request::Health(_) | Request::Routes(_) => {
+        Request::Sa(_) | Request::Health(_) | Request::Limit(_) | Request::Routes(_) => {
             refusal(&"this is changed by whoever runs the gateway")
         }
         Request::EndSession(request) => match gateway.end_session(&request.end_session) {
@@ -412,6 +426,15 @@ fn list(gateway: &Gateway, show: &Show) -> Value {
         }
         Topic::NatPools => page(gateway.nat_pools(), show.from, generation),
         Topic::NatRules => page(gateway.nat_rules(), show.from, generation),
+        Topic::Limits => page(limits::rows(gateway).into_iter(), show.from, generation),
+        Topic::Talkers => {
+            if let Some(wanted) = &show.gateway
+                && !gateway.config().gateways.iter().any(|g| g.name.value.as_str() == wanted)
+            {
+                return refusal(&format!("there is no gateway {wanted:?}"));
+            }
+            page(limits::talkers(gateway, show.gateway.as_deref()).into_iter(), show.from, generation)
+        }
     }
 }
 
@@ -541,6 +564,7 @@ fn interfaces(gateway: &Gateway) -> impl Iterator<Item = InterfaceRow> {
             mac: known.map(|i| i.mac.to_string()).unwrap_or_default(),
             mtu: known.map_or(0, |i| i.mtu),
             host_tap: interface.host_tap.as_ref().map(|tap| tap.value.as_str().into()),
+            limit: limits::in_force(built, Level::Interface, number),
         }
     })
 }
@@ -571,6 +595,7 @@ fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
             unreachable: known.is_some_and(|t| t.path.is_unreachable(gateway.now())),
             via,
             state,
+            limit: limits::in_force(built, Level::Tunnel, number),
         }
     })
 }

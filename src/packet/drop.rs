@@ -182,6 +182,14 @@ drop_reasons! {
     NatFragmentsFull = "nat-fragments-full",
     /// A fragment whose first fragment did not come in time.
     NatFragmentTimeout = "nat-fragment-timeout",
+    /// The gateway carries more than its limit lets pass.
+    GatewayLimit = "gateway-limit",
+    /// The interface receives or sends more than its limit lets pass.
+    InterfaceLimit = "interface-limit",
+    /// More comes out of or goes into the tunnel than its limit lets pass.
+    TunnelLimit = "tunnel-limit",
+    /// An address of the VPC sends or gets more than its limit lets pass.
+    AddressLimit = "address-limit",
     /// No buffer was free for a packet that the gateway wanted to send.
     NoBuffer = "no-buffer",
     /// The port takes no more: its transmit ring is full.

@@ -15,12 +15,14 @@ use crate::{
         next_hop::NextHop,
         parse::Parse,
         path_errors::{PathErrors, Unreachable},
+        police::{PoliceIn, PoliceInwards, PoliceOut},
         probe::Probes,
         reassemble::{Reassemble, too_late},
         rewrite::Rewrite,
         route::Route,
         spd::{SpdInbound, SpdOutbound},
     },
+    table::limit::{GATEWAYS, WAYS_IN, WAYS_OUT},
 };
 
 /// Declares the stages once: field, type; their numbers are their order here.
@@ -48,21 +50,24 @@ stages! {
     parse: Parse = 0,
     arp: Arp = 1,
     local: Local = 2,
-    reassemble: Reassemble = 3,
-    path_errors: PathErrors = 4,
-    esp_open: EspOpen = 5,
-    probes: Probes = 6,
-    spd_inbound: SpdInbound = 7,
-    serve: Serve = 8,
-    nat: Nat = 9,
-    spd: SpdOutbound = 10,
-    route: Route = 11,
-    next_hop: NextHop = 12,
-    mss: Mss = 13,
-    mtu: Mtu = 14,
-    unreachable: Unreachable = 15,
-    esp_seal: EspSeal = 16,
-    rewrite: Rewrite = 17,
+    police_in: PoliceIn = 3,
+    reassemble: Reassemble = 4,
+    path_errors: PathErrors = 5,
+    esp_open: EspOpen = 6,
+    probes: Probes = 7,
+    spd_inbound: SpdInbound = 8,
+    serve: Serve = 9,
+    nat: Nat = 10,
+    police_inwards: PoliceInwards = 11,
+    spd: SpdOutbound = 12,
+    route: Route = 13,
+    next_hop: NextHop = 14,
+    mss: Mss = 15,
+    police_out: PoliceOut = 16,
+    mtu: Mtu = 17,
+    unreachable: Unreachable = 18,
+    esp_seal: EspSeal = 19,
+    rewrite: Rewrite = 20,
 }
 
 /// Times that packets of a burst may enter a gateway: out of a tunnel, and into others by routes.
@@ -132,14 +137,20 @@ impl Pipeline {
             Entry::Tx => cx.lanes.tx = burst.live(),
             Entry::Late => return too_late(cx, burst),
         }
+        // What comes from other workers, and what the gateway makes, has been looked at or needs not to be.
+        let mut limits = if entry == Entry::Rx { cx.tables.limits.active.bits() } else { 0 };
         for _ in 0..MAX_PASSES {
             if (cx.lanes.ip | cx.lanes.esp | cx.lanes.forward | cx.lanes.local).is_empty() {
                 break;
             }
-            self.gateway(cx, burst);
+            self.gateway(cx, burst, limits);
+            limits = cx.tables.limits.active.bits();
         }
         for slot in (cx.lanes.ip | cx.lanes.forward | cx.lanes.local | cx.lanes.lookup) & burst.live() {
             burst.drop(slot, DropReason::TooManyPasses);
+        }
+        if matches!(entry, Entry::Rx | Entry::Forward) && cx.tables.limits.active.bits() & WAYS_OUT != 0 {
+            self.police_out(cx, burst);
         }
         if !cx.lanes.too_big.is_empty() {
             self.mtu(cx, burst);
@@ -155,9 +166,12 @@ impl Pipeline {
 
     /// What happens to packets in one gateway: from who they are for, to their next hop.
     #[inline]
-    fn gateway(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
+    fn gateway(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, limits: u8) {
         if !cx.lanes.ip.is_empty() {
             self.local(cx, burst);
+        }
+        if limits & (WAYS_IN | GATEWAYS) != 0 {
+            self.police_in(cx, burst);
         }
         if !cx.lanes.fragments.is_empty() {
             self.reassemble(cx, burst);
@@ -183,6 +197,9 @@ impl Pipeline {
             self.nat(cx, burst);
         }
         cx.lanes.lookup |= std::mem::take(&mut cx.lanes.forward) & burst.live();
+        if cx.tables.limits.active.bits() & GATEWAYS != 0 {
+            self.police_inwards(cx, burst);
+        }
         if !cx.lanes.lookup.is_empty() {
             if features.policies {
                 self.spd(cx, burst);

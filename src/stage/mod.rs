@@ -21,6 +21,7 @@ pub mod neighbour;
 pub mod next_hop;
 pub mod parse;
 pub mod path_errors;
+pub mod police;
 pub mod probe;
 pub mod quoted;
 pub mod reassemble;
@@ -68,6 +69,8 @@ pub struct Lanes {
     pub local: Slots,
     /// Packets to be carried on, which enter a gateway.
     pub forward: Slots,
+    /// Packets that come from another gateway: by no interface and out of no tunnel.
+    pub crossed: Slots,
     /// Packets that await a decision of the SPD and then of the route table.
     pub lookup: Slots,
     /// Packets whose next hop is chosen.

@@ -228,6 +228,7 @@ fn stay(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Resul
             // Another gateway is a peer to this one, whichever side the packet came from at first.
             meta.flags = meta.flags.without(Flags::FROM_LOCAL);
             cx.lanes.ip.insert(slot);
+            cx.lanes.crossed.insert(slot);
         }
         Some(Hop::One(Target::Local)) => cx.lanes.local.insert(slot),
         Some(Hop::One(Target::Blackhole)) => return Err((DropReason::Blackhole, None)),

@@ -249,6 +249,28 @@ columns! {
     }
 }
 
+columns! {
+    /// What is counted where a gateway, an interface or a tunnel has a limit: IP packets and their bytes.
+    LimitColumn {
+        /// Packets in that passed.
+        InPackets = "in_packets",
+        /// Bytes of them.
+        InBytes = "in_bytes",
+        /// Packets in that were dropped.
+        InDropped = "in_dropped",
+        /// Bytes of them.
+        InDroppedBytes = "in_dropped_bytes",
+        /// Packets out that passed.
+        OutPackets = "out_packets",
+        /// Bytes of them.
+        OutBytes = "out_bytes",
+        /// Packets out that were dropped.
+        OutDropped = "out_dropped",
+        /// Bytes of them.
+        OutDroppedBytes = "out_dropped_bytes",
+    }
+}
+
 /// Names of a segment's groups.
 pub mod group {
     /// [`WorkerColumn`](super::WorkerColumn)s; one row.
@@ -271,6 +293,8 @@ pub mod group {
     pub const POOL: &str = "pool";
     /// [`HealthColumn`](super::HealthColumn)s of `interface NAME` and `tunnel NAME`, in the block of the first worker.
     pub const HEALTH: &str = "health";
+    /// [`LimitColumn`](super::LimitColumn)s of gateways, interfaces and tunnels, each with that word before its name.
+    pub const LIMIT: &str = "limit";
 }
 
 /// The row of drops of packets that belong to no interface and came by no port.
@@ -307,6 +331,8 @@ pub struct Rows {
     pub pools: Vec<String>,
     /// Names of interfaces and tunnels, by [`health_row`].
     pub health: Vec<String>,
+    /// Gateways, interfaces and tunnels, which may have limits.
+    pub limits: Vec<String>,
 }
 
 impl Rows {
@@ -329,6 +355,7 @@ impl Rows {
             (group::SA, self.sas, columns(&mut SaColumn::ALL.iter().map(|c| c.name()))),
             (group::HEALTH, self.health, columns(&mut HealthColumn::ALL.iter().map(|c| c.name()))),
             (group::POOL, self.pools, columns(&mut PoolColumn::ALL.iter().map(|c| c.name()))),
+            (group::LIMIT, self.limits, columns(&mut LimitColumn::ALL.iter().map(|c| c.name()))),
         ];
         Layout::new(name, workers, tick_hz, groups)
     }
@@ -356,6 +383,7 @@ pub struct WorkerCounters {
     policy: Place,
     sa: Place,
     pool: Place,
+    limit: Place,
     /// Cells of an older block and of this one that count the same.
     carried: Vec<(usize, usize)>,
 }
@@ -421,6 +449,7 @@ impl WorkerCounters {
             policy: place(group::POLICY),
             sa: place(group::SA),
             pool: place(group::POOL),
+            limit: place(group::LIMIT),
             carried: Vec::new(),
             segment: Arc::clone(segment),
         }
@@ -575,6 +604,19 @@ impl WorkerCounters {
     #[inline]
     pub fn sa(&self, sa: u32, column: SaColumn, n: u64) {
         self.add(self.sa, sa as usize, column as usize, n);
+    }
+
+    /// Counts what a limit let pass: packets and bytes from `column` on.
+    #[inline]
+    pub fn limit(&self, row: usize, column: LimitColumn, packets: u64, bytes: u64) {
+        self.add(self.limit, row, column as usize, packets);
+        self.add(self.limit, row, column as usize + 1, bytes);
+    }
+
+    /// What was counted of a limit.
+    #[must_use]
+    pub fn read_limit(&self, row: usize, column: LimitColumn) -> u64 {
+        self.get(self.limit, row, column as usize)
     }
 
     /// Counts of a NAT pool.

@@ -13,7 +13,8 @@ pub mod layout;
 pub mod segment;
 
 pub use counters::{
-    HealthColumn, PoolColumn, PortColumn, SaColumn, StageColumn, TrafficColumn, WorkerColumn, WorkerCounters,
+    HealthColumn, LimitColumn, PoolColumn, PortColumn, SaColumn, StageColumn, TrafficColumn, WorkerColumn,
+    WorkerCounters,
 };
 pub use layout::{Group, Layout};
 pub use segment::{Reader, Segment, SegmentError};

@@ -15,6 +15,7 @@ pub mod choice;
 pub mod gateway_nat;
 pub mod hash;
 pub mod interface;
+pub mod limit;
 pub mod liveness;
 pub mod lpm;
 pub mod nat;

@@ -127,17 +127,16 @@ fn a_flood_pushes_out_incomplete_then_idle_stale_and_nothing_else() {
 fn a_reader_never_sees_a_foreign_mac() {
     // 12 addresses fight over 8 slots in few buckets while a reader looks each up. The MAC tells the address.
     let (table, mut writer) = NeighbourTable::new(8, Seed::random());
-    let stop = AtomicBool::new(false);
+    let (stop, seen) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            let mut seen = 0u64;
             while !stop.load(Ordering::Relaxed) {
                 for number in 0..12 {
                     if let Some(id) = table.lookup(&NeighbourKey::v4(1, number))
                         && let Some(found) = table.mac(id)
                     {
                         assert_eq!(found, mac(number));
-                        seen += 1;
+                        seen.fetch_add(1, Ordering::Relaxed);
                     }
                 }
                 assert!(
@@ -146,10 +145,11 @@ fn a_reader_never_sees_a_foreign_mac() {
                         .all(|view| { view.mac.is_none_or(|found| found == mac(view.key.address as u32)) })
                 );
             }
-            seen
         });
-        let mut number = 0u32;
-        for _ in 0..300_000 {
+        let (mut number, mut turns) = (0u32, 0);
+        // Until the reader, which may be given no processor for long, has seen something too.
+        while turns < 300_000 || seen.load(Ordering::Relaxed) == 0 && !reader.is_finished() {
+            turns += 1;
             number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let key = NeighbourKey::v4(1, (number >> 16) % 12);
             let id = writer.ensure(&key, 0).unwrap();
@@ -157,7 +157,8 @@ fn a_reader_never_sees_a_foreign_mac() {
             writer.suspect(id, u64::from(number));
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(reader.join().unwrap() > 0);
+        reader.join().unwrap();
+        assert!(seen.load(Ordering::Relaxed) > 0);
     });
 }
 

@@ -9,6 +9,7 @@ use super::{
     choice,
     gateway_nat::GatewayNat,
     interface::{Demux, Interface, OwnAddresses},
+    limit::Limits,
     liveness::Liveness,
     lpm::{Lpm4, Lpm6},
     neighbour::{NeighbourId, NeighbourTable},
@@ -170,6 +171,8 @@ pub struct Tables {
     pub liveness: Arc<Liveness>,
     /// Link-layer addresses.
     pub neighbours: Arc<NeighbourTable>,
+    /// Token buckets; they change in place.
+    pub limits: Arc<Limits>,
     /// What any gateway has at all.
     pub features: Features,
 }

@@ -148,7 +148,8 @@ impl Load {
         }
         for (number, watch) in self.watches.iter().enumerate() {
             let received = watch.received.load(Ordering::Relaxed);
-            assert!(received > 500, "flow {number}: {received} in {:?}", self.start.elapsed());
+            // Of a stream: reads, each of as much as there was.
+            assert!(received > 20, "flow {number}: {received} in {:?}", self.start.elapsed());
         }
     }
 }

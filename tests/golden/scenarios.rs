@@ -1,5 +1,8 @@
 //! What happens to the gateways of `pipelines/`: named packets, from hosts that answer ARP.
 
+#[path = "vpn.rs"]
+mod vpn;
+
 use std::{collections::BTreeMap, path::Path};
 
 use causeway::{
@@ -230,6 +233,11 @@ fn bench_gateway() -> Case {
     scene.case
 }
 
+/// One that needs no other.
+pub fn first() -> Case {
+    idc()
+}
+
 /// Every case, those that others are made from first.
 pub fn cases() -> Vec<Case> {
     let idc = idc();
@@ -238,5 +246,7 @@ pub fn cases() -> Vec<Case> {
         super::check(&idc, true);
     }
     let cloud = cloud(&idc);
-    vec![idc, cloud, direct_connect(), nat_overlap(), bench_forward(), bench_gateway()]
+    let mut all = vec![idc, cloud, direct_connect(), nat_overlap(), bench_forward(), bench_gateway()];
+    all.extend(vpn::cases(std::env::var_os("UPDATE_GOLDEN").is_some()));
+    all
 }

@@ -8,6 +8,7 @@ mod choice;
 mod forward;
 mod gateways;
 mod health;
+mod limits;
 mod link;
 mod mtu;
 mod mutations;

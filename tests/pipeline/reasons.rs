@@ -88,6 +88,10 @@ fn way(reason: DropReason, host: &Host) -> Way {
             packet.payload[10] ^= 1;
             Frame(host.frame(&packet.bytes()))
         }
+        R::GatewayLimit | R::InterfaceLimit | R::AddressLimit => {
+            Test("limits::every_level_limits_each_way_and_both_ip_versions")
+        }
+        R::TunnelLimit => Test("limits::a_tunnel_limits_what_it_carries"),
         R::NoSa => Frame(host.frame(&ip("10.1.0.9", "10.1.0.1", ESP, &[1; 48]).bytes())),
         R::EspLength => Frame(host.frame(&ip("10.1.0.9", "10.1.0.1", ESP, &[1; 12]).bytes())),
         R::IcmpQuoteMismatch => {

@@ -102,7 +102,7 @@ impl Pair {
         Self::with(kind, kind)
     }
 
-    fn with(one: Kind, other: Kind) -> Self {
+    pub fn with(one: Kind, other: Kind) -> Self {
         Self::of(&site(1, one), &site(2, other))
     }
 

@@ -5,6 +5,7 @@ mod host;
 mod hostile;
 mod lab;
 mod lifecycle;
+mod limits;
 mod refused;
 mod routes;
 mod shared;

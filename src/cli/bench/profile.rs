@@ -27,6 +27,20 @@ pub enum Match {
     Protect,
 }
 
+/// What has a limit, one that is never reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limited {
+    /// The gateway, both ways.
+    Gateway,
+    /// Each interface, both ways.
+    Interface,
+    /// Each tunnel, both ways.
+    Tunnel,
+    /// Each host, both ways.
+    Address,
+}
+
 /// The size of a frame: L2 with the VLAN tag, without FCS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
@@ -137,6 +151,9 @@ pub struct Profile {
     /// Tunnels, each with an SA in each direction.
     #[serde(default)]
     pub tunnels: usize,
+    /// Limits.
+    #[serde(default)]
+    pub limits: Vec<Limited>,
     /// Bits of the AES keys.
     #[serde(default = "aes_128")]
     pub key_bits: usize,
@@ -258,6 +275,12 @@ profiles! {
     "spd-1",
     "spd-100",
     "spd-10000",
+    "limit-gateway",
+    "limit-interface",
+    "limit-address",
+    "limit-address-64k",
+    "limit-tunnel",
+    "limit-all",
     "gateway",
     "gateway-aes256",
     "gateway-in",

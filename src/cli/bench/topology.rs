@@ -16,7 +16,7 @@ use std::{
 use rand::RngCore;
 
 use super::{
-    profile::{Match, Profile},
+    profile::{Limited, Match, Profile},
     random::Random,
 };
 use crate::{
@@ -135,6 +135,7 @@ impl Topology {
         );
         ports(&mut text, profile.version, 1);
         self.tunnels(&mut text, ("192.0.2.1", "192.0.2.2"), ("A", "B"));
+        self.limits(&mut text);
         if profile.nat {
             for host in 0..profile.hosts as u32 {
                 let (original, translated) = (v4(HOSTS + host), v4(TRANSLATED + host));
@@ -226,6 +227,27 @@ impl Topology {
                 spi(out, number),
                 spi(into, number),
             );
+        }
+    }
+
+    /// Limits that no traffic of a benchmark reaches.
+    fn limits(&self, text: &mut String) {
+        const RATE: &str = "in = \"400Gbps\"\nout = \"400Gbps\"\nburst = \"100MB\"\n";
+        let profile = &self.profile;
+        for limited in &profile.limits {
+            let sections = match limited {
+                Limited::Gateway => vec!["gateway.vpc.limit".to_string()],
+                Limited::Interface => vec!["interface.lan.limit".into(), "interface.wan.limit".into()],
+                Limited::Tunnel => (0..profile.tunnels).map(|n| format!("tunnel.t{n}.limit")).collect(),
+                Limited::Address => {
+                    let room = profile.hosts.max(16);
+                    let _ = write!(text, "[gateway.vpc.address_limit]\n{RATE}addresses = {room}\n");
+                    continue;
+                }
+            };
+            for section in sections {
+                let _ = write!(text, "[{section}]\n{RATE}");
+            }
         }
     }
 
@@ -357,7 +379,7 @@ mod tests {
 
     #[test]
     fn profiles_of_every_direction_make_good_configurations() {
-        for name in ["forward-16", "v6-forward", "seal-1024", "open-1", "spd-100", "gateway"] {
+        for name in ["forward-16", "v6-forward", "seal-1024", "open-1", "spd-100", "limit-all", "gateway"] {
             let profile = super::super::profile::named(name).unwrap().unwrap();
             let topology = Topology::new(&profile);
             topology.gateway(1024).unwrap_or_else(|error| panic!("{name}: {error:?}"));

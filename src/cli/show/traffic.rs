@@ -73,10 +73,17 @@ fn traffic_cells(between: Between<'_>, group: &str, row: &str) -> [String; 4] {
     })
 }
 
+/// Limits in and out.
+fn limit(rates: [Option<u64>; 2]) -> String {
+    rates.map(|rate| rate.map_or_else(|| "-".into(), crate::config::rate_text)).join("/")
+}
+
 pub fn interfaces(between: Between<'_>, facts: &mut Facts) -> Shown {
     let known: Vec<InterfaceRow> = facts.want(Topic::Interfaces);
     let first = vec![Text("INTERFACE"), Text("PORT"), Text("VLAN"), Text("GATEWAY"), Text("ADDRESSES")];
-    let last = [Number("DROPS")];
+    let mut last = vec![Number("DROPS")];
+    let limited = known.iter().any(|row| row.limit != [None; 2]);
+    last.extend(limited.then_some(Text("LIMIT IN/OUT")));
     let mut table = Table::new(first.into_iter().chain(traffic_headings(between)).chain(last).collect());
     let mut list = Vec::new();
     for name in between.now.rows(group::INTERFACE) {
@@ -92,6 +99,7 @@ pub fn interfaces(between: Between<'_>, facts: &mut Facts) -> Shown {
         cells.extend(traffic_cells(between, group::INTERFACE, name));
         let drops = drops_of(between, name);
         cells.push(drops.to_string());
+        cells.extend(limited.then(|| limit(facts.map_or([None; 2], |row| row.limit))));
         table.row(cells);
         let mut value = object(between, group::INTERFACE, name, facts.map(|row| json!(row)));
         value["drops"] = drops.into();
@@ -112,7 +120,9 @@ pub fn tunnels(between: Between<'_>, facts: &mut Facts) -> Shown {
         Number("MTU"),
         Number("PATH MTU"),
     ];
-    let mut table = Table::new(first.into_iter().chain(traffic_headings(between)).collect());
+    let limited = known.iter().any(|row| row.limit != [None; 2]);
+    let last = limited.then_some(Text("LIMIT IN/OUT"));
+    let mut table = Table::new(first.into_iter().chain(traffic_headings(between)).chain(last).collect());
     let mut list = Vec::new();
     for name in between.now.rows(group::TUNNEL) {
         let facts = known.iter().find(|row| row.name == name);
@@ -132,6 +142,7 @@ pub fn tunnels(between: Between<'_>, facts: &mut Facts) -> Shown {
             or_dash(facts.and_then(|row| row.path_mtu)),
         ];
         cells.extend(traffic_cells(between, group::TUNNEL, name));
+        cells.extend(limited.then(|| limit(facts.map_or([None; 2], |row| row.limit))));
         table.row(cells);
         list.push(object(between, group::TUNNEL, name, facts.map(|row| json!(row))));
     }

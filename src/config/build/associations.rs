@@ -313,6 +313,7 @@ pub fn rekey(
         sealing_v6,
         trouble: Arc::clone(&old.trouble),
         liveness: Arc::clone(&old.liveness),
+        limits: Arc::clone(&old.limits),
         tunnels,
         sad_v4: v4,
         sad_v6: v6,

@@ -3,6 +3,7 @@
 mod associations;
 mod gateways;
 mod interfaces;
+mod limits;
 mod nat;
 mod renew;
 pub mod routes;
@@ -23,6 +24,7 @@ use crate::{
     stats::counters::{Rows, health_row},
     table::{
         hash::{HashKey, Seed},
+        limit::Level,
         liveness::Liveness,
         neighbour::{NeighbourId, NeighbourWriter},
         next_hops::Hop,
@@ -61,6 +63,7 @@ pub enum BuildError {
     },
 }
 
+pub use limits::{BuiltAddresses, BuiltLimits, key_of};
 pub use renew::renewed;
 pub use routes::Routes;
 
@@ -168,6 +171,8 @@ pub struct Kept {
     generation: u64,
     /// Whether several workers share the associations.
     shared: bool,
+    workers: usize,
+    limits: limits::KeptLimits,
 }
 
 impl Kept {
@@ -193,6 +198,8 @@ impl Kept {
             seed,
             generation: 0,
             shared: workers > 1,
+            workers,
+            limits: limits::KeptLimits::default(),
         }
     }
 
@@ -273,6 +280,8 @@ pub struct Built {
     pub replaced: Replaced,
     /// Interfaces with a host TAP, in the order of their host numbers.
     pub hosts: Vec<u16>,
+    /// Limits; to be applied once the workers have the tables.
+    pub limits: BuiltLimits,
     /// Next hops pinned by the snapshot before; to be let go once no worker uses it.
     pub unpin: Vec<NeighbourId>,
 }
@@ -376,6 +385,14 @@ fn build_from(
         tunnels.push(builder.tunnel(place, Arc::clone(sa), path, &gateways)?);
     }
     let (sealing_v4, sealing_v6) = tunnels::sealing(&tunnels, kept.seed);
+    let names = [&*kept.gateways.0, &kept.interfaces.0, &kept.tunnels.0];
+    let limits = limits::limits(config, &mut kept.limits, names, &builder.gateways, kept.workers, kept.seed)?;
+    let [gateway_names, interface_names, tunnel_names] = names;
+    let limit_rows = limits::rows([
+        (Level::Gateway, gateway_names),
+        (Level::Interface, interface_names),
+        (Level::Tunnel, tunnel_names),
+    ]);
     kept.generation += 1;
     let demux = builder.demux().into();
     let Builder {
@@ -410,6 +427,7 @@ fn build_from(
         trouble: Arc::clone(&kept.trouble),
         liveness: Arc::clone(&kept.liveness),
         neighbours: Arc::clone(kept.neighbours.table()),
+        limits: Arc::clone(&limits.limits),
     };
     let mut built = Built {
         rows: Rows {
@@ -421,6 +439,7 @@ fn build_from(
             sas: kept.associations.0.clone(),
             pools,
             health: health_rows(config),
+            limits: limit_rows,
         },
         tables: Arc::new(tables),
         interfaces: interface_numbers,
@@ -429,6 +448,7 @@ fn build_from(
         associations: associations.all,
         replaced: Vec::new(),
         hosts,
+        limits,
         unpin: std::mem::replace(&mut kept.pinned, pinned),
     };
     built.replaced = associations::keep(associations.windows, associations.cipher, &built.associations, kept);

@@ -206,6 +206,7 @@ pub fn renewed(
         sas: old.sas.clone(),
         trouble: Arc::clone(&old.trouble),
         liveness: Arc::clone(&old.liveness),
+        limits: Arc::clone(&old.limits),
         neighbours: Arc::clone(&old.neighbours),
     };
     Ok(Some((Arc::new(tables), std::mem::replace(&mut kept.pinned, pinned))))

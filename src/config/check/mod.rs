@@ -15,6 +15,7 @@ use crate::config::span::{At, Span};
 mod address;
 mod gateway;
 mod health;
+mod limit;
 mod lookup;
 mod nat;
 mod policy;
@@ -38,6 +39,7 @@ pub(crate) fn all(draft: &mut Draft, cx: &mut Context<'_>) {
     security::check(draft, cx);
     policy::check(draft, cx);
     nat::check(draft, &networks, cx);
+    limit::check(draft, cx);
     gateway::check(draft, cx);
     health::check(draft, &networks, cx);
 }

@@ -98,6 +98,7 @@ pub(super) fn run(gateway: &Gateway, packet: &Packet, place: usize) -> Result<Ru
         interfaces: built.interfaces.clone(),
         tunnels: built.tunnels.clone(),
         gateways: built.gateways.clone(),
+        limits: crate::config::build::BuiltLimits::default(),
         known,
         waits_for,
         meta,
@@ -129,6 +130,8 @@ fn moved(segment: &Segment) -> Vec<(String, String, String, u64)> {
 fn harmless(gateway: &Gateway) -> Result<Tables, ExplainError> {
     let (config, built) = (gateway.config(), gateway.built());
     let mut tables = Tables::clone(gateway.tables());
+    // The gateway's own buckets and counts are its workers'.
+    tables.limits = Arc::default();
     let backend = build::backend(config.system.cipher.value).map_err(SingleError::from)?;
     for (place, number) in built.tunnels.iter().enumerate() {
         let Some(tunnel) = tables.tunnels.get_mut(usize::from(*number)) else { continue };

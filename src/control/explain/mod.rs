@@ -8,6 +8,7 @@
 //! A running gateway is asked the same way ([`ask`]): a worker of its own, with no port that leads anywhere, takes the
 //! packet through the very tables that the workers have.
 
+mod limits;
 mod live;
 mod make;
 mod run;
@@ -151,7 +152,7 @@ pub enum ExplainError {
 /// One thing that decides about the packet, or that happens to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The part of the pipeline: `arrive`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `neighbour`, `leave`,
+    /// The part of the pipeline: `arrive`, `limit`, `local`, `policy-in`, `nat`, `policy`, `route`, `tunnel`, `neighbour`, `leave`,
     /// `answer`; of a running gateway also `gateway`, what is asked, and `session`, of NAT.
     pub stage: &'static str,
     /// In words.

@@ -16,6 +16,8 @@ pub(super) struct Run {
     pub(super) interfaces: Vec<u16>,
     pub(super) tunnels: Vec<u16>,
     pub(super) gateways: Vec<u16>,
+    /// Limits; those of a running gateway are left alone.
+    pub(super) limits: crate::config::build::BuiltLimits,
     /// What is known beforehand, of a running gateway.
     pub(super) known: Vec<Step>,
     /// Neighbours that the packet, or what follows from it, waits for: by interface number.
@@ -64,6 +66,7 @@ impl Run {
             interfaces: built.interfaces,
             tunnels: built.tunnels,
             gateways: built.gateways,
+            limits: built.limits,
             known: Vec::new(),
             waits_for: Vec::new(),
             meta,

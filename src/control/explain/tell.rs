@@ -37,6 +37,7 @@ impl Teller<'_> {
         let known = std::mem::take(&mut self.run.known);
         self.steps.extend(known);
         self.arrive();
+        self.limits_in();
         let entry = self.config.interfaces[self.place].gateway.value.0;
         self.policies_in();
         let own = self.config.interfaces_of(crate::config::GatewayId(entry)).find_map(|(_, interface)| {
@@ -55,6 +56,7 @@ impl Teller<'_> {
             self.nat();
             self.ways(entry, &verdict);
         }
+        self.limits_out();
         self.tunnels();
         self.neighbours();
         self.leave();

@@ -18,6 +18,7 @@ use super::{
     },
     host_neighbours::HostNeighbours,
     lifetimes::Lifetimes,
+    limits::LimitCare,
     nat::NatSetup,
     nat_log::NatLog,
     neighbours::{Resolver, Transmit},
@@ -157,6 +158,7 @@ pub struct Gateway {
     nat_log: Option<NatLog>,
     /// Whether ways out can be used.
     health: Health,
+    limit_care: LimitCare,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
     port_health: Vec<u64>,
     ports_due: u64,
@@ -217,6 +219,7 @@ impl Gateway {
         });
         self.tick_routes();
         self.watch_ports(now);
+        self.limit_care.tick(&self.built, &self.segment, now);
         // Not while a worker may still count elsewhere: an association would seem to have used less.
         if self.counting == self.epoch {
             self.lifetimes.tick(&self.config, &self.built.associations, &self.segment, now);
@@ -369,6 +372,16 @@ impl Gateway {
             Some(Ok(())) => Ok(()),
             _ => Err("the session's worker takes no more commands: try again".into()),
         }
+    }
+
+    /// What is known of limits.
+    pub(super) const fn limit_care(&self) -> &LimitCare {
+        &self.limit_care
+    }
+
+    /// What was built of the configuration, for what changes in place.
+    pub(super) const fn built_mut(&mut self) -> &mut Built {
+        &mut self.built
     }
 
     /// The configuration in force.

@@ -68,6 +68,7 @@ impl Gateway {
             return Err(error);
         }
         self.kept.commit();
+        self.built.limits.apply();
         self.overlay = overlay;
         self.health.renew(&self.config, &self.built, now);
         if let Err(error) = self.log_sessions() {

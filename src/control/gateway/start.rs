@@ -9,6 +9,7 @@ use super::{
         health::Health,
         host_neighbours::HostNeighbours,
         lifetimes::Lifetimes,
+        limits::LimitCare,
         nat::NatSetup,
         nat_log::NatLog,
         neighbours::Resolver,
@@ -157,6 +158,7 @@ impl Gateway {
         let mut gateway = Self {
             nat,
             nat_log: None,
+            limit_care: LimitCare::default(),
             events: Arc::new(EventQueue::new(EVENTS)),
             mailboxes: (0..workers).map(|_| Arc::new(Mailbox::default())).collect(),
             workers: Vec::new(),
@@ -189,6 +191,7 @@ impl Gateway {
         };
         gateway.renew_lifetimes();
         gateway.health.renew(&gateway.config, &gateway.built, gateway.clock.now());
+        gateway.built.limits.apply();
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
         let mut send = |t| to_first(mailboxes, t);

@@ -67,6 +67,7 @@ fn tables() -> Tables {
         sealing_v6: Sad::build(&[], seed).unwrap(),
         trouble: Default::default(),
         liveness: Default::default(),
+        limits: Default::default(),
         features: Features::of(&[], &[], &[]),
     }
 }
