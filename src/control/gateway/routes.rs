@@ -16,6 +16,9 @@ impl Gateway {
     #[must_use]
     pub fn change_routes(&mut self, change: &ChangeRoutes) -> Value {
         let now = self.clock.now();
+        // Workers have had time since the change before. Whoever sends one after the other would otherwise have the table
+        // grow with each: what a tick finds is always of the newest, and too young.
+        self.free_routes();
         match routes::apply(&self.config, &self.built, &mut self.kept, change, now) {
             Ok(changed) => {
                 self.routes_changed();
@@ -54,12 +57,17 @@ impl Gateway {
 
     /// Does what is due about routes: frees what no worker can see any more, and has tunnels follow.
     pub(super) fn tick_routes(&mut self) {
+        self.free_routes();
+        if self.renewal_due {
+            self.renew_routes();
+        }
+    }
+
+    /// Frees what no worker can see any more.
+    fn free_routes(&mut self) {
         if !self.routes_passed && self.mailboxes.iter().all(|mailbox| mailbox.has_passed(self.epoch)) {
             self.kept.quiesce();
             self.routes_passed = true;
-        }
-        if self.renewal_due {
-            self.renew_routes();
         }
     }
 
