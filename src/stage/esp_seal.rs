@@ -73,14 +73,13 @@ fn down(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) {
 }
 
 /// So many tunnels, at about 1 KiB each with their keys, stay in the caches near the core by themselves.
-const NEAR_TUNNELS: usize = 64;
+pub(super) const NEAR_TUNNELS: usize = 64;
 
 /// Starts loading what the packets will be sealed with: of all packets at once, one step of the way at a time.
 fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots) {
     for slot in slots {
         if let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) {
-            prefetch_read(tunnel);
-            prefetch_read(&tunnel.sa);
+            tunnel.fetch();
         }
     }
     for slot in slots {

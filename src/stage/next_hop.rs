@@ -1,15 +1,18 @@
 //! Acts on the next hop that a policy or a route chose: TTL, transit, and the way out.
 
+use arrayvec::ArrayVec;
+
 use super::{Cx, Stage, icmp_error};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
-    stage::icmp_error::Problem,
+    packet::{BURST, Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
+    stage::{esp_seal::NEAR_TUNNELS, icmp_error::Problem},
     table::{
         choice::{Choice, Needs, flow_hash},
         interface::Side,
         neighbour::NeighbourKey,
         next_hops::Hop,
         tables::{NextHop as Target, Tables},
+        tunnel::Tunnel,
     },
     wire::{ipv4::Ipv4, ipv6::Ipv6},
 };
@@ -35,20 +38,55 @@ impl Stage for NextHop {
     const NAME: &'static str = "next-hop";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        let mut left = super::take(&mut cx.lanes.chosen, burst);
-        while let Some(first) = left.first() {
-            let (bytes, meta) = burst.packet_mut(cx.umem, first);
-            choose(cx.tables, bytes, meta, &WayOut::NONE);
-            left -= if let Some(way) = WayOut::find(cx.tables, meta) {
-                leave(cx, burst, left, &way)
-            } else {
-                if let Err(refusal) = stay(cx, bytes, meta, first) {
-                    refuse(cx, burst, first, refusal);
-                }
-                Slots::only(first)
-            };
+        let slots = super::take(&mut cx.lanes.chosen, burst);
+        if cx.tables.tunnels.len() > NEAR_TUNNELS {
+            fetch(cx.tables, burst, slots);
         }
+        let mut way = WayOut::NONE;
+        let (mut passed, mut too_big, mut sealed) = (Slots::NONE, Slots::NONE, Slots::NONE);
+        for slot in slots {
+            let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+            // What a burst has is mostly packets in a row that go one way.
+            if !way.is_of(meta) && !choose(cx.tables, bytes, meta, &way) {
+                way = WayOut::find(cx.tables, meta).unwrap_or(WayOut::NONE);
+                if !way.is_of(meta) {
+                    if let Err(refusal) = stay(cx, bytes, meta, slot) {
+                        refuse(cx, burst, slot, refusal);
+                    }
+                    continue;
+                }
+            }
+            match pass(cx.tables, &way, bytes, meta) {
+                Ok(()) => {
+                    passed.insert(slot);
+                    too_big.insert_if(slot, meta.ip_len > way.mtu);
+                    sealed.insert_if(slot, way.tunnel != NO_TUNNEL);
+                }
+                Err(refusal) => refuse(cx, burst, slot, refusal),
+            }
+        }
+        cx.lanes.too_big |= too_big;
+        cx.lanes.seal |= sealed - too_big;
+        cx.lanes.tx |= passed - sealed - too_big;
     }
+}
+
+/// Starts loading the tunnels that packets go into: of all packets at once, one step of the way at a time.
+fn fetch(tables: &Tables, burst: &Burst, slots: Slots) {
+    let tunnel = |slot: Slot| {
+        let meta = burst.meta(slot);
+        let number = match meta.next_hop {
+            Target::BY_POLICY => meta.tunnel,
+            number => match tables.next_hops.one(number)? {
+                Target::Tunnel(tunnel) => *tunnel,
+                _ => return None,
+            },
+        };
+        tables.tunnel(number)
+    };
+    let tunnels: ArrayVec<&Tunnel, BURST> = slots.into_iter().filter_map(tunnel).collect();
+    tunnels.iter().for_each(|tunnel| tunnel.fetch());
+    tunnels.iter().for_each(|tunnel| tunnel.fetch_path());
 }
 
 /// Drops a packet that cannot go on.
@@ -168,29 +206,6 @@ fn refusal(way: &WayOut) -> Refusal {
     } else {
         (DropReason::NoLivePath, Some(Problem::HostUnreachable))
     }
-}
-
-/// Sends packets out of their gateway: those from the first of `slots` on that go this way. The result says which these
-/// are.
-#[inline(always)]
-fn leave(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: &WayOut) -> Slots {
-    let (mut done, mut too_big) = (Slots::NONE, Slots::NONE);
-    for slot in slots {
-        let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-        if !way.is_of(meta) && !choose(cx.tables, bytes, meta, way) {
-            break;
-        }
-        done.insert(slot);
-        match pass(cx.tables, way, bytes, meta) {
-            Ok(()) => too_big.insert_if(slot, meta.ip_len > way.mtu),
-            Err(refusal) => refuse(cx, burst, slot, refusal),
-        }
-    }
-    let leaving = done & burst.live();
-    cx.lanes.too_big |= leaving & too_big;
-    let lane = if way.tunnel == NO_TUNNEL { &mut cx.lanes.tx } else { &mut cx.lanes.seal };
-    *lane |= leaving - too_big;
-    done
 }
 
 /// Lets one packet pass this way.

@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     path::{LEAST_V6, Path},
+    prefetch::prefetch_read,
     probe::Watch,
 };
 use crate::{
@@ -56,15 +57,16 @@ const MAX_OUTER: usize = ipv6::HEADER_LEN + udp::HEADER_LEN;
 
 /// The outer header of a tunnel, ready but for lengths, class, identification and checksum.
 #[derive(Debug, Clone, Copy)]
+#[repr(C)]
 pub struct Outer {
-    bytes: [u8; MAX_OUTER],
+    /// The first 24 bytes, as little-endian words.
+    words: [u64; 3],
+    /// Sum over the IPv4 header as it stands: what its checksum is computed from.
+    sum: Sum,
     len: u8,
     v6: bool,
     udp: bool,
-    /// Sum over the IPv4 header as it stands: what its checksum is computed from.
-    sum: Sum,
-    /// The first 24 bytes, as little-endian words.
-    words: [u64; 3],
+    bytes: [u8; MAX_OUTER],
 }
 
 impl Outer {
@@ -391,24 +393,21 @@ pub const fn address_bits(address: IpAddr) -> u128 {
 }
 
 /// A tunnel to a peer.
+///
+/// What sealing reads stands in its first two cache lines: with thousands of tunnels, each line is waited for.
 #[derive(Debug, Clone)]
+#[repr(C, align(64))]
 pub struct Tunnel {
     /// The gateway that inner packets belong to.
     pub gateway: u16,
     /// The gateway that carries outer packets.
     pub underlay: u16,
-    /// The outer header.
-    pub outer: Outer,
-    /// The security association to seal with.
-    pub sa: Option<Arc<SaOut>>,
-    /// The next hop towards the peer, by number; it leads over an interface.
-    pub next_hop: Option<u32>,
     /// Largest inner packet, in bytes, as far as configuration and line say; see [`Tunnel::inner_mtu`].
     pub mtu: u16,
     /// MTU of the interface that outer packets leave by.
     pub line_mtu: u16,
-    /// What was learned of the way to the peer.
-    pub path: Arc<Path>,
+    /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.
+    pub tfc: u16,
     /// What the outer DF bit becomes.
     pub df: Df,
     /// The outer DSCP; `None` copies the inner one.
@@ -419,13 +418,32 @@ pub struct Tunnel {
     pub errors_by_quote: bool,
     /// The largest TCP segment that connections through it may agree on.
     pub mss: Option<Mss>,
-    /// The size that inner packets are padded to (RFC 4303 2.7); 0: none.
-    pub tfc: u16,
+    /// The next hop towards the peer, by number; it leads over an interface.
+    pub next_hop: Option<u32>,
+    /// The security association to seal with.
+    pub sa: Option<Arc<SaOut>>,
+    /// What was learned of the way to the peer.
+    pub path: Arc<Path>,
+    /// The outer header.
+    pub outer: Outer,
     /// How health is found out inside it.
     pub watch: Watch,
 }
 
 impl Tunnel {
+    /// Starts loading what says how large its packets may be.
+    #[inline]
+    pub fn fetch(&self) {
+        prefetch_read(self);
+        prefetch_read(&self.outer.sum);
+    }
+
+    /// Starts loading what was learned of its path. To be asked for when [`Self::fetch`] has had time.
+    #[inline]
+    pub fn fetch_path(&self) {
+        prefetch_read(&*self.path);
+    }
+
     /// The largest outer packet that line and path take.
     #[inline]
     #[must_use]
@@ -463,6 +481,13 @@ mod tests {
     #[test]
     fn what_opening_reads_first_is_one_cache_line() {
         assert_eq!(std::mem::offset_of!(SaIn, key), 64);
+    }
+
+    #[test]
+    fn what_sealing_reads_is_two_cache_lines() {
+        let outer = std::mem::offset_of!(Tunnel, outer);
+        assert!(outer <= 64 && outer + std::mem::offset_of!(Outer, bytes) <= 2 * 64);
+        assert!(std::mem::offset_of!(Tunnel, watch) >= outer + size_of::<Outer>());
     }
 
     #[test]
