@@ -17,7 +17,8 @@ fn unchanged(text: &str) -> String {
 #[track_caller]
 fn ping_all(site: &Site, namespace: &str, address: &str) {
     let text = site.ok(namespace, &format!("ping -n -c 50 -i 0.01 -W 10 {address}"));
-    assert!(text.contains("50 packets transmitted, 50 received"), "{text}");
+    let answered = text.contains("50 packets transmitted, 50 received");
+    assert!(answered, "{text}\n{:?}\n{:?}\n{}", site.drops("idc"), site.drops("cloud"), site.log("idc"));
 }
 
 #[test]

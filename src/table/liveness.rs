@@ -50,8 +50,9 @@ impl Liveness {
         is_zero(&self.tunnels, number)
     }
 
-    /// Whether the interface of this number works, though traffic may have to wait before it comes back: for those who
-    /// have no other way.
+    /// Whether the interface of this number works as far as is known: for those who have no other way. Traffic may have to
+    /// wait before it comes back; and a carrier is looked for a few times a second only, so what has none may have one by
+    /// now.
     #[inline]
     #[must_use]
     pub fn interface_works(&self, number: u16) -> bool {
@@ -97,7 +98,8 @@ fn is_zero(words: &[AtomicU8], number: u16) -> bool {
 
 #[inline(always)]
 fn works(words: &[AtomicU8], number: u16) -> bool {
-    words.get(usize::from(number)).is_some_and(|word| word.load(Ordering::Relaxed) & !Cause::HELD.0 == 0)
+    const SOFT: u8 = Cause::HELD.0 | Cause::NO_CARRIER.0;
+    words.get(usize::from(number)).is_some_and(|word| word.load(Ordering::Relaxed) & !SOFT == 0)
 }
 
 fn has(words: &[AtomicU8], number: u16, cause: Cause) -> bool {
@@ -132,7 +134,9 @@ mod tests {
         assert!(!liveness.tunnel_works(7));
         assert!(liveness.set_tunnel(7, Cause::DRAINED, false));
         assert!(liveness.tunnel_is_up(7) && liveness.tunnel_works(7));
-        liveness.set_tunnel(7, Cause::HELD, true);
-        assert!(!liveness.tunnel_is_up(7) && liveness.tunnel_works(7));
+        for cause in [Cause::HELD, Cause::NO_CARRIER] {
+            liveness.set_tunnel(7, cause, true);
+            assert!(!liveness.tunnel_is_up(7) && liveness.tunnel_works(7));
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::{ffi::CString, fmt, io, mem, os::fd::AsRawFd};
 use crate::{Error, sys};
 
 // From linux/ethtool.h.
+const ETHTOOL_GLINK: u32 = 0x0a;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
@@ -101,7 +102,7 @@ impl Device {
         Ok(())
     }
 
-    /// Whether it is up, down or gone. One system call, or two.
+    /// Whether it is up, down or gone. A few system calls.
     pub fn state(&self) -> LinkState {
         let mut name = [0; libc::IF_NAMESIZE];
         // SAFETY: the buffer has the size this call asks for.
@@ -110,11 +111,17 @@ impl Device {
             return LinkState::Gone;
         }
         match self.flags() {
-            Ok(flags) if flags & (libc::IFF_UP | libc::IFF_RUNNING) == libc::IFF_UP | libc::IFF_RUNNING => {
-                LinkState::Up
-            }
+            Ok(flags) if flags & libc::IFF_UP != 0 && self.has_carrier(flags) => LinkState::Up,
             _ => LinkState::Down,
         }
+    }
+
+    /// Whether it has a carrier now. The flags say so up to a second late, since the kernel spares its listeners; they are
+    /// for drivers that cannot be asked.
+    fn has_carrier(&self, flags: i32) -> bool {
+        // struct ethtool_value: cmd, data.
+        let mut link = [ETHTOOL_GLINK, 0];
+        self.ethtool(&mut link).map_or(flags & libc::IFF_RUNNING != 0, |()| link[1] != 0)
     }
 
     /// Sets it up.

@@ -605,7 +605,9 @@ impl Path {
     fn tell(&mut self, liveness: &Liveness) {
         let state = self.machine.state();
         let held = self.line_held || matches!(state, State::Held(_) | State::Waiting);
-        let causes = [state == State::Down, held, self.drained, !self.carrier];
+        // A carrier is told of apart: who has no other way tries all the same.
+        let unreached = state == State::Down && self.machine.reason() != Some(Reason::Carrier);
+        let causes = [unreached, held, self.drained, !self.carrier];
         let told = self.told.replace(causes);
         for (number, cause) in CAUSES.into_iter().enumerate() {
             if told.is_none_or(|told| told[number] != causes[number]) {
