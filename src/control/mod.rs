@@ -16,6 +16,7 @@ pub mod neighbours;
 pub mod ports;
 pub mod rekey;
 pub mod replay;
+pub mod request;
 pub mod routes;
 pub mod run_dir;
 pub mod single;

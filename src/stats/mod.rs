@@ -8,6 +8,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
+pub mod columns;
 pub mod counters;
 pub mod layout;
 pub mod segment;
