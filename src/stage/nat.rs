@@ -125,6 +125,25 @@ fn turn(burst: &mut Burst, slot: Slot, again: &mut Slots) {
     again.insert(slot);
 }
 
+/// Takes an ICMP error about a packet that came from another gateway back through the rules of this one, before it goes
+/// on in the other. Its own source is of that other gateway, and stays. `None`: it cannot be turned back.
+pub fn turn_back(cx: &mut Cx<'_>, bytes: &mut [u8], error: &mut Meta) -> Option<()> {
+    let tables = cx.tables;
+    let Some(nat) = tables.gateway(error.gateway)?.nat.as_ref() else { return Some(()) };
+    if error.is_v6() {
+        let source = Ipv6::at(bytes, usize::from(error.l3))?.source().to_bits();
+        let Next::Go = errors::one_v6(nat, bytes, error) else { return None };
+        let header = Ipv6::at(bytes, usize::from(error.l3))?;
+        let (changed, destination) = (header.source().to_bits(), header.destination().to_bits());
+        rewrite::addresses_v6(bytes, error, source, destination)?;
+        return rewrite::after_addresses(bytes, error, Delta::between_u128(changed, source));
+    }
+    let source = error.src;
+    let (Next::Go | Next::Again) = errors::one(cx, nat, bytes, error) else { return None };
+    let change = Delta::between_u32(error.src, source);
+    rewrite::addresses_v4(bytes, error, source, error.dst, change)
+}
+
 /// The interface that a packet came by, where it is known.
 fn interface(meta: &Meta) -> Option<u16> {
     (meta.interface != NO_INTERFACE).then_some(meta.interface)

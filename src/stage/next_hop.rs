@@ -236,10 +236,15 @@ fn stay(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Resul
                 return Err((DropReason::TooManyPasses, None));
             }
             lower_ttl(bytes, meta)?;
+            if meta.nat.has(NatMarks::CROSSED)
+                && cx.tables.gateway(meta.gateway).is_some_and(|between| between.nat.is_some())
+            {
+                meta.nat = meta.nat.with(NatMarks::CHANGED_BETWEEN);
+            }
             meta.passes += 1;
             meta.gateway = gateway;
             // What NAT found out about its route was of the gateway before.
-            meta.nat = meta.nat.without(NatMarks::ROUTE_AS_SEEN);
+            meta.nat = meta.nat.without(NatMarks::ROUTE_AS_SEEN).with(NatMarks::CROSSED);
             // Another gateway is a peer to this one, whichever side the packet came from at first.
             meta.flags = meta.flags.without(Flags::FROM_LOCAL);
             cx.lanes.ip.insert(slot);
