@@ -461,6 +461,12 @@ impl NeighbourWriter {
         true
     }
 
+    /// How many entries are pinned.
+    #[must_use]
+    pub fn pinned(&self) -> usize {
+        self.pins.iter().filter(|pins| **pins > 0).count()
+    }
+
     /// Removes an entry. False when it is pinned or gone.
     pub fn remove(&mut self, id: NeighbourId) -> bool {
         let place = id.slot() as u32;

@@ -58,16 +58,15 @@ impl Gateway {
         self.can_publish()?;
         let now = self.clock.now();
         let built = build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
-        let mut old = std::mem::replace(&mut self.built, built);
-        old.unpin.clear();
-        let unpin = std::mem::take(&mut self.built.unpin);
+        let old = std::mem::replace(&mut self.built, built);
         let config = std::mem::replace(&mut self.config, Arc::new(config));
         if let Err(error) = self.publish() {
             self.kept.go_back();
             (self.built, self.config) = (old, config);
+            self.renew_lifetimes();
             return Err(error);
         }
-        self.kept.commit();
+        let unpin = self.kept.commit();
         self.built.limits.apply();
         self.overlay = overlay;
         self.health.renew(&self.config, &self.built, now);

@@ -148,7 +148,8 @@ impl Gateway {
         let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
         let mut kept = Kept::new(writer, workers, seed);
         let built = build::build(&config, &opened.macs, &mut kept, &mut Persistent(&mut state), clock.now())?;
-        kept.commit();
+        // There was none before.
+        let _ = kept.commit();
         let name = config.system.name.value.as_str();
         let layout = built.rows.clone().layout(name, workers, clock.tick_hz());
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
