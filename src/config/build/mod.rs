@@ -235,9 +235,33 @@ impl Kept {
     /// snapshot before had pinned: to be let go once no worker uses it.
     #[must_use]
     pub fn commit(&mut self) -> Vec<NeighbourId> {
-        self.before = None;
         self.routes.commit();
-        self.pinned_before.take().map(|(pinned, _)| pinned).unwrap_or_default()
+        let (pinned, now) = self.pinned_before.take().unwrap_or_default();
+        if let Some([interfaces, ..]) = self.before.take() {
+            self.forget_neighbours(&interfaces, now);
+        }
+        pinned
+    }
+
+    /// Forgets who was on links whose numbers are free now, or another's: addresses there are of other hosts.
+    fn forget_neighbours(&mut self, before: &Numbering, now: u64) {
+        let named =
+            |numbering: &Numbering, number: usize| numbering.0.get(number).cloned().unwrap_or_default();
+        let gone: Vec<u16> = (0..before.0.len())
+            .filter(|number| {
+                let name = named(before, *number);
+                !name.is_empty() && name != named(&self.interfaces, *number)
+            })
+            .map(|number| number as u16)
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let table = Arc::clone(self.neighbours.table());
+        for entry in table.iter().filter(|entry| gone.contains(&entry.key.interface)) {
+            // Where a next hop has its place, it is asked for anew.
+            self.neighbours.fail(entry.id, now);
+        }
     }
 
     /// Keeps next hops pinned until the next build is in force.

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::{
     super::{
+        drained::Drained,
         health::Health,
         host_neighbours::HostNeighbours,
         lifetimes::Lifetimes,
@@ -178,6 +179,7 @@ impl Gateway {
             renewal_due: false,
             epoch: 0,
             health: Health::new(rand::random::<u32>() >> 1),
+            drained: Drained::open(&config.system.state.value.0),
             port_health: vec![0; config.ports.len()],
             ports_due: 0,
             config: Arc::new(config),
@@ -192,6 +194,7 @@ impl Gateway {
         };
         gateway.renew_lifetimes();
         gateway.health.renew(&gateway.config, &gateway.built, gateway.clock.now());
+        gateway.drain_again();
         gateway.built.limits.apply();
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;
