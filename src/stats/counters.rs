@@ -5,8 +5,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-pub use super::columns::*;
 use super::Segment;
+pub use super::columns::*;
 use crate::packet::DropReason;
 
 /// Where a group's cells are in the worker's block.
