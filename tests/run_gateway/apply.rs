@@ -283,8 +283,8 @@ fn what_nobody_confirms_is_taken_back() {
     let first = generation(&gateway);
     let new = file(&lab, "new.toml", ROUTE);
     let pings = Pings::start(&lab);
-    let said = good(&gateway, &["apply", &new, "--yes", "--confirm", "2s"]);
-    assert!(said.contains("taken back in 2 s"), "{said}");
+    let said = good(&gateway, &["apply", &new, "--yes", "--confirm", "8s"]);
+    assert!(said.contains("taken back in 8 s"), "{said}");
     assert!(lab.vpc.pings("10.9.0.1", 1));
     assert!(good(&gateway, &["history"]).contains("unless `causeway confirm` comes"));
     // No other change meanwhile.
