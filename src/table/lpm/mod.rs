@@ -15,6 +15,7 @@ mod arena;
 mod node;
 mod writer;
 
+use std::hint::select_unpredictable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -121,16 +122,40 @@ struct Walk<A> {
 }
 
 impl<A: Address> Walk<A> {
-    /// The address at `place` met `entry`: keeps its value, if any, and notes its child, if any.
+    /// The address at `place` met `entry`: keeps its value, if any, and notes its child, if any, as number `count`. The
+    /// result is how many are noted then.
     #[inline(always)]
-    fn step(&mut self, view: View<'_>, place: u8, entry: u64) {
+    fn step(&mut self, view: View<'_>, place: u8, entry: u64, count: usize) -> usize {
         let best = at(&mut self.best, usize::from(place));
-        *best = if value(entry) == NO_ROUTE { *best } else { value(entry) };
-        // Without a branch, since whether a look-up goes deeper is random: write always, count if it does.
-        *at(&mut self.places, self.count) = place;
-        *at(&mut self.nodes, self.count) = child(entry);
+        // Whether a look-up meets a value and whether it goes deeper is random: so nothing branches on it. The child
+        // is always written, and counts if there is one.
+        *best = select_unpredictable(value(entry) == NO_ROUTE, *best, value(entry));
+        *at(&mut self.places, count) = place;
+        *at(&mut self.nodes, count) = child(entry);
         view.prefetch(child(entry).first_word());
-        self.count += usize::from(child(entry) != Reference::NONE);
+        count + usize::from(child(entry) != Reference::NONE)
+    }
+
+    /// The first two steps for all. The nodes of both, 257 at most, are near: only the entries of the second are not.
+    #[inline(always)]
+    fn begin(&mut self, view: View<'_>, start: &Start<A>, count: usize) {
+        let mut positions = [0u32; BURST];
+        let (count, mask) = (count.min(BURST), A::mask(start.depth));
+        for index in 0..count {
+            let address = *at(&mut self.addresses, index);
+            let entry = view.entry(start.node, address.byte(start.depth));
+            let entry = select_unpredictable(address & mask == start.prefix, entry, node::EMPTY);
+            let best = at(&mut self.best, index);
+            *best = select_unpredictable(value(entry) == NO_ROUTE, *best, value(entry));
+            let position = view.position(child(entry), address.byte(start.depth + 8));
+            view.prefetch(position);
+            *at(&mut positions, index) = position;
+        }
+        let mut left = 0;
+        for index in 0..count {
+            left = self.step(view, index as u8, view.load(*at(&mut positions, index)), left);
+        }
+        self.count = left;
     }
 
     /// One step down for all that are left.
@@ -144,11 +169,12 @@ impl<A: Address> Walk<A> {
             view.prefetch(position);
             *at(&mut positions, index) = position;
         }
-        self.count = 0;
+        let mut left = 0;
         for index in 0..count {
             let place = *at(&mut self.places, index);
-            self.step(view, place, view.load(*at(&mut positions, index)));
+            left = self.step(view, place, view.load(*at(&mut positions, index)), left);
         }
+        self.count = left;
     }
 }
 
@@ -230,11 +256,28 @@ impl<A: Address> Lpm<A> {
                 }
             } else {
                 let (view, start) = self.enter();
-                Self::descend_together(view, &start, addresses, results);
+                Self::descend_fast(view, &start, addresses, results);
             }
         }
     }
 
+    /// [`Self::descend_together`], by the processor's own instructions for counting and shifting where it has them. The
+    /// program is compiled for those that do not: a dozen instructions each time.
+    #[cfg_attr(target_arch = "x86_64", allow(unsafe_code))]
+    fn descend_fast(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("popcnt") && is_x86_feature_detected!("bmi2") {
+            #[target_feature(enable = "popcnt,bmi2")]
+            fn by_popcnt<A: Address>(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
+                Lpm::descend_together(view, start, addresses, results);
+            }
+            // SAFETY: the processor has both features.
+            return unsafe { by_popcnt(view, start, addresses, results) };
+        }
+        Self::descend_together(view, start, addresses, results);
+    }
+
+    #[inline(always)]
     fn descend_together(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
         let mut walk = Walk {
             addresses: [A::default(); BURST],
@@ -244,14 +287,8 @@ impl<A: Address> Lpm<A> {
             count: 0,
         };
         walk.addresses.iter_mut().zip(addresses).for_each(|(place, address)| *place = *address);
-        let (mut depth, mask) = (start.depth, A::mask(start.depth));
-        if start.node != Reference::NONE {
-            for (place, address) in (0..BURST as u8).zip(addresses) {
-                let entry = view.entry(start.node, address.byte(depth));
-                walk.step(view, place, if *address & mask == start.prefix { entry } else { node::EMPTY });
-            }
-        }
-        depth += 8;
+        walk.begin(view, start, addresses.len());
+        let mut depth = start.depth + 16;
         while walk.count > 0 && depth < A::WIDTH {
             walk.level(view, depth);
             depth += 8;
