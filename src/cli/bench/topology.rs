@@ -207,7 +207,7 @@ impl Topology {
     fn hop(&self, number: usize, way: usize) -> String {
         match self.profile.tunnels {
             0 if self.profile.version == 6 => "via = \"2001:db8:2::2\"".into(),
-            0 => format!("via = \"192.0.2.{}\"", 4 * way + 2),
+            0 => format!("via = \"192.0.{}.2\"", 2 + way),
             tunnels => format!("tunnel = \"t{}\"", number % tunnels),
         }
     }
@@ -322,8 +322,7 @@ fn ports(text: &mut String, version: u8, number: u8, ways: usize) {
     let (lan, wan) = match version {
         6 => ("2001:db8:1::1/64".to_string(), format!("2001:db8:2::{number}/64")),
         _ => {
-            let wan: Vec<_> =
-                (0..ways).map(|way| format!("192.0.2.{}/30", 4 * way + usize::from(number))).collect();
+            let wan: Vec<_> = (2..2 + ways).map(|way| format!("192.0.{way}.{number}/30")).collect();
             ("10.63.0.1/24".to_string(), wan.join("\", \""))
         }
     };

@@ -111,49 +111,58 @@ const fn at<T>(items: &mut [T; BURST], place: usize) -> &mut T {
     &mut items[place % BURST]
 }
 
-/// The addresses of a burst that are still on their way down the trie: where in the burst the first `count` are,
-/// and the nodes they visit next.
-struct Walk<A> {
-    addresses: [A; BURST],
-    best: [u32; BURST],
+/// The addresses of a burst on their way down the trie.
+struct Walk<'a, A> {
+    addresses: &'a [A],
+    /// The last value that each has met.
+    best: &'a mut [u32],
+    /// Where in the burst the first `count` are that are still on their way.
     places: [u8; BURST],
-    nodes: [Reference; BURST],
+    /// The nodes that those visit next; within a step the positions of their entries.
+    next: [u32; BURST],
     count: usize,
 }
 
-impl<A: Address> Walk<A> {
+impl<A: Address> Walk<'_, A> {
+    #[inline(always)]
+    fn address(&self, place: usize) -> A {
+        self.addresses.get(place).copied().unwrap_or_default()
+    }
+
     /// The address at `place` met `entry`: keeps its value, if any, and notes its child, if any, as number `count`. The
     /// result is how many are noted then.
     #[inline(always)]
     fn step(&mut self, view: View<'_>, place: u8, entry: u64, count: usize) -> usize {
-        let best = at(&mut self.best, usize::from(place));
         // Whether a look-up meets a value and whether it goes deeper is random: so nothing branches on it. The child
         // is always written, and counts if there is one.
-        *best = select_unpredictable(value(entry) == NO_ROUTE, *best, value(entry));
+        if let Some(best) = self.best.get_mut(usize::from(place)) {
+            *best = select_unpredictable(value(entry) == NO_ROUTE, *best, value(entry));
+        }
         *at(&mut self.places, count) = place;
-        *at(&mut self.nodes, count) = child(entry);
+        *at(&mut self.next, count) = child(entry).0;
         view.prefetch(child(entry).first_word());
         count + usize::from(child(entry) != Reference::NONE)
     }
 
     /// The first two steps for all. The nodes of both, 257 at most, are near: only the entries of the second are not.
     #[inline(always)]
-    fn begin(&mut self, view: View<'_>, start: &Start<A>, count: usize) {
-        let mut positions = [0u32; BURST];
-        let (count, mask) = (count.min(BURST), A::mask(start.depth));
+    fn begin(&mut self, view: View<'_>, start: &Start<A>) {
+        let (count, mask) = (self.addresses.len().min(BURST), A::mask(start.depth));
         for index in 0..count {
-            let address = *at(&mut self.addresses, index);
+            let address = self.address(index);
             let entry = view.entry(start.node, address.byte(start.depth));
             let entry = select_unpredictable(address & mask == start.prefix, entry, node::EMPTY);
-            let best = at(&mut self.best, index);
-            *best = select_unpredictable(value(entry) == NO_ROUTE, *best, value(entry));
+            if let Some(best) = self.best.get_mut(index) {
+                *best = select_unpredictable(value(entry) == NO_ROUTE, start.default, value(entry));
+            }
             let position = view.position(child(entry), address.byte(start.depth + 8));
             view.prefetch(position);
-            *at(&mut positions, index) = position;
+            *at(&mut self.next, index) = position;
         }
         let mut left = 0;
         for index in 0..count {
-            left = self.step(view, index as u8, view.load(*at(&mut positions, index)), left);
+            let entry = view.load(*at(&mut self.next, index));
+            left = self.step(view, index as u8, entry, left);
         }
         self.count = left;
     }
@@ -161,18 +170,19 @@ impl<A: Address> Walk<A> {
     /// One step down for all that are left.
     #[inline(always)]
     fn level(&mut self, view: View<'_>, depth: u8) {
-        let mut positions = [0u32; BURST];
         let count = self.count.min(BURST);
         for index in 0..count {
-            let address = *at(&mut self.addresses, usize::from(*at(&mut self.places, index)));
-            let position = view.position(*at(&mut self.nodes, index), address.byte(depth));
-            view.prefetch(position);
-            *at(&mut positions, index) = position;
+            let place = *at(&mut self.places, index);
+            let address = self.address(usize::from(place));
+            let next = at(&mut self.next, index);
+            *next = view.position(Reference(*next), address.byte(depth));
+            view.prefetch(*next);
         }
         let mut left = 0;
         for index in 0..count {
             let place = *at(&mut self.places, index);
-            left = self.step(view, place, view.load(*at(&mut positions, index)), left);
+            let entry = view.load(*at(&mut self.next, index));
+            left = self.step(view, place, entry, left);
         }
         self.count = left;
     }
@@ -279,21 +289,13 @@ impl<A: Address> Lpm<A> {
 
     #[inline(always)]
     fn descend_together(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
-        let mut walk = Walk {
-            addresses: [A::default(); BURST],
-            best: [start.default; BURST],
-            places: [0; BURST],
-            nodes: [Reference::NONE; BURST],
-            count: 0,
-        };
-        walk.addresses.iter_mut().zip(addresses).for_each(|(place, address)| *place = *address);
-        walk.begin(view, start, addresses.len());
+        let mut walk = Walk { addresses, best: results, places: [0; BURST], next: [0; BURST], count: 0 };
+        walk.begin(view, start);
         let mut depth = start.depth + 16;
         while walk.count > 0 && depth < A::WIDTH {
             walk.level(view, depth);
             depth += 8;
         }
-        results.iter_mut().zip(walk.best).for_each(|(result, best)| *result = best);
     }
 
     /// Bytes of memory that the table holds for its nodes.
