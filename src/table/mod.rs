@@ -21,6 +21,7 @@ pub mod lpm;
 pub mod nat;
 pub mod neighbour;
 pub mod next_hops;
+pub mod pages;
 pub mod path;
 pub mod prefetch;
 pub mod probe;

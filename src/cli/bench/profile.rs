@@ -145,12 +145,18 @@ pub struct Profile {
     /// What they do.
     #[serde(default, rename = "match")]
     pub matching: Match,
-    /// Routes.
+    /// Prefixes with routes.
     #[serde(default = "one")]
     pub routes: usize,
+    /// Routers that share the flows of each prefix.
+    #[serde(default = "one")]
+    pub ways: usize,
     /// Tunnels, each with an SA in each direction.
     #[serde(default)]
     pub tunnels: usize,
+    /// Whether each prefix has a second tunnel, which stands by.
+    #[serde(default)]
+    pub standby: bool,
     /// Limits.
     #[serde(default)]
     pub limits: Vec<Limited>,
@@ -220,6 +226,18 @@ impl Profile {
             ((1..=MOST).contains(&self.flows), "flows: 1 to 4194304"),
             ((1..=1 << 20).contains(&self.hosts), "hosts: 1 to 1048576"),
             ((1..=MOST).contains(&self.routes), "routes: 1 to 4194304"),
+            (
+                self.ways == 1
+                    || (1..=32).contains(&self.ways)
+                        && !tunnels
+                        && self.version == 4
+                        && self.routes <= 1 << 10,
+                "ways: 1 to 32, without tunnels, IPv4, at most 1024 routes",
+            ),
+            (
+                !self.standby || self.tunnels > 1 && self.routes <= 1 << 10,
+                "standby: two tunnels, at most 1024 routes",
+            ),
             (self.policies <= 1 << 16, "policies: at most 65536"),
             (self.tunnels <= 1 << 14, "tunnels: at most 16384"),
             (self.direction != Direction::Open || self.hosts >= self.tunnels, "open: a host for each tunnel"),
@@ -257,6 +275,7 @@ macro_rules! profiles {
 profiles! {
     "forward-16",
     "forward-1m",
+    "forward-ecmp",
     "v6-forward",
     "nat-1to1",
     "nat-1to1-64k",
@@ -265,6 +284,7 @@ profiles! {
     "nat-pool-1m",
     "nat-pool-4m",
     "seal-1",
+    "seal-standby",
     "seal-256",
     "seal-1024",
     "seal-10k",
@@ -319,7 +339,14 @@ mod tests {
             Profile::parse(&format!("{base}{extra}"))
         };
         assert!(text("tunnels = 1").is_ok());
-        for wrong in ["", "tunnels = 1\nhosts = 0", "tunnels = 1\nkey_bits = 100", "tunnels = 1\nwhat = 1"] {
+        for wrong in [
+            "",
+            "tunnels = 1\nhosts = 0",
+            "tunnels = 1\nkey_bits = 100",
+            "tunnels = 1\nwhat = 1",
+            "tunnels = 1\nstandby = true",
+            "tunnels = 1\nways = 2",
+        ] {
             assert!(text(wrong).is_err(), "{wrong}");
         }
     }

@@ -402,10 +402,12 @@ mod tests {
     fn packets_of_every_kind_of_profile_go_through() {
         for name in [
             "forward-16",
+            "forward-ecmp",
             "v6-forward",
             "nat-1to1",
             "nat-pool-1k",
             "seal-1024",
+            "seal-standby",
             "open-1024",
             "spd-100",
             "gateway",

@@ -133,7 +133,7 @@ impl Topology {
             "[gateway.vpc]\nprefixes = [{}]\n",
             if profile.version == 6 { "\"2001:db8:64::/48\"" } else { "\"10.64.0.0/10\"" }
         );
-        ports(&mut text, profile.version, 1);
+        ports(&mut text, profile.version, 1, profile.ways);
         self.tunnels(&mut text, ("192.0.2.1", "192.0.2.2"), ("A", "B"));
         self.limits(&mut text);
         if profile.nat {
@@ -163,12 +163,16 @@ impl Topology {
             // Of a large table, at least one for each way out.
             let some = if self.routes_are_configured() { self.outside.len() } else { profile.tunnels.max(1) };
             for (number, prefix) in self.outside.iter().take(some.max(profile.tunnels)).enumerate() {
-                let hop = self.hop(number);
-                route(&self.written(*prefix), &hop);
+                for way in 0..profile.ways {
+                    route(&self.written(*prefix), &self.hop(number, way));
+                }
+                if profile.standby {
+                    route(&self.written(*prefix), &format!("{}\npriority = 200", self.hop(number + 1, 0)));
+                }
             }
             // With fewer routes than tunnels, the others get one that no packet takes.
             for number in self.outside.len()..profile.tunnels {
-                route(&format!("{}/32", v4(0xCB00_7100 + number as u32)), &self.hop(number));
+                route(&format!("{}/32", v4(0xCB00_7100 + number as u32)), &self.hop(number, 0));
             }
         }
         self.parse("gateway.toml", &text)
@@ -181,7 +185,7 @@ impl Topology {
     pub fn peer(&self, buffers: usize) -> Result<Config, miette::Report> {
         let mut text = system("peer", buffers);
         text.push_str("[gateway.vpc]\n");
-        ports(&mut text, self.profile.version, 2);
+        ports(&mut text, self.profile.version, 2, 1);
         self.tunnels(&mut text, ("192.0.2.2", "192.0.2.1"), ("B", "A"));
         text.push_str("[[gateway.vpc.route]]\nto = \"0.0.0.0/0\"\nvia = \"10.63.0.2\"\n");
         let (base, share) = (if self.profile.nat { TRANSLATED } else { HOSTS }, self.share());
@@ -199,11 +203,11 @@ impl Topology {
         (self.profile.hosts.div_ceil(self.profile.tunnels.max(1)) as u32).next_power_of_two()
     }
 
-    /// Where route number `number` of the gateway leads.
-    fn hop(&self, number: usize) -> String {
+    /// Where way number `way` of route number `number` of the gateway leads.
+    fn hop(&self, number: usize, way: usize) -> String {
         match self.profile.tunnels {
             0 if self.profile.version == 6 => "via = \"2001:db8:2::2\"".into(),
-            0 => "via = \"192.0.2.2\"".into(),
+            0 => format!("via = \"192.0.{}.2\"", 2 + way),
             tunnels => format!("tunnel = \"t{}\"", number % tunnels),
         }
     }
@@ -312,11 +316,15 @@ fn system(name: &str, buffers: usize) -> String {
     format!("[system]\nname = \"bench-{name}\"\nbuffers = {}\n", buffers.next_power_of_two().max(1024))
 }
 
-/// The ports and interfaces; `number` is the last number of the address on the wan.
-fn ports(text: &mut String, version: u8, number: u8) {
+/// The ports and interfaces; `number` is the last number of the address on the wan, which has a prefix for each router
+/// that shares.
+fn ports(text: &mut String, version: u8, number: u8, ways: usize) {
     let (lan, wan) = match version {
         6 => ("2001:db8:1::1/64".to_string(), format!("2001:db8:2::{number}/64")),
-        _ => ("10.63.0.1/24".to_string(), format!("192.0.2.{number}/30")),
+        _ => {
+            let wan: Vec<_> = (2..2 + ways).map(|way| format!("192.0.{way}.{number}/30")).collect();
+            ("10.63.0.1/24".to_string(), wan.join("\", \""))
+        }
     };
     for (name, vlan, side, address) in [("lan", VLANS[LAN], "local", lan), ("wan", VLANS[WAN], "peer", wan)] {
         let _ = write!(
@@ -379,7 +387,17 @@ mod tests {
 
     #[test]
     fn profiles_of_every_direction_make_good_configurations() {
-        for name in ["forward-16", "v6-forward", "seal-1024", "open-1", "spd-100", "limit-all", "gateway"] {
+        for name in [
+            "forward-16",
+            "forward-ecmp",
+            "v6-forward",
+            "seal-1024",
+            "seal-standby",
+            "open-1",
+            "spd-100",
+            "limit-all",
+            "gateway",
+        ] {
             let profile = super::super::profile::named(name).unwrap().unwrap();
             let topology = Topology::new(&profile);
             topology.gateway(1024).unwrap_or_else(|error| panic!("{name}: {error:?}"));
