@@ -22,7 +22,6 @@ pub mod nat;
 pub mod neighbour;
 pub mod next_hops;
 pub mod path;
-pub mod prefetch;
 pub mod probe;
 pub mod rib;
 pub mod sad;
@@ -30,3 +29,5 @@ pub mod session;
 pub mod spd;
 pub mod tables;
 pub mod tunnel;
+
+pub use crate::packet::prefetch;
