@@ -6,6 +6,8 @@
 
 mod common;
 
+#[path = "common/emulated.rs"]
+mod emulated;
 #[path = "golden/scenarios.rs"]
 mod scenarios;
 
@@ -13,7 +15,6 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use causeway::io::pcap::{PcapSink, PcapSource};
@@ -77,7 +78,7 @@ fn write(path: &Path, capture: &Capture) {
 /// Runs the program over the captures in `inputs`; the result is what it wrote.
 fn replay(case: &Case, inputs: &Path, out: &Path) -> (BTreeMap<String, Capture>, Value) {
     let file = root().join("pipelines").join(case.pipeline).join(case.file);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+    let mut command = emulated::command(env!("CARGO_BIN_EXE_causeway"));
     command.arg("replay").arg(&file).arg("--out").arg(out);
     for port in case.inputs.keys() {
         command.arg("--port").arg(format!("{port}={}", inputs.join(format!("{port}.in.pcap")).display()));
