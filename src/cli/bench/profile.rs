@@ -59,6 +59,11 @@ pub enum Imix {
     Imix,
 }
 
+/// The longest frame: with what a tunnel puts around it, it fits a port's greatest MTU, 3840.
+pub const LARGEST: u16 = 3800;
+/// The longest frame for which ports and buffers are as they are by default.
+pub const ORDINARY: u16 = 1518;
+
 /// Frames of each length in the simple IMIX.
 pub const IMIX: [(usize, u16); 3] = [(28, 64), (16, 570), (4, 1518)];
 
@@ -70,6 +75,12 @@ impl Size {
             Self::Bytes(n) => n.to_string(),
             Self::Mix(Imix::Imix) => "imix".into(),
         }
+    }
+
+    /// Whether all its frames fit ports and buffers as they are by default.
+    #[must_use]
+    pub fn is_ordinary(self) -> bool {
+        self.lengths().into_iter().all(|len| len <= ORDINARY)
     }
 
     /// The lengths of the frames of one round of the mix.
@@ -90,8 +101,8 @@ impl std::str::FromStr for Size {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
             _ if text == "imix" => Ok(Self::Mix(Imix::Imix)),
-            Ok(n @ 64..=1518) => Ok(Self::Bytes(n)),
-            _ => Err("a frame has 64 to 1518 bytes, or the size is the word imix".into()),
+            Ok(n @ 64..=LARGEST) => Ok(Self::Bytes(n)),
+            _ => Err(format!("a frame has 64 to {LARGEST} bytes, or the size is the word imix")),
         }
     }
 }
@@ -235,7 +246,7 @@ impl Profile {
 
     /// Whether a frame of this length has room for its headers.
     fn holds(&self, len: u16) -> bool {
-        len <= 1518 && usize::from(len) >= super::traffic::least(self.version == 6)
+        len <= LARGEST && usize::from(len) >= super::traffic::least(self.version == 6)
     }
 
     /// The goal at a size.
@@ -310,6 +321,18 @@ mod tests {
             assert_eq!(profile.name, name);
             assert!(profile.goals.iter().all(|goal| profile.sizes.contains(&goal.size)), "{name}");
         }
+    }
+
+    #[test]
+    fn every_profile_that_lies_here_comes_with_the_program() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("perf/profiles");
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        let mut there: Vec<String> =
+            files.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+        there.sort_unstable();
+        let mut known: Vec<&str> = names().collect();
+        known.sort_unstable();
+        assert_eq!(there, known, "add the new one to the list in this file");
     }
 
     #[test]
