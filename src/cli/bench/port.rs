@@ -199,8 +199,9 @@ struct Sink {
     frames: Option<Feed>,
 }
 
-/// One queue of a port.
+/// One queue of a port. What one worker counts here is in no line of another's.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct BenchPort {
     source: Option<Source>,
     sink: Sink,
