@@ -215,6 +215,68 @@ impl Window {
         }
     }
 
+    /// Accepts several numbers in their order, as [`Self::mark`] one after the other does; `each` is told of every one,
+    /// by its place, what that would return.
+    ///
+    /// Workers that share a window take its lines from each other. Here a line is taken once for all numbers in a row
+    /// that stand in one word, where [`Self::mark`] takes two for each.
+    #[inline]
+    pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        let (mut place, mut rest) = (0, numbers);
+        while let Some(&first) = rest.first() {
+            let same = |number: &&u64| **number >> BLOCK_SHIFT == first >> BLOCK_SHIFT;
+            let n = rest.iter().take_while(same).count();
+            let (run, after) = rest.split_at_checked(n).unwrap_or((rest, &[]));
+            self.mark_run(run, |number, result| each(place + number, result));
+            (place, rest) = (place + n, after);
+        }
+    }
+
+    /// As [`Self::mark_all`], of numbers that stand in one word.
+    #[inline]
+    fn mark_run(&self, run: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        let newest = run.iter().copied().max().unwrap_or(0);
+        let Some(word) = self.word(newest) else {
+            run.iter().enumerate().for_each(|(place, number)| each(place, Ok(self.advance(*number))));
+            return;
+        };
+        let before = self.newest();
+        // Shown to `top` before any of them is marked.
+        self.advance(newest);
+        loop {
+            let old = word.load(Relaxed);
+            let new = self.marked(old, before, run, |_, _| ());
+            if new == old || self.replace(word, old, new) {
+                self.marked(old, before, run, each);
+                return;
+            }
+        }
+    }
+
+    /// A word with the bits of those numbers that are accepted, one after the other, after `top`.
+    #[inline]
+    fn marked(
+        &self,
+        mut word: u64,
+        mut top: u64,
+        run: &[u64],
+        mut each: impl FnMut(usize, Result<u64, Refused>),
+    ) -> u64 {
+        for (place, &number) in run.iter().enumerate() {
+            top = top.max(number);
+            let result = match top - number {
+                _ if number == 0 => Err(Refused::Zero),
+                lateness if lateness >= self.size => Err(Refused::Late),
+                lateness => with_bit(word, number).map(|with| {
+                    word = with;
+                    lateness
+                }),
+            };
+            each(place, result);
+        }
+        word
+    }
+
     /// The word of a number, of which only the low half counts: for whoever asks for it before it is needed.
     #[inline]
     #[must_use]

@@ -75,7 +75,7 @@ pub struct Scaling {
     pub together: f64,
     /// `together` as times `one`, turn by turn: the median.
     pub ratio: f64,
-    /// The same in the best turn.
+    /// The best turn of all as times the best of one.
     pub ratio_best: f64,
     /// As many gateways of one worker each at once, as times `one`: what the machine itself allows.
     pub apart: f64,
@@ -149,6 +149,10 @@ fn median(mut all: Vec<f64>) -> f64 {
     all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+fn best(all: &[f64]) -> f64 {
+    all.iter().copied().fold(0.0, f64::max)
+}
+
 /// Gives the first `workers` of a gateway packets for a turn.
 fn give(crew: &mut Crew, workers: usize) -> Result<(), RigError> {
     let packets = if crew.wants_new_frames() { NEW * workers } else { crew.round() * workers };
@@ -186,11 +190,12 @@ pub fn measure(
 ) -> Result<Vec<Scaling>, RigError> {
     let workers = cores.len();
     let mut rows = Vec::new();
-    for (sharing, profile, deal) in kinds(profile, workers) {
-        let profile = profile.checked().map_err(RigError::Setup)?;
-        let make = |workers| Crew::new(Topology::new(&profile), size, workers, deal);
-        let mut all = make(workers)?;
-        let mut singles = (0..workers).map(|_| make(1)).collect::<Result<Vec<_>, _>>()?;
+    for (sharing, shared, deal) in kinds(profile, workers) {
+        let shared = shared.checked().map_err(RigError::Setup)?;
+        let mut all = Crew::new(Topology::new(&shared), size, workers, deal)?;
+        // One worker has the profile as it is: with a tunnel of its own it has one tunnel.
+        let single = || Crew::new(Topology::new(profile), size, 1, Deal::Flows);
+        let mut singles = (0..workers).map(|_| single()).collect::<Result<Vec<_>, _>>()?;
         let hz = all.clock().tick_hz() as f64;
         all.validate(VALIDATED, cores)?;
         for single in &mut singles {
@@ -224,10 +229,10 @@ pub fn measure(
             size: size.label(),
             workers,
             sharing,
+            ratio_best: best(&at_once) / best(&one),
             one: median(one),
             alone: median(alone),
             together: median(at_once),
-            ratio_best: ratio.iter().copied().fold(0.0, f64::max),
             ratio: median(ratio),
             apart: median(apart),
             goal: sharing.goal() * workers as f64,
