@@ -218,36 +218,47 @@ impl Window {
     /// Accepts several numbers in their order, as [`Self::mark`] one after the other does; `each` is told of every one,
     /// by its place, what that would return.
     ///
-    /// Workers that share a window take its lines from each other. Here a line is taken once for all numbers in a row
-    /// that stand in one word, where [`Self::mark`] takes two for each.
+    /// Workers that share a window take its lines from each other. Here the newest number is raised once, and a word
+    /// changed once for all numbers in a row that stand in it, where [`Self::mark`] does both for each.
     #[inline]
     pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        let (Some(&newest), Some(oldest)) = (numbers.iter().max(), numbers.iter().min()) else { return };
+        let mut top = self.newest();
+        // None of them makes another late, so it makes no difference which is shown to `top` first.
+        let near = newest - oldest < self.size;
+        if near {
+            self.advance(newest);
+        }
         let (mut place, mut rest) = (0, numbers);
         while let Some(&first) = rest.first() {
             let same = |number: &&u64| **number >> BLOCK_SHIFT == first >> BLOCK_SHIFT;
             let n = rest.iter().take_while(same).count();
             let (run, after) = rest.split_at_checked(n).unwrap_or((rest, &[]));
-            self.mark_run(run, |number, result| each(place + number, result));
-            (place, rest) = (place + n, after);
+            let newest = run.iter().copied().max().unwrap_or(0);
+            if !near {
+                top = top.max(self.newest());
+                self.advance(newest);
+            }
+            self.mark_run(run, top, |number, result| each(place + number, result));
+            (place, rest, top) = (place + n, after, top.max(newest));
         }
     }
 
-    /// As [`Self::mark_all`], of numbers that stand in one word.
+    /// As [`Self::mark_all`], of numbers that stand in one word and have been shown to `top`, which was there before.
     #[inline]
-    fn mark_run(&self, run: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
-        let newest = run.iter().copied().max().unwrap_or(0);
-        let Some(word) = self.word(newest) else {
-            run.iter().enumerate().for_each(|(place, number)| each(place, Ok(self.advance(*number))));
+    fn mark_run(&self, run: &[u64], top: u64, mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        let Some(word) = run.first().and_then(|first| self.word(*first)) else {
+            run.iter().enumerate().fold(top, |top, (place, &number)| {
+                each(place, Ok(top.saturating_sub(number)));
+                top.max(number)
+            });
             return;
         };
-        let before = self.newest();
-        // Shown to `top` before any of them is marked.
-        self.advance(newest);
         loop {
             let old = word.load(Relaxed);
-            let new = self.marked(old, before, run, |_, _| ());
+            let new = self.marked(old, top, run, |_, _| ());
             if new == old || self.replace(word, old, new) {
-                self.marked(old, before, run, each);
+                self.marked(old, top, run, each);
                 return;
             }
         }

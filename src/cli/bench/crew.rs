@@ -230,11 +230,11 @@ impl Crew {
         Ok(feeds.into_iter().map(Arc::new).collect())
     }
 
-    /// Gives each worker its packets: the first as many workers as there are feeds. Those that may come only once come
-    /// from one wire.
+    /// Gives each worker its packets: the first as many workers as there are feeds. Those of one replay window come from
+    /// one wire.
     pub fn order(&mut self, feeds: &[Arc<Feed>], amount: Amount, pace: Pace) {
         let (entrance, once) = (self.ways().0, self.wants_new_frames());
-        let common = (once && feeds.len() > 1).then(|| Wire::new(feeds.len()));
+        let common = (once && self.deal == Deal::Flows && feeds.len() > 1).then(|| Wire::new(feeds.len()));
         let clock = self.clock.clone();
         for (number, feed) in feeds.iter().enumerate() {
             let packets = match amount {

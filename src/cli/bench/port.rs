@@ -25,7 +25,7 @@ use crate::{
 pub const RING: u64 = 1024;
 /// Packets of a common wire by which a worker may be ahead of the others: with what they hold, less than the replay
 /// window of 1024.
-pub const LEAD: u64 = 512;
+pub const LEAD: u64 = 640;
 
 /// Frames, one behind the other.
 #[derive(Debug, Default, Clone)]
@@ -138,6 +138,9 @@ struct Source {
     taken: Vec<Range<u64>>,
     /// Packets for which there was no buffer.
     no_buffer: u64,
+    /// The place of the common wire up to which packets may be taken, as it was last looked up: the others' places are
+    /// only looked at when this is reached.
+    limit: u64,
 }
 
 impl Source {
@@ -233,6 +236,7 @@ impl BenchPort {
             lost: 0,
             taken,
             no_buffer: 0,
+            limit: 0,
             order,
         });
     }
@@ -298,13 +302,18 @@ impl PacketIo for BenchPort {
         let Some(source) = &mut self.source else { return 0 };
         source.arrive();
         let most = max.min(out.remaining_capacity()) as u64;
-        let limit = source.order.wire.as_ref().map_or(u64::MAX, |(wire, own)| wire.limit(*own));
         let next = source.next(most);
         let (feed, mut taken) = (&source.order.feed, next.start..next.start);
         for number in next {
             let place = (number % feed.len().max(1) as u64) as usize;
-            if limit != u64::MAX && feed.places.get(place).is_some_and(|place| *place >= limit) {
-                break;
+            if let Some((wire, own)) = &source.order.wire
+                && let Some(place) = feed.places.get(place)
+                && *place >= source.limit
+            {
+                source.limit = wire.limit(*own);
+                if *place >= source.limit {
+                    break;
+                }
             }
             let Some(frame) = pool.alloc_with(feed.frame(place)) else {
                 source.no_buffer += 1;
