@@ -59,8 +59,9 @@ pub enum Imix {
     Imix,
 }
 
-/// The longest frame: with what a tunnel puts around it, it fits a port's greatest MTU, 3840.
-pub const LARGEST: u16 = 3800;
+/// The longest frame: with what a tunnel puts around it, it fits the greatest MTU that a buffer of 4096 bytes has room
+/// for, 3822.
+pub const LARGEST: u16 = 3780;
 /// The longest frame for which ports and buffers are as they are by default.
 pub const ORDINARY: u16 = 1518;
 
@@ -321,6 +322,14 @@ mod tests {
             assert_eq!(profile.name, name);
             assert!(profile.goals.iter().all(|goal| profile.sizes.contains(&goal.size)), "{name}");
         }
+    }
+
+    #[test]
+    fn sizes_are_read_from_64_bytes_to_what_a_buffer_holds() {
+        assert_eq!("imix".parse(), Ok(Size::Mix(Imix::Imix)));
+        assert_eq!("64".parse(), Ok(Size::Bytes(64)));
+        assert!(!Size::Bytes(LARGEST).is_ordinary() && Size::Mix(Imix::Imix).is_ordinary());
+        assert!("63".parse::<Size>().is_err() && "9000".parse::<Size>().is_err());
     }
 
     #[test]

@@ -446,6 +446,23 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_frames_go_through_and_more_wait_than_a_burst_holds() {
+        use crate::cli::bench::profile::LARGEST;
+        for name in ["gateway", "gateway-in"] {
+            let mut profile: Profile = named(name).unwrap().unwrap();
+            profile.sizes = vec![Size::Bytes(LARGEST)];
+            let mut rig = Rig::new(Topology::new(&profile), Size::Bytes(LARGEST), 256).unwrap();
+            rig.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
+            rig.prepare(|_| ()).unwrap();
+            rig.burst(200).unwrap();
+            assert_eq!(rig.ready(), 56);
+            rig.burst(200).unwrap();
+            assert_eq!(rig.ready(), 0);
+            rig.end().unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+
+    #[test]
     fn a_gateway_that_drops_or_errs_is_not_measured() {
         let profile: Profile = named("gateway").unwrap().unwrap();
         let rig = |change: fn(&mut Topology)| {

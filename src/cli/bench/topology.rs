@@ -334,7 +334,7 @@ fn is_ordinary(profile: &Profile) -> bool {
 
 /// The ports and interfaces; `number` is the last number of the address on the wan.
 fn ports(text: &mut String, profile: &Profile, number: u8) {
-    let mtu = if is_ordinary(profile) { 1600 } else { 3840 };
+    let mtu = if is_ordinary(profile) { 1600 } else { 3822 };
     let (lan, wan) = match profile.version {
         6 => ("2001:db8:1::1/64".to_string(), format!("2001:db8:2::{number}/64")),
         _ => ("10.63.0.1/24".to_string(), format!("192.0.2.{number}/30")),
