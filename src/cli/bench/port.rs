@@ -414,9 +414,16 @@ mod tests {
         let mut delays = Vec::new();
         port.delays(&exit, |ticks| delays.push(clock.nanoseconds(0, ticks)));
         assert_eq!(delays.len() as u64, offered - lost);
-        // The first waited for as long as nobody looked, those after the loss did not wait for it.
+        // The first waited for as long as nobody looked; those after the loss are told by when they came themselves.
         assert!(delays[0] >= 1_500_000, "{} ns", delays[0]);
-        assert!(delays.iter().min() < Some(&500_000));
+        let source = port.source.as_ref().unwrap();
+        let whole = clock.nanoseconds(source.start, clock.ticks());
+        let numbers: Vec<u64> = source.taken.iter().cloned().flatten().collect();
+        assert_eq!((numbers[RING as usize - 1], numbers.len()), (RING - 1, delays.len()));
+        assert!(numbers[RING as usize] > RING + 400, "{}", numbers[RING as usize]);
+        for (number, delay) in numbers.iter().zip(delays) {
+            assert!(delay + number * 1000 <= whole + 1000, "packet {number} took {delay} of {whole} ns");
+        }
     }
 
     #[test]
