@@ -59,6 +59,12 @@ pub enum Imix {
     Imix,
 }
 
+/// The longest frame: with what a tunnel puts around it, it fits the greatest MTU that a buffer of 4096 bytes has room
+/// for, 3822.
+pub const LARGEST: u16 = 3780;
+/// The longest frame for which ports and buffers are as they are by default.
+pub const ORDINARY: u16 = 1518;
+
 /// Frames of each length in the simple IMIX.
 pub const IMIX: [(usize, u16); 3] = [(28, 64), (16, 570), (4, 1518)];
 
@@ -70,6 +76,12 @@ impl Size {
             Self::Bytes(n) => n.to_string(),
             Self::Mix(Imix::Imix) => "imix".into(),
         }
+    }
+
+    /// Whether all its frames fit ports and buffers as they are by default.
+    #[must_use]
+    pub fn is_ordinary(self) -> bool {
+        self.lengths().into_iter().all(|len| len <= ORDINARY)
     }
 
     /// The lengths of the frames of one round of the mix.
@@ -90,8 +102,8 @@ impl std::str::FromStr for Size {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
             _ if text == "imix" => Ok(Self::Mix(Imix::Imix)),
-            Ok(n @ 64..=1518) => Ok(Self::Bytes(n)),
-            _ => Err("a frame has 64 to 1518 bytes, or the size is the word imix".into()),
+            Ok(n @ 64..=LARGEST) => Ok(Self::Bytes(n)),
+            _ => Err(format!("a frame has 64 to {LARGEST} bytes, or the size is the word imix")),
         }
     }
 }
@@ -253,7 +265,7 @@ impl Profile {
 
     /// Whether a frame of this length has room for its headers.
     fn holds(&self, len: u16) -> bool {
-        len <= 1518 && usize::from(len) >= super::traffic::least(self.version == 6)
+        len <= LARGEST && usize::from(len) >= super::traffic::least(self.version == 6)
     }
 
     /// The goal at a size.
@@ -330,6 +342,26 @@ mod tests {
             assert_eq!(profile.name, name);
             assert!(profile.goals.iter().all(|goal| profile.sizes.contains(&goal.size)), "{name}");
         }
+    }
+
+    #[test]
+    fn sizes_are_read_from_64_bytes_to_what_a_buffer_holds() {
+        assert_eq!("imix".parse(), Ok(Size::Mix(Imix::Imix)));
+        assert_eq!("64".parse(), Ok(Size::Bytes(64)));
+        assert!(!Size::Bytes(LARGEST).is_ordinary() && Size::Mix(Imix::Imix).is_ordinary());
+        assert!("63".parse::<Size>().is_err() && "9000".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn every_profile_that_lies_here_comes_with_the_program() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("perf/profiles");
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        let mut there: Vec<String> =
+            files.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+        there.sort_unstable();
+        let mut known: Vec<&str> = names().collect();
+        known.sort_unstable();
+        assert_eq!(there, known, "add the new one to the list in this file");
     }
 
     #[test]
