@@ -146,10 +146,10 @@ impl<P: PacketIo> Single<P> {
         now: u64,
     ) -> Result<(), SingleError> {
         let built = build::build(config, macs, &mut self.kept, sequences, now)?;
-        let old = self.segment.layout();
-        let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, old.tick_hz);
+        let tick_hz = self.segment.layout().tick_hz;
+        let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, tick_hz);
         let segment = Arc::new(Segment::anonymous(layout)?);
-        let counters = Some(Box::new(WorkerCounters::taking_over(&segment, 0, old)));
+        let counters = Some(Box::new(WorkerCounters::taking_over(&segment, 0, &self.segment)));
         let nat = self.nat.make(&built.tables)?.pop().flatten();
         let snapshot = Snapshot { tables: Arc::clone(&built.tables), counters, nat };
         if self.mailbox.send(Command::Snapshot(snapshot)).is_err() {

@@ -125,13 +125,17 @@ impl Gateway {
         } else {
             // The counts go on, so they are as old as they were.
             layout.started = self.segment.layout().started;
-            Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
+            Some(Arc::new(Segment::hidden(&segment_path(&self.config.system.run_dir.value.0), layout)?))
         };
         let mut nat = self.nat.make(&self.built.tables).map_err(ReloadError::Nat)?.into_iter();
-        for (number, mailbox) in self.mailboxes.iter().enumerate() {
-            let counters = segment
-                .as_ref()
-                .map(|new| Box::new(WorkerCounters::taking_over(new, number, self.segment.layout())));
+        let taking_over = |worker| {
+            segment.as_ref().map(|new| Box::new(WorkerCounters::taking_over(new, worker, &self.segment)))
+        };
+        let counters: Vec<_> = (0..self.mailboxes.len()).map(taking_over).collect();
+        if let Some(segment) = &segment {
+            segment.show()?;
+        }
+        for (mailbox, counters) in self.mailboxes.iter().zip(counters) {
             let tables = Arc::clone(&self.built.tables);
             let snapshot = Snapshot { tables, counters, nat: nat.next().flatten() };
             mailbox.send(Command::Snapshot(snapshot)).map_err(|_| ReloadError::Busy)?;
