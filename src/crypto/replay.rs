@@ -181,6 +181,12 @@ impl Window {
     /// Why it would not be.
     #[inline]
     pub fn check(&self, sequence: u64) -> Result<(), Refused> {
+        // No number newer than the newest was seen.
+        if sequence > self.newest() { Ok(()) } else { self.check_word(sequence) }
+    }
+
+    /// As [`Self::check`], by the number's word.
+    fn check_word(&self, sequence: u64) -> Result<(), Refused> {
         let Some(word) = self.word(sequence) else { return Ok(()) };
         if sequence == 0 {
             return Err(Refused::Zero);
@@ -198,6 +204,22 @@ impl Window {
     /// Why it is not accepted.
     #[inline]
     pub fn mark(&self, sequence: u64) -> Result<u64, Refused> {
+        let top = self.newest();
+        let next = (sequence > top) & (sequence ^ top < u64::from(BITS));
+        match self.word(sequence) {
+            // Nearly always: newer, and in the block of the newest, so that no word is to be brought to a new one.
+            Some(word) if next & self.exclusive => {
+                self.top.store(sequence, Relaxed);
+                word.store(with_bit(word.load(Relaxed), sequence)?, Relaxed);
+                Ok(0)
+            }
+            _ => self.mark_word(sequence),
+        }
+    }
+
+    /// As [`Self::mark`], whatever the number is.
+    #[inline(never)]
+    fn mark_word(&self, sequence: u64) -> Result<u64, Refused> {
         let Some(word) = self.word(sequence) else { return Ok(self.advance(sequence)) };
         if sequence == 0 {
             return Err(Refused::Zero);

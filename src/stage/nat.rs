@@ -20,7 +20,7 @@ use self::{
 };
 use super::{Cx, Stage};
 use crate::{
-    packet::{BURST, Burst, DropReason, Flags, Handed, Meta, NO_INTERFACE, NatMarks, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Flags, Handed, Meta, NO_INTERFACE, NatMarks, Slot, Slots, Umem},
     table::{
         gateway_nat::{
             Addresses, Flow, GatewayNat, NatAddress, Outside, SessionRules, has_sessions, service,
@@ -65,6 +65,7 @@ impl Stage for Nat {
         let slots = super::take(&mut cx.lanes.forward, burst);
         fetch(cx, burst, slots);
         let slots = established::pass(cx, burst, slots);
+        let slots = simple(cx, burst, slots);
         if slots.is_empty() {
             return;
         }
@@ -76,6 +77,68 @@ impl Stage for Nat {
             cx.lanes.lookup |= left;
         }
     }
+}
+
+/// The short way of TCP and UDP through a gateway with nothing but 1:1 rules for the VPC's hosts, without conditions: what
+/// [`one_end`] does. The result is those that are left for [`pass`].
+#[inline]
+fn simple(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
+    // The first packet speaks for all: a burst is nearly always of one gateway, and of one way through it.
+    let Some(first) = slots.first().map(|slot| burst.meta(slot)) else { return slots };
+    let nat = cx.tables.gateway(first.gateway).and_then(|gateway| gateway.nat.as_ref());
+    let Some(nat) = nat.filter(|nat| nat.plain && nat.v4.peer.is_empty()) else { return slots };
+    let done = if first.flags.has(Flags::FROM_LOCAL) {
+        simple_end::<true>(cx.umem, nat, burst, slots, first.gateway)
+    } else {
+        simple_end::<false>(cx.umem, nat, burst, slots, first.gateway)
+    };
+    cx.lanes.lookup |= done;
+    slots - done
+}
+
+/// As [`simple`], for packets from the VPC (`SOURCE`) or from peers. The result is those that are done with.
+#[inline(never)]
+fn simple_end<const SOURCE: bool>(
+    umem: &Umem,
+    nat: &GatewayNat,
+    burst: &mut Burst,
+    slots: Slots,
+    gateway: u16,
+) -> Slots {
+    let others = Flags::V6 | Flags::FRAGMENT | Flags::ICMP_ERROR | Flags::OPTIONS;
+    let asked = others | Flags::HAS_PORTS | Flags::FROM_LOCAL;
+    let wanted = Flags::HAS_PORTS.with(Flags::FROM_LOCAL, SOURCE);
+    let rules = &nat.v4.local;
+    let mut done = Slots::NONE;
+    for slot in slots {
+        let (bytes, meta) = burst.packet_mut(umem, slot);
+        if (meta.gateway != gateway)
+            | (meta.flags & asked != wanted)
+            | !matches!(meta.proto, protocol::TCP | protocol::UDP)
+        {
+            continue;
+        }
+        if SOURCE && meta.dst.is_vpc(nat) {
+            done.insert(slot);
+            continue;
+        }
+        let new =
+            if SOURCE { rules.translate_source(meta.src) } else { rules.translate_destination(meta.dst) };
+        if let Some(new) = new {
+            // It may be for an outside address, and then goes through once more.
+            if SOURCE && nat.is_outside(meta.dst) {
+                continue;
+            }
+            let address_delta = Delta::from_bits(new.checksum_delta);
+            let change =
+                Translation { address: new.address, port: None, address_delta, port_delta: Delta::NONE };
+            if rewrite::end::<SOURCE>(bytes, meta, change).is_none() {
+                continue;
+            }
+        }
+        done.insert(slot);
+    }
+    done
 }
 
 /// Takes packets through their gateway's rules. The result is those that are to go through again.
