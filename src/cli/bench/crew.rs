@@ -93,7 +93,8 @@ impl Crew {
         let mut kept = Kept::new(writer, workers, SEED);
         let built = build::build(&config, &MACS, &mut kept, &mut Ephemeral::default(), 0);
         let built = built.map_err(|error| setup(&error))?;
-        kept.commit();
+        // There was nothing before.
+        let _ = kept.commit();
         know_neighbours(&mut kept, &built)?;
         if !topology.routes_are_configured() {
             load_routes(&topology, &mut kept, &built)?;
