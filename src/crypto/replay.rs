@@ -88,6 +88,13 @@ impl Window {
         window
     }
 
+    /// Whether several workers mark in it.
+    #[inline]
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        !self.exclusive
+    }
+
     /// Refuses every number up to `newest` from now on. An exclusive window only before a worker has it.
     pub fn raise(&self, newest: u64) {
         if self.ring.is_empty() {

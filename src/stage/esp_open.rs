@@ -266,15 +266,15 @@ impl EspOpen {
                 ..Meta::EMPTY
             };
             let mut count = Count::default();
-            for slot in run & opened.good {
-                match sa.mark(self.entry(slot).sequence) {
-                    Ok(0) => {}
-                    Ok(lateness) => cx.counters.sa_lateness(sa.index, lateness),
-                    Err(refused) => {
-                        let reason = refusal(cx.counters, sa, refused);
-                        failed(cx.counters, burst, slot, sa, reason);
-                        continue;
-                    }
+            let mut good = run & opened.good;
+            let shared = sa.is_shared();
+            if shared {
+                good = self.mark_all(cx.counters, burst, sa, good);
+            }
+            for slot in good {
+                // A window of this worker's own is at hand: each number is marked as its packet is looked at.
+                if !shared && !accepted(cx.counters, burst, slot, sa, sa.mark(self.entry(slot).sequence)) {
+                    continue;
                 }
                 let lengths = match ordinary(cx.umem, burst, slot, sa.udp, &template) {
                     Some(lengths) => lengths,
@@ -286,6 +286,43 @@ impl EspOpen {
             count_in(cx.counters, sa, count);
         }
         cx.lanes.ip |= done;
+    }
+
+    /// Marks the numbers of opened packets in a window that other workers mark too, and returns those accepted.
+    #[inline(never)]
+    fn mark_all(&mut self, counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots) -> Slots {
+        let slots: ArrayVec<Slot, BURST> = good.into_iter().collect();
+        let numbers: ArrayVec<u64, BURST> = good.into_iter().map(|slot| self.entry(slot).sequence).collect();
+        let mut kept = Slots::NONE;
+        sa.mark_all(&numbers, |place, result| {
+            if let Some(&slot) = slots.get(place) {
+                kept.insert_if(slot, accepted(counters, burst, slot, sa, result));
+            }
+        });
+        kept
+    }
+}
+
+/// Whether a packet's number is accepted; one that is not is dropped.
+#[inline(always)]
+fn accepted(
+    counters: &WorkerCounters,
+    burst: &mut Burst,
+    slot: Slot,
+    sa: &SaIn,
+    result: Result<u64, Refused>,
+) -> bool {
+    match result {
+        Ok(0) => true,
+        Ok(lateness) => {
+            counters.sa_lateness(sa.index, lateness);
+            true
+        }
+        Err(refused) => {
+            let reason = refusal(counters, sa, refused);
+            failed(counters, burst, slot, sa, reason);
+            false
+        }
     }
 }
 

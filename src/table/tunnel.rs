@@ -329,6 +329,13 @@ impl SaIn {
         self.window.mark(sequence)
     }
 
+    /// Whether other workers mark its numbers too.
+    #[inline]
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.window.is_shared()
+    }
+
     /// [`Window::mark_all`], likewise.
     #[inline]
     pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
