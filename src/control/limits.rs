@@ -138,7 +138,7 @@ impl LimitCare {
 impl WatchedTable {
     fn tick(&mut self, known: &GatewayAddresses, idle: u64, now: u64) {
         let table = &known.table;
-        self.entries.resize(table.capacity() + 1, Watched::default());
+        self.entries.resize(table.common() + 1, Watched::default());
         if self.next == 0 {
             if now < self.due {
                 return;
@@ -567,6 +567,7 @@ fn change_addresses(
         (LimitChange::Set, None, _) => {
             let caps = request.over(now)?;
             class.set(caps);
+            built.refresh();
             Ok(caps)
         }
         (LimitChange::Set, Some(prefix), _) => {
@@ -577,6 +578,7 @@ fn change_addresses(
         (LimitChange::Clear, None, file) => {
             let caps = file.unwrap_or_default();
             class.set(caps);
+            built.refresh();
             Ok(caps)
         }
         (LimitChange::Clear, Some(prefix), Some(file)) => {

@@ -55,7 +55,7 @@ impl Teller<'_> {
             let Some(known) = built.limits.addresses_of(addresses.gateway) else { continue };
             let Some(gateway) = self.config.gateways.get(addresses.place) else { continue };
             let Some(limit) = &gateway.address_limit else { continue };
-            for view in (0..known.table.capacity()).filter_map(|entry| known.table.view(entry)) {
+            for view in (0..known.table.common()).filter_map(|entry| known.table.view(entry)) {
                 if view.traffic[way as usize].passed_packets == 0 {
                     continue;
                 }

@@ -61,6 +61,8 @@ pub struct Rate {
     cost: AtomicU64,
     /// Units that the burst takes to earn.
     burst: AtomicU64,
+    /// Bytes of a chunk.
+    spare: AtomicU64,
     /// The same as it was set: bits a second, and bytes.
     set: [AtomicU64; 2],
 }
@@ -70,13 +72,15 @@ pub struct Rate {
 pub struct Terms {
     cost: u64,
     burst: u64,
+    spare: u64,
 }
 
 impl Rate {
     /// Puts a cap in force, or lifts it.
     pub fn set(&self, cap: Option<Cap>) {
-        let terms = cap.map_or(Terms { cost: 0, burst: 0 }, Terms::of);
+        let terms = cap.map_or(Terms { cost: 0, burst: 0, spare: 0 }, Terms::of);
         self.burst.store(terms.burst, Ordering::Relaxed);
+        self.spare.store(terms.spare, Ordering::Relaxed);
         self.cost.store(terms.cost, Ordering::Relaxed);
         let [rate, burst] = &self.set;
         rate.store(cap.map_or(0, |cap| cap.rate), Ordering::Relaxed);
@@ -96,7 +100,8 @@ impl Rate {
     #[must_use]
     pub fn terms(&self) -> Option<Terms> {
         let cost = self.cost.load(Ordering::Relaxed);
-        if cost == 0 { None } else { Some(Terms { cost, burst: self.burst.load(Ordering::Relaxed) }) }
+        let [burst, spare] = [&self.burst, &self.spare].map(|word| word.load(Ordering::Relaxed));
+        if cost == 0 { None } else { Some(Terms { cost, burst, spare }) }
     }
 }
 
@@ -106,7 +111,8 @@ impl Terms {
         let cost = ((8_000_000_000_u64 << UNITS << PLACES) + rate / 2) / rate;
         let burst = (u128::from(cap.burst.max(LEAST_BURST)) * u128::from(cost)) >> PLACES;
         // No more than a year.
-        Self { cost, burst: burst.min(u128::from(u64::MAX >> 4)) as u64 }
+        let terms = Self { cost, burst: burst.min(u128::from(u64::MAX >> 4)) as u64, spare: 0 };
+        Self { spare: (terms.chunk() << PLACES) / cost, ..terms }
     }
 
     #[inline(always)]
@@ -147,6 +153,28 @@ impl Bucket {
             let new = from + taken;
             match self.spent.compare_exchange_weak(spent, new, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return taken,
+                Err(other) => spent = other,
+            }
+        }
+        0
+    }
+
+    /// Buys `bytes` and, where there is enough, those of a chunk beside them, at `now` (ns). The result is the bytes that
+    /// were bought: none when there is not enough for `bytes`.
+    pub fn buy(&self, terms: Terms, bytes: u64, now: u64) -> u64 {
+        let now = ORIGIN + (now << UNITS);
+        let (least, most) = (terms.price(bytes), terms.price(bytes + terms.spare));
+        let mut spent = self.spent.load(Ordering::Relaxed);
+        for _ in 0..TRIALS {
+            let from = spent.max(now.saturating_sub(terms.burst));
+            let there = now.saturating_sub(from);
+            let (bought, price) = if there >= most { (bytes + terms.spare, most) } else { (bytes, least) };
+            if there < price {
+                return 0;
+            }
+            let new = from + price;
+            match self.spent.compare_exchange_weak(spent, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return bought,
                 Err(other) => spent = other,
             }
         }

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod bucket;
+mod cell;
 mod gateway_addresses;
 mod sync;
 
@@ -18,9 +19,10 @@ use std::sync::{
     atomic::{AtomicU8, Ordering},
 };
 
-pub use addresses::{AddressTable, Cell, Entered, Traffic, View, Way, key_v4};
+pub use addresses::{AddressTable, Entered, Share, View, key_v4, line, near};
 pub use bucket::{Account, Bucket, Cap, GREATEST, GREATEST_BURST, LEAST, LEAST_BURST, Purse, Rate, Terms};
-pub use gateway_addresses::{Class, GatewayAddresses};
+pub use cell::{Cell, Count, Traffic, Way, word_v4, word_v6};
+pub use gateway_addresses::{Class, GatewayAddresses, hash_v4};
 
 /// Alone on its cache lines.
 #[derive(Debug, Default)]
