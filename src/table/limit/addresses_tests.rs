@@ -62,7 +62,7 @@ fn nearly_all_addresses_are_near() {
         for step in [1, 256, 1 << 20] {
             for (count, most) in [(1000, 60), (4096, 300)] {
                 let table = AddressTable::new(count, 1);
-                let key = |n: u32| key_v4(0x0a00_0001 + n * step);
+                let key = |n: u32| key_v4(0x0a00_0001_u32.wrapping_add(n * step));
                 let keys = (0..count as u32).map(key);
                 let mut far = 0;
                 for key in keys.filter(|key| *key as u32 != 0) {

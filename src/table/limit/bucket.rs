@@ -181,6 +181,14 @@ impl Bucket {
         0
     }
 
+    /// The bytes that are there at `now` (ns); nothing is taken.
+    #[must_use]
+    pub fn left(&self, terms: Terms, now: u64) -> u64 {
+        let now = ORIGIN + (now << UNITS);
+        let from = self.spent.load(Ordering::Relaxed).max(now.saturating_sub(terms.burst));
+        ((u128::from(now.saturating_sub(from)) << PLACES) / u128::from(terms.cost.max(1))) as u64
+    }
+
     /// Full again: for another owner.
     pub fn reset(&self) {
         self.spent.store(0, Ordering::Relaxed);

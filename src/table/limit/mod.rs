@@ -53,6 +53,14 @@ impl Meter {
     }
 }
 
+impl Meter {
+    /// The bytes that are there at `now` (ns), but for what workers have taken already; nothing without a limit.
+    #[must_use]
+    pub fn left(&self, now: u64) -> Option<u64> {
+        Some(self.bucket.0.left(self.rate.terms()?, now))
+    }
+}
+
 /// The limits of a gateway, an interface or a tunnel.
 #[derive(Debug)]
 pub struct Pair {
@@ -168,6 +176,40 @@ impl Limits {
     #[must_use]
     pub fn addresses_of(&self, gateway: u16) -> Option<&GatewayAddresses> {
         self.addresses.get(usize::from(gateway))?.as_ref()
+    }
+
+    /// The same limits with full buckets of their own, for one worker: to ask what they would say, so that nothing is
+    /// charged to these.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        let none = Arc::new(Pair::new(1));
+        let pairs = |pairs: &[Arc<Pair>]| {
+            let apart = |pair: &Arc<Pair>| {
+                let caps = [&pair.inwards, &pair.outwards].map(|meter| meter.rate.cap());
+                if caps == [None; 2] {
+                    return Arc::clone(&none);
+                }
+                let own = Pair::new(1);
+                [&own.inwards, &own.outwards].into_iter().zip(caps).for_each(|(own, cap)| own.rate.set(cap));
+                Arc::new(own)
+            };
+            pairs.iter().map(apart).collect()
+        };
+        let of_addresses = |known: &GatewayAddresses| {
+            let table = Arc::new(AddressTable::new(1, 1));
+            let prefixes = (Arc::clone(&known.v4), Arc::clone(&known.v6));
+            GatewayAddresses::new(table, Arc::clone(&known.classes), prefixes, known.seed)
+        };
+        let apart = Self {
+            gateways: pairs(&self.gateways),
+            interfaces: pairs(&self.interfaces),
+            tunnels: pairs(&self.tunnels),
+            addresses: self.addresses.iter().map(|known| known.as_ref().map(of_addresses)).collect(),
+            active: Arc::default(),
+            first_rows: self.first_rows,
+        };
+        apart.active.set(apart.present());
+        apart
     }
 
     /// The bits of what there is, by what is in force now.
