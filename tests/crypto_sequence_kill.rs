@@ -3,6 +3,9 @@
 //! This program starts itself again as the run that is killed, with [`ROLE`] set and [`run`] as the only test. A run
 //! writes each number it takes to a pipe, before it would be used; what is in the pipe outlives it.
 
+#[path = "common/emulated.rs"]
+mod emulated;
+
 use std::{
     collections::HashSet,
     env,
@@ -10,7 +13,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::Arc,
     thread,
     time::Duration,
@@ -163,7 +166,7 @@ fn say(key: u64, number: u64) -> io::Result<()> {
 
 /// Starts this program again as a run.
 fn start(role: &str, path: &Path, keys: u64, block: u64) -> Child {
-    Command::new(env::current_exe().expect("this program"))
+    emulated::command(env::current_exe().expect("this program"))
         .args(["run", "--exact", "--nocapture", "--test-threads=1"])
         .env(ROLE, role)
         .env(PATH, path)

@@ -218,14 +218,15 @@ fn huge_pages_are_looked_at() {
     is(machine.check(&[], "huge pages"), Info, "the kernel has none", "vm.nr_hugepages");
 }
 
+fn with_backend(machine: &Machine, backend: Backend) -> (Status, String, String) {
+    let facts = Facts { backend, ..machine.facts(&[]) };
+    of(&examine(&facts), "AES-GCM")
+}
+
 #[test]
 fn processors_are_looked_at() {
     let machine = Machine::good();
-    let with = |backend| {
-        let mut facts = machine.facts(&[]);
-        facts.backend = backend;
-        of(&examine(&facts), "AES-GCM")
-    };
+    let with = |backend| with_backend(&machine, backend);
     is(with(Backend::Vaes512), Good, "vaes512", "");
     is(with(Backend::Vaes256), Good, "vaes256", "");
     is(with(Backend::AesNi), Info, "aes-ni", "VAES");
@@ -247,7 +248,17 @@ fn processors_are_looked_at() {
     let missing = "aes; missing: pclmulqdq vaes vpclmulqdq avx2 avx512f avx512bw avx512vl";
     is(machine.check(&[], "instructions"), Info, missing, "");
     machine.write("proc/cpuinfo", "processor : 0\nFeatures : fp aes\n");
-    assert!(machine.check(&[], "instructions").1.starts_with("aes;"));
+    is(machine.check(&[], "instructions"), Info, "aes; missing: pmull", "");
+    is(with_backend(&machine, Backend::Reference), Warning, "aes-gcm", "PMULL");
+    machine.write("proc/cpuinfo", "processor : 0\nFeatures : fp aes pmull\n");
+    is(with_backend(&machine, Backend::Reference), Good, "aes-gcm", "");
+    machine.write("proc/cpuinfo", "processor : 0\nflags : abm avx2 bmi1 bmi2 movbe\n");
+    let compiled = |v3| {
+        let facts = Facts { v3, ..machine.facts(&[]) };
+        of(&examine(&facts), "compiled for")
+    };
+    is(compiled(false), Info, "any x86-64", "RUSTFLAGS");
+    is(compiled(true), Good, "x86-64-v3", "");
     machine.remove("proc/cpuinfo");
     is(machine.check(&[], "model"), Info, "unknown", "");
 }

@@ -1,8 +1,10 @@
 //! `causeway explain` over the pipelines of the repository: what it says, and that it is what the gateway does.
 
 mod common;
+#[path = "common/emulated.rs"]
+mod emulated;
 
-use std::{fs, net::IpAddr, path::Path, process::Command};
+use std::{fs, net::IpAddr, path::Path};
 
 use causeway::{
     config::{self, Config, build::Ephemeral},
@@ -295,7 +297,7 @@ fn lines_are_those_of_the_file() {
 fn no_key_is_shown_and_no_state_is_touched() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines").join(IDC);
     let run = |packet: &str, json: bool| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+        let mut command = emulated::command(env!("CARGO_BIN_EXE_causeway"));
         command.arg("explain").arg(&path).arg(packet);
         if json {
             command.arg("--json");

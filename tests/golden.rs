@@ -6,6 +6,8 @@
 
 mod common;
 
+#[path = "common/emulated.rs"]
+mod emulated;
 #[path = "golden/scenarios.rs"]
 mod scenarios;
 
@@ -13,7 +15,6 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use causeway::io::pcap::{PcapSink, PcapSource};
@@ -77,7 +78,7 @@ fn write(path: &Path, capture: &Capture) {
 /// Runs the program over the captures in `inputs`; the result is what it wrote.
 fn replay(case: &Case, inputs: &Path, out: &Path) -> (BTreeMap<String, Capture>, Value) {
     let file = root().join("pipelines").join(case.pipeline).join(case.file);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+    let mut command = emulated::command(env!("CARGO_BIN_EXE_causeway"));
     command.arg("replay").arg(&file).arg("--out").arg(out);
     for port in case.inputs.keys() {
         command.arg("--port").arg(format!("{port}={}", inputs.join(format!("{port}.in.pcap")).display()));
@@ -188,4 +189,36 @@ fn a_run_can_be_repeated() {
         replay(&case, inputs.path(), out.path())
     };
     assert_eq!(run(), run());
+}
+
+/// Which line carries which datagram, as the capture of `pipelines/direct-connect-standby/golden/lost-line` has it.
+#[test]
+fn a_lost_line_hands_its_traffic_over_and_gets_it_back() {
+    use common::frame::{IPV4, Ip, UDP, read_frame};
+    use scenarios::vpn::{DATAGRAMS, EVERY, FIRST_PORT, SILENT};
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        // It is being written.
+        return;
+    }
+    let directory = root().join("pipelines/direct-connect-standby/golden/lost-line");
+    let carried = |line: &str| -> Vec<u64> {
+        let all = read(&directory.join(format!("{line}.expect.pcap")));
+        let frames = all.iter().map(|(_, bytes)| read_frame(bytes)).filter(|frame| frame.ether_type == IPV4);
+        let packets = frames.map(|frame| Ip::read(&frame.payload)).filter(|packet| packet.proto == UDP);
+        let ports = packets.map(|packet| u16::from_be_bytes(packet.payload[2..4].try_into().unwrap()));
+        ports.map(|port| u64::from(port - FIRST_PORT)).collect()
+    };
+    let (one, two) = (carried("line-1"), carried("line-2"));
+    // Each goes by one line, none is lost here, and those of the second follow each other.
+    let mut all = [one, two.clone()].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..u64::from(DATAGRAMS)).collect::<Vec<_>>());
+    let (first, last) = (two[0], two[two.len() - 1]);
+    assert_eq!(two, (first..=last).collect::<Vec<_>>());
+    // Three probes in a row, a second apart, and the time for an answer.
+    let found = first * EVERY;
+    assert!((SILENT.start + 2_000_000_000..=SILENT.start + 3_400_000_000).contains(&found), "{found}");
+    // Three answers in a row, and ten seconds held down.
+    let back = (last + 1) * EVERY;
+    assert!((SILENT.end + 12_000_000_000..=SILENT.end + 13_400_000_000).contains(&back), "{back}");
 }

@@ -1,9 +1,12 @@
 //! What `causeway replay` says and does when it is used wrongly, and when captures are not what they should be.
 
+#[path = "common/emulated.rs"]
+mod emulated;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Output,
 };
 
 const CASE: &str = "pipelines/bench-forward/golden/sixteen-routes";
@@ -14,7 +17,7 @@ fn root() -> &'static Path {
 
 /// Runs it over the file of a benchmark, with these arguments.
 fn replay(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_causeway"));
+    let mut command = emulated::command(env!("CARGO_BIN_EXE_causeway"));
     command.arg("replay").arg(root().join("pipelines/bench-forward/gateway.toml")).args(arguments);
     command.output().unwrap()
 }
@@ -173,7 +176,7 @@ fn a_reader_that_has_gone_ends_the_program_without_a_word() {
     for args in [&["bench", "--list"][..], &["doctor"], &["check", "pipelines/direct-connect/gateway.toml"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = Command::new(env!("CARGO_BIN_EXE_causeway"))
+        let output = emulated::command(env!("CARGO_BIN_EXE_causeway"))
             .args(args)
             .current_dir(root())
             .stdout(writer)

@@ -72,6 +72,28 @@ fn no_token_is_spent_twice_and_none_is_lost() {
     });
 }
 
+/// While a cap is set and lifted, whoever reads it meets none or one that lets something pass.
+#[test]
+fn a_rate_is_never_seen_without_its_burst() {
+    model(|| {
+        let rate = Arc::new(Rate::default());
+        let writer = {
+            let rate = Arc::clone(&rate);
+            thread::spawn(move || {
+                rate.set(Some(Cap { rate: 8_000_000, burst: BURST }));
+                rate.set(None);
+            })
+        };
+        for _ in 0..2 {
+            if let Some(terms) = rate.terms() {
+                let (bucket, purse) = (Bucket::default(), Purse::default());
+                assert!(Account::open(terms, &bucket, &purse).pay_all(100, || 100, NOW));
+            }
+        }
+        writer.join().unwrap();
+    });
+}
+
 const KEY: u128 = 0xffff_0a02_0005;
 const OTHER: u128 = 0xffff_0a02_0006;
 /// Both stand in the same places.

@@ -184,9 +184,9 @@ fn a_kept_network_works_until_it_is_removed() {
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("demo --clean"), "{}", text(&output));
     let host = format!("cw-{pid}-idc-host");
-    let ping = ["netns", "exec", &host, "ping", "-n", "-c", "5", "-i", "0.05", "-W", "10", "203.0.113.10"];
+    let ping = ["netns", "exec", &host, "ping", "-n", "-c", "5", "-l", "5", "-i", "10", "203.0.113.10"];
     let ping = Command::new("ip").args(ping).output().unwrap();
-    assert!(text(&ping).contains("5 packets transmitted, 5 received"), "{}", text(&ping));
+    assert!(text(&ping).contains(" 5 received"), "{}", text(&ping));
     assert!(Path::new("/run/netns").join(&host).exists());
     drop(clean);
     until("something is left", || leftovers(pid).is_empty());

@@ -13,22 +13,14 @@ fn unchanged(text: &str) -> String {
     text.to_string()
 }
 
-/// Pings, and requires that every one is answered.
-#[track_caller]
-fn ping_all(site: &Site, namespace: &str, address: &str) {
-    let text = site.ok(namespace, &format!("ping -n -c 50 -i 0.01 -W 10 {address}"));
-    let answered = text.contains("50 packets transmitted, 50 received");
-    assert!(answered, "{text}\n{:?}\n{:?}\n{}", site.drops("idc"), site.drops("cloud"), site.log("idc"));
-}
-
 #[test]
 fn pings_cross_both_ways_and_all_are_answered() {
     if !is_root() {
         return;
     }
     let site = Site::new(unchanged);
-    ping_all(&site, "idc-host", SERVER);
-    ping_all(&site, "vpc-host", "10.1.0.10");
+    site.pings("idc-host", 50, SERVER);
+    site.pings("vpc-host", 50, "10.1.0.10");
     let accounts = site.end();
     assert!(accounts["idc"].received >= 200, "{accounts:?}");
 }
@@ -119,8 +111,8 @@ fn ipv6_crosses_in_the_same_tunnel() {
             causeway::cli::demo::network::ip(&line).unwrap();
         }
     }
-    ping_all(&site, "idc-host", "2001:db8:2::10");
-    ping_all(&site, "vpc-host", "2001:db8:1::10");
+    site.pings("idc-host", 50, "2001:db8:2::10");
+    site.pings("vpc-host", 50, "2001:db8:1::10");
     site.serve("vpc-host");
     let report = site.copy("idc-host", "2001:db8:2::10", 5_000_000, false);
     assert_eq!(report.path_mtu, Some(1446));
@@ -134,7 +126,7 @@ fn hosts_are_told_when_time_runs_out_and_when_nobody_is_there() {
         return;
     }
     let site = Site::new(unchanged);
-    ping_all(&site, "idc-host", SERVER);
+    site.pings("idc-host", 50, SERVER);
     // The first hop.
     let (_, text) = site.run("idc-host", &format!("ping -n -c 1 -W 10 -t 1 {SERVER}"));
     assert!(text.contains("From 10.1.0.1 icmp_seq=1 Time to live exceeded"), "{text}");
@@ -170,8 +162,7 @@ fn only_esp_with_its_tag_is_on_the_wire() {
     }
     let mut site = Site::recorded();
     site.serve("vpc-host");
-    let text = site.ok("idc-host", &format!("ping -n -c 20 -i 0.01 -W 10 -p c0ffeec0ffeebabe {SERVER}"));
-    assert!(text.contains(" 20 received"), "{text}");
+    site.pings("idc-host", 20, &format!("-p c0ffeec0ffeebabe {SERVER}"));
     site.copy("idc-host", SERVER, 1_000_000, false);
     let frames = site.wire.as_ref().unwrap().frames();
     let (sealed, others): (Vec<_>, Vec<_>) = frames.iter().partition(|(_, frame)| esp(frame).is_some());
@@ -195,7 +186,7 @@ fn a_killed_gateway_goes_on_with_numbers_that_were_never_used() {
         return;
     }
     let mut site = Site::recorded();
-    ping_all(&site, "idc-host", SERVER);
+    site.pings("idc-host", 50, SERVER);
     for name in ["idc", "cloud", "idc"] {
         // In the midst of traffic.
         let flood = site
@@ -211,7 +202,7 @@ fn a_killed_gateway_goes_on_with_numbers_that_were_never_used() {
         let mut flood = flood;
         flood.wait().unwrap();
         until("traffic does not go on", || site.run("idc-host", &format!("ping -c 1 -W 1 {SERVER}")).0);
-        ping_all(&site, "idc-host", SERVER);
+        site.pings("idc-host", 50, SERVER);
     }
     let mut seen: BTreeMap<(u32, u32), usize> = BTreeMap::new();
     for (_, frame) in site.wire.as_ref().unwrap().frames() {
@@ -234,7 +225,7 @@ fn crosses_with(port: &str, description: &str) {
     for name in ["idc", "cloud"] {
         until(description, || site.log(name).contains(description));
     }
-    ping_all(&site, "idc-host", SERVER);
+    site.pings("idc-host", 50, SERVER);
     site.serve("vpc-host");
     site.copy("idc-host", SERVER, 5_000_000, false);
     site.copy("idc-host", SERVER, 5_000_000, true);
@@ -275,8 +266,7 @@ fn two_lines_lead_into_one_vpc_and_not_into_each_other() {
     let text = include_str!("../pipelines/direct-connect/gateway.toml");
     site.start("gateway", text, causeway::cli::demo::gateways::cores()[0]);
     for (host, address) in [("a", "10.1.0.10"), ("b", "10.3.0.10")] {
-        let text = site.ok(host, &format!("ping -n -c 20 -i 0.01 -W 10 -I {address} {SERVER}"));
-        assert!(text.contains(" 20 received"), "{text}");
+        site.pings(host, 20, &format!("-I {address} {SERVER}"));
     }
     site.serve("vpc");
     site.copy("a", SERVER, 5_000_000, false);

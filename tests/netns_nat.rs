@@ -334,8 +334,7 @@ fn every_protocol_crosses_every_kind_of_rule() {
     nat.serve("far", "10.1.0.10", 7000);
     // A host of the pool, and one with an address of its own.
     for (host, expected) in [("10.2.0.10", None), ("10.2.0.11", Some("203.0.113.11"))] {
-        let text = nat.site.ok("vpc", &format!("ping -n -c 20 -i 0.01 -W 10 -I {host} 10.1.0.10"));
-        assert!(text.contains(" 20 received"), "{text}");
+        nat.site.pings("vpc", 20, &format!("-I {host} 10.1.0.10"));
         // The second datagram goes in fragments.
         for (how, size) in [("tcp", 5000), ("udp", 100), ("udp", 5000)] {
             let (who, what) = nat.ask("vpc", &format!("{how} 10.1.0.10 7000 {host} {size}"));
@@ -439,8 +438,7 @@ fn two_parties_with_the_same_addresses_talk() {
     }
     nat.serve("far", "10.0.0.9", 7000);
     for host in ["10.0.0.9", "10.0.0.10"] {
-        let text = nat.site.ok("vpc", &format!("ping -n -c 10 -i 0.01 -W 10 -I {host} 198.18.0.9"));
-        assert!(text.contains(" 10 received"), "{text}");
+        nat.site.pings("vpc", 10, &format!("-I {host} 198.18.0.9"));
         for how in ["tcp", "udp"] {
             let (who, _) = nat.ask("vpc", &format!("{how} 198.18.0.9 7000 {host} 3000"));
             assert!(who.starts_with("203.0.113."), "{who}");
@@ -556,7 +554,7 @@ fn two_workers_carry_it_whichever_queue_it_comes_by() {
         nat.ask("far", "tcp 203.0.113.80 80 10.1.0.10 5000");
         let text = nat.site.ok("vpc", &format!("python3 {script} refused 10.1.0.10 9 10.2.0.10 1"));
         assert_eq!(text.trim(), "refused");
-        nat.site.ok("vpc", "ping -n -c 3 -i 0.01 -W 10 -I 10.2.0.10 10.1.0.10");
+        nat.site.pings("vpc", 3, "-I 10.2.0.10 10.1.0.10");
     }
     nat.spawn("far", "iperf3 -s -B 10.1.0.10");
     for back in ["", "-R"] {
@@ -601,8 +599,7 @@ translated = "203.0.113.16-203.0.113.19"
     let mut nat = Nat { servers: Vec::new(), site, script, _folder: folder };
     nat.serve("idc-host", "10.1.0.10", 7000);
     nat.serve("vpc-host", "10.2.0.20", 8080);
-    let text = nat.site.ok("vpc-host", "ping -n -c 20 -i 0.01 -W 10 -I 10.2.0.20 10.1.0.10");
-    assert!(text.contains(" 20 received"), "{text}");
+    nat.site.pings("vpc-host", 20, "-I 10.2.0.20 10.1.0.10");
     for (how, size) in [("udp", 100), ("tcp", 60_000), ("udp", 1430), ("udp", 6000)] {
         let (who, what) = nat.ask("vpc-host", &format!("{how} 10.1.0.10 7000 10.2.0.20 {size}"));
         assert!(is_of_the_pool(&who), "{who}");

@@ -20,8 +20,7 @@ fn large_datagrams_cross_a_narrow_line() {
     }
     let site = Site::new(narrow);
     // In pieces of the host's, each divided again before it is sealed.
-    let text = site.ok("idc-host", &format!("ping -n -M dont -s 8000 -c 20 -i 0.02 -W 10 {SERVER}"));
-    assert!(text.contains("20 packets transmitted, 20 received"), "{text}");
+    site.pings("idc-host", 20, &format!("-M dont -s 8000 {SERVER}"));
     let server = site.network.inside("vpc-host", || UdpSocket::bind("10.2.0.10:4000").unwrap()).unwrap();
     let client = site.network.inside("idc-host", || UdpSocket::bind("10.1.0.10:4001").unwrap()).unwrap();
     server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -91,6 +90,6 @@ fn tcp_stands_still_where_icmp_is_blocked_and_nothing_is_clamped() {
     let drops = site.drops("idc");
     assert!(drops["packet-too-big"] > 0 && drops["policy-discard"] > 0, "{drops:?}");
     // What is small goes through all the same.
-    assert!(site.ok("idc-host", &format!("ping -n -c 3 -i 0.02 -W 10 {SERVER}")).contains("3 received"));
+    site.pings("idc-host", 3, SERVER);
     site.end();
 }

@@ -1,7 +1,8 @@
-//! The highest rate without loss: a search as RFC 2544 26.1 has it, with loss ratios and the judging of each rate by
-//! several trials as RFC 9971 has them.
+//! The highest rate without loss, by the search that `causeway bench --rfc2544` uses too.
 
 use std::time::Duration;
+
+use causeway::cli::bench::search::{Offered, Search};
 
 use super::{
     contest::{ROOM, Setting, TOO_FAST, settings},
@@ -12,10 +13,9 @@ use super::{
 
 const WARM_UP: Duration = Duration::from_millis(5);
 const TIME: Duration = Duration::from_millis(145);
-/// Loss that may be: none, and what others' "zero loss" often allows.
-const RATIOS: [f64; 2] = [0.0, 0.005];
-/// Halvings of the interval between a rate that is too high and one that is not.
-const STEPS: usize = 7;
+/// Loss that others' "zero loss" often allows.
+const SOME_LOSS: f64 = 0.005;
+const SEARCH: Search = Search { steps: 8, width: 0.005 };
 /// Trials in a row at 95 % of the maximum.
 const TRIALS: usize = 5;
 
@@ -27,29 +27,12 @@ fn ratio(outcome: &Outcome) -> f64 {
     outcome.lost as f64 / outcome.offered.max(1) as f64
 }
 
-/// The highest rate offered of which no more than `most` was lost in at least two of three trials.
-fn search(bench: &mut Bench, source: &mut Source, maximum: f64, most: f64) -> Result<f64> {
-    let (mut low, mut high, mut reached) = (0.0, 1.1 * maximum, 0.0_f64);
-    for _ in 0..STEPS {
-        let rate = if low == 0.0 { maximum * 0.9 } else { (low + high) / 2.0 };
-        let (mut good, mut bad, mut offered) = (0, 0, f64::INFINITY);
-        while good < 2 && bad < 2 {
-            let outcome = trial(bench, source, rate)?;
-            if ratio(&outcome) <= most {
-                good += 1;
-                offered = offered.min(outcome.offered_rate);
-            } else {
-                bad += 1;
-            }
-        }
-        if good == 2 {
-            (low, reached) = (rate, reached.max(offered));
-        } else {
-            high = rate;
-            low = if low == 0.0 { 0.4 * maximum } else { low };
-        }
-    }
-    Ok(reached)
+/// The highest rate offered of which no more than `most` was lost.
+fn search(bench: &mut Bench, source: &mut Source, maximum: f64, passed: f64, most: f64) -> Result<f64> {
+    SEARCH.highest(maximum, passed, most, |rate| {
+        let outcome = trial(bench, source, rate)?;
+        Ok(Offered { rate: outcome.offered_rate, loss: ratio(&outcome) })
+    })
 }
 
 /// Finds, for every row that is wanted, the highest rate without loss.
@@ -67,8 +50,8 @@ pub fn rates(wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<()> {
                 rates.push(trial(bench, &mut source, TOO_FAST)?.rate);
             }
             let (_, maximum) = best_and_median(&rates);
-            let [none, some] = RATIOS.map(|most| search(bench, &mut source, maximum, most));
-            let (none, some) = (none?, some?);
+            let none = search(bench, &mut source, maximum, 0.0, 0.0)?;
+            let some = search(bench, &mut source, maximum, none, SOME_LOSS)?;
             let mut losses = Vec::new();
             for _ in 0..TRIALS {
                 losses.push(ratio(&trial(bench, &mut source, 0.95 * maximum)?));

@@ -35,8 +35,9 @@ Examples:
 
 What has not changed goes on: packets, sessions, sequence numbers, counters. A file with errors, or with a change that
 needs a restart, changes nothing. From then on `causeway reload` and SIGHUP read this file; a restart takes the one
-of its command line. Nothing is copied anywhere. The gateway reads the file itself: with PrivateTmp or ProtectHome of
-systemd it does not see /tmp or /home.
+of its command line. Nothing is copied anywhere. What nobody has confirmed is not taken up by a restart either: when the
+gateway ends meanwhile, the next start takes what was in force before. The gateway reads the file itself: with
+PrivateTmp or ProtectHome of systemd it does not see /tmp or /home.
 Exit code 1: the file is not taken up.")]
 pub struct Apply {
     /// The configuration file.

@@ -27,7 +27,7 @@ Examples:
   causeway drain interface line-1
   causeway undrain tunnel dc-1
 
-It stays so over reloads, but not over a restart.")]
+It stays so over reloads and restarts, until `causeway undrain`.")]
 pub struct Drain {
     #[command(flatten)]
     way: Way,

@@ -1,6 +1,7 @@
 //! `causeway route`: routes that are in no file, as a routing daemon or an operator brings them.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, BufRead, BufReader},
     net::IpAddr,
@@ -28,8 +29,6 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Wrong lines of a file that are shown.
 const MOST_COMPLAINTS: usize = 20;
-/// Bytes of a request beyond its routes, at most: a gateway's name and some words.
-const FRAME: usize = 200;
 
 /// Add routes to a running gateway, or remove them, in place: no table is built again. `causeway show routes` lists
 /// them. They are in no file: they stay over a reload while their next hop exists, and are gone after a restart.
@@ -47,7 +46,7 @@ Examples:
 A file has one route a line, as on the command line without the gateway: PREFIX via|interface|tunnel|gateway NAME, or
 PREFIX blackhole, then if wanted `priority N` and `weight N`. Lines that begin with # are passed over.
 
-Exit code 1: something is wrong with a route; those of the same request are not taken."
+Exit code 1: something is wrong with a route; those of the same request are not taken, those of others are."
 )]
 pub struct Route {
     #[command(subcommand)]
@@ -173,7 +172,7 @@ pub fn run(args: &Route) -> ExitCode {
             let change =
                 ChangeRoutes { route: verb, gateway: gateway.clone(), source: *source, routes: vec![] };
             match read(file) {
-                Ok(lines) => load(&socket, change, lines),
+                Ok(lines) => load(&socket, &change, lines),
                 Err((error, code)) => fail(&error, code),
             }
         }
@@ -223,37 +222,64 @@ fn read(file: &Path) -> Result<Vec<RouteLine>, (String, u8)> {
     Err((format!("{}: nothing is sent\n{}{rest}", file.display(), wrong.join("\n")), NOT_WELL))
 }
 
+/// Requests that are sent before the first is answered, at most: the gateway finds the next as soon as it has time.
+const AHEAD: usize = 4;
+
 /// Sends routes, as many at a time as a request holds.
-fn load(socket: &Path, change: ChangeRoutes, lines: Vec<RouteLine>) -> ExitCode {
+fn load(socket: &Path, change: &ChangeRoutes, mut lines: Vec<RouteLine>) -> ExitCode {
     let mut client = match Client::connect(socket, PATIENCE) {
         Ok(client) => client,
         Err(error) => return fail(&error, CANNOT),
     };
-    let (total, mut done, mut changed) = (lines.len(), 0, 0);
-    let mut lines = lines.into_iter().peekable();
-    while lines.peek().is_some() {
-        let mut routes = Vec::new();
-        let mut room = MAX_LINE - FRAME;
-        while let Some(line) = lines.peek() {
-            let size = serde_json::to_string(line).map_or(0, |text| text.len() + 1);
-            if size > room && !routes.is_empty() {
-                break;
+    // Neighbours in the gateway's table one after the other: it writes each part of it once. Of routes to one prefix
+    // the later still comes later.
+    lines.sort_by_key(|line| (line.to.address(), line.to.length()));
+    let mut requests = requests(change, &lines);
+    let (mut sent, mut taken, mut changed) = (VecDeque::new(), 0, 0);
+    loop {
+        while sent.len() < AHEAD
+            && let Some((request, count)) = requests.next()
+        {
+            if let Err(error) = client.send(request) {
+                return fail(&error, CANNOT);
             }
-            room = room.saturating_sub(size);
-            routes.extend(lines.next());
+            sent.push_back(count);
         }
-        let count = routes.len();
-        match client.ask(&Request::Routes(ChangeRoutes { routes, ..change.clone() })) {
+        let Some(count) = sent.pop_front() else { break };
+        match client.receive() {
             Ok(answer) => changed += answer.get("changed").and_then(Value::as_u64).unwrap_or(0),
             Err(ClientError::Refused { message, .. }) => {
-                return fail(&format!("{message}; {done} of {total} routes were taken before"), NOT_WELL);
+                // Those sent ahead stand on their own.
+                let others = sent.iter().filter_map(|count| client.receive().is_ok().then_some(*count));
+                let taken = taken + others.sum::<usize>();
+                return fail(&format!("{message}; {taken} of {} routes were taken", lines.len()), NOT_WELL);
             }
             Err(error) => return fail(&error, CANNOT),
         }
-        done += count;
+        taken += count;
     }
-    println!("{total} routes, {changed} of them changed");
+    println!("{} routes, {changed} of them changed", lines.len());
     ExitCode::SUCCESS
+}
+
+/// Requests for all these routes, in JSON, and how many each has.
+fn requests(change: &ChangeRoutes, lines: &[RouteLine]) -> impl Iterator<Item = (String, usize)> {
+    // The routes are the last field.
+    let frame = serde_json::to_string(change).unwrap_or_default();
+    let frame = frame.strip_suffix("]}").unwrap_or_default().to_owned();
+    let mut lines = lines.iter().filter_map(|line| serde_json::to_string(line).ok()).peekable();
+    std::iter::from_fn(move || {
+        let (mut text, mut count) = (frame.clone(), 0);
+        while let Some(line) = lines.next_if(|line| count == 0 || text.len() + line.len() + 3 < MAX_LINE) {
+            if count > 0 {
+                text.push(',');
+            }
+            text.push_str(&line);
+            count += 1;
+        }
+        text.push_str("]}");
+        (count > 0).then_some((text, count))
+    })
 }
 
 #[cfg(test)]
@@ -271,5 +297,27 @@ mod tests {
         for wrong in [&["via"][..], &["via", "x"], &["tunel", "x"], &["tunnel", "x", "weight", "300"]] {
             assert!(line(to, wrong).unwrap_err().contains("10.1.0.0/16"), "{wrong:?}");
         }
+    }
+    #[test]
+    fn requests_hold_all_routes_in_order_and_are_as_long_as_may_be() {
+        let lines: Vec<RouteLine> = (0..5000_u32)
+            .map(|n| {
+                let to = Prefix::of(IpAddr::V4((n << 8).into()), 24);
+                line(to, &["via", "192.0.2.1", "weight", if n % 2 == 0 { "1" } else { "2" }]).unwrap()
+            })
+            .collect();
+        let (route, source) = (Verb::Add, Learned::Ebgp);
+        let change = ChangeRoutes { route, gateway: "vpc\"]}".into(), source, routes: vec![] };
+        let all: Vec<(String, usize)> = requests(&change, &lines).collect();
+        assert!(all.iter().all(|(text, _)| text.len() < MAX_LINE));
+        assert!(all[..all.len() - 1].iter().all(|(text, _)| text.len() > MAX_LINE - 200));
+        let mut read = Vec::new();
+        for (text, count) in &all {
+            let Ok(Request::Routes(request)) = serde_json::from_str(text) else { panic!("{text}") };
+            assert_eq!((request.routes.len(), &request.gateway), (*count, &change.gateway));
+            read.extend(request.routes);
+        }
+        assert_eq!(read, lines);
+        assert_eq!(requests(&change, &[]).count(), 0);
     }
 }

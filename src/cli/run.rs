@@ -19,6 +19,7 @@ use crate::{
         gateway::{Gateway, StartOptions, Summary, TICK, socket_path},
         limits,
         socket::{Asker, Server},
+        unconfirmed::{self, Instead},
         view::{self, Request, Word},
     },
 };
@@ -96,6 +97,22 @@ pub fn run(args: &Run) -> ExitCode {
         }
         Err(errors) => return super::check::report(errors),
     };
+    let started_with = text.path().to_path_buf();
+    let instead = unconfirmed::instead_of(&text, &config);
+    let in_place_of = instead.is_some().then_some(started_with.as_path());
+    let (text, config) = match instead {
+        Some(Instead { text, config, warnings, mark }) => {
+            tracing::warn!(
+                "{} says what nobody has confirmed (generation {}): generation {} is in force in its place. Correct the file, or have it taken up by `causeway reload`",
+                started_with.display(),
+                mark.generation,
+                mark.before
+            );
+            super::check::warn(&warnings);
+            (text, config)
+        }
+        None => (text, config),
+    };
     // Before anything is opened, so that no signal finds the gateway half made.
     let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         Ok(signals) => signals,
@@ -123,7 +140,7 @@ pub fn run(args: &Run) -> ExitCode {
         crate::config::build::backend(gateway.config().system.cipher.value)
             .map_or_else(|e| e.to_string(), |b| b.to_string())
     );
-    let mut applier = Applier::new(&gateway, text);
+    let mut applier = Applier::new(&gateway, text, in_place_of);
     let mut state_reported = Instant::now();
     let mut failing = false;
     let ended = 'running: loop {

@@ -215,8 +215,8 @@ fn config(path: &Path, text: &str, cx: &mut Context<'_>) -> Option<Config> {
         cx.report(problem);
         return None;
     }
-    let document = document::parse(text, cx);
-    let mut draft = document::decode(&document, path, cx);
+    // The document is let go before anything is checked: of a large file it is the largest part.
+    let mut draft = document::decode(&document::parse(text, cx), path, cx);
     if !cx.incomplete {
         check::all(&mut draft, cx);
     }

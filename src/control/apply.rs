@@ -18,6 +18,7 @@ use super::{
     gateway::{Basis, Gateway},
     history::{self, Entry, How},
     socket::{Asker, Ticket},
+    unconfirmed::Mark,
     view::{Request, Word, refusal},
 };
 use crate::config::{Config, Diagnostics, FileText, diff::Difference};
@@ -202,6 +203,10 @@ pub struct Applier {
     checking: Option<(Job, JoinHandle<Found>)>,
     showing: Vec<(Ticket, JoinHandle<String>)>,
     unconfirmed: Option<Unconfirmed>,
+    /// The history's directory.
+    dir: PathBuf,
+    /// What stands there of a change that nobody has confirmed: one that waits, or was taken back.
+    mark: Option<Mark>,
 }
 
 /// What was found in a file as text, where there is something.
@@ -239,10 +244,12 @@ fn check(from: From, basis: Basis) -> Found {
 }
 
 impl Applier {
-    /// For a gateway that has started with this text.
+    /// For a gateway that has started with this text. `in_place_of`: the file that it was to start with, where that
+    /// says what nobody has confirmed.
     #[must_use]
-    pub fn new(gateway: &Gateway, text: FileText) -> Self {
-        let file = std::path::absolute(text.path()).unwrap_or_else(|_| text.path().into());
+    pub fn new(gateway: &Gateway, text: FileText, in_place_of: Option<&Path>) -> Self {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let file = absolute(text.path());
         let dir = history::directory(&gateway.config().system.state.value.0);
         let opened = history::History::open(&dir);
         let history = opened.map_err(|error| {
@@ -251,8 +258,9 @@ impl Applier {
                 dir.display()
             );
         });
+        let mark = Mark::read(&dir).unwrap_or_default();
         let mut applier = Self {
-            started_with: file.clone(),
+            started_with: in_place_of.map_or_else(|| file.clone(), absolute),
             file,
             text,
             generation: 1,
@@ -261,6 +269,8 @@ impl Applier {
             checking: None,
             showing: Vec::new(),
             unconfirmed: None,
+            dir,
+            mark,
         };
         applier.text = FileText::new(
             applier.file.clone(),
@@ -269,13 +279,65 @@ impl Applier {
         );
         // A gateway that is started again and again with one file does not push the others out.
         let newest = applier.history.as_ref().and_then(|history| history.entries().last());
+        let before = applier.mark.as_ref().filter(|_| in_place_of.is_some()).map(|mark| mark.before);
         match newest {
             Some(newest) if newest.digest == applier.text.digest() && newest.file == applier.file => {
                 applier.generation = newest.generation;
             }
+            _ if before.is_some() => drop(applier.record(How::Unconfirmed, before, None, 0)),
             _ => drop(applier.record(How::Start, None, None, 0)),
         }
+        if let Some(mark) = applier.mark.as_ref().filter(|_| in_place_of.is_none()) {
+            tracing::warn!(
+                "generation {} of {} was never confirmed; {} says something else and is in force",
+                mark.generation,
+                mark.file.display(),
+                applier.file.display()
+            );
+            applier.forget_mark();
+        }
         applier
+    }
+
+    /// Says over the end of the process that nobody has confirmed this text. The result is what is to be said about it.
+    fn set_mark(&mut self, text: &FileText) -> Option<String> {
+        let kept = self.history.as_ref().map(|history| (history.next(), history.entries()));
+        let Some((generation, _)) =
+            kept.filter(|(_, entries)| entries.iter().any(|entry| entry.generation == self.generation))
+        else {
+            return Some(
+                "a restart before it is confirmed does not take it back: there is no history".into(),
+            );
+        };
+        let (file, digest) = (text.path().into(), text.digest());
+        let mark = Mark { generation, file, digest, before: self.generation };
+        self.write_mark(mark)
+            .map(|error| format!("a restart before it is confirmed does not take it back: {error}"))
+    }
+
+    fn write_mark(&mut self, mark: Mark) -> Option<std::io::Error> {
+        match mark.write(&self.dir) {
+            Ok(()) => {
+                self.mark = Some(mark);
+                None
+            }
+            Err(error) => {
+                tracing::error!("that nobody has confirmed {} is not kept: {error}", mark.file.display());
+                Some(error)
+            }
+        }
+    }
+
+    /// What was not confirmed is, or is somebody's will all the same.
+    fn forget_mark(&mut self) {
+        if self.mark.take().is_some()
+            && let Err(error) = Mark::forget(&self.dir)
+        {
+            tracing::error!(
+                "the next start may take the configuration before: {}: {error}",
+                self.dir.display()
+            );
+        }
     }
 
     /// Keeps what is in force now. The result is what is to be said about it.
@@ -378,10 +440,17 @@ impl Applier {
     fn confirm(&mut self) -> Value {
         match self.unconfirmed.take() {
             Some(_) => {
+                self.forget_mark();
                 tracing::info!("generation {} is confirmed", self.generation);
                 json!({ "ok": { "generation": self.generation } })
             }
-            None => refusal(&"nothing waits to be confirmed"),
+            None => match &self.mark {
+                Some(mark) => {
+                    let generation = mark.generation;
+                    refusal(&format!("nothing waits to be confirmed: generation {generation} was taken back"))
+                }
+                None => refusal(&"nothing waits to be confirmed"),
+            },
         }
     }
 
@@ -522,9 +591,20 @@ impl Applier {
             });
             return self.refuse(&job, why, outcome.report, Some(&outcome.difference));
         }
+        let former = self.mark.clone();
+        if job.confirm.is_some() && count > 0 {
+            // Before the change is made, which may be what ends this process.
+            outcome.notes.extend(self.set_mark(&text));
+        }
         if count == 0 {
             gateway.follow(&config);
         } else if let Err(error) = gateway.reload(config) {
+            if self.mark != former {
+                match former {
+                    Some(former) => drop(self.write_mark(former)),
+                    None => self.forget_mark(),
+                }
+            }
             let why = format!("{named} is not taken up: {error}");
             return self.refuse(&job, why, outcome.report, Some(&outcome.difference));
         }
@@ -546,14 +626,25 @@ impl Applier {
             outcome.notes.extend(self.record(job.how, job.again, uid, count));
             outcome.generation = self.generation;
         }
+        match (&mut self.mark, job.how) {
+            _ if job.confirm.is_some() && count > 0 => {}
+            // Nor does a start take it up after this. Unless that is what was returned to.
+            (Some(mark), How::Unconfirmed | How::Rollback) if mark.digest != self.text.digest() => {
+                mark.before = self.generation;
+                let mark = mark.clone();
+                self.write_mark(mark);
+            }
+            _ => self.forget_mark(),
+        }
         if let How::Unconfirmed | How::Rollback = job.how {
             let undone = self.unconfirmed.take();
             if let Some(undone) = undone.filter(|_| job.how == How::Unconfirmed) {
                 self.file = undone.before_file;
             }
             outcome.notes.push(format!(
-                "{} was not written: correct it before the next reload or restart",
-                self.file.display()
+                "{} was not written: correct it before the next reload{}",
+                self.file.display(),
+                if self.mark.is_some() { "" } else { " or restart" }
             ));
         } else if self.file != self.started_with {
             outcome.notes.push(format!(

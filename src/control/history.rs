@@ -5,9 +5,9 @@
 //! written beside its place, given to the disk and moved there, so there is a whole one or none.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    fs::{self, DirBuilder, File},
+    io::{self, Read},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -15,6 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::durable;
 use crate::config::{FileText, LARGEST_FILE};
 
 /// How many are kept; and as many returns to one, which so push none out.
@@ -150,19 +151,8 @@ impl History {
     /// It cannot be written; nothing is forgotten then.
     pub fn record(&mut self, mut entry: Entry, text: &[u8]) -> io::Result<&Entry> {
         entry.generation = self.next;
-        let (place, new) = (self.place(entry.generation), self.dir.join("new"));
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         let header = serde_json::to_vec(&entry)?;
-        for part in [MARK, &header, b"\n", text] {
-            file.write_all(part)?;
-        }
-        file.sync_all()?;
-        fs::rename(&new, &place)?;
-        File::open(&self.dir)?.sync_all()?;
+        durable::write(&self.place(entry.generation), &[MARK, &header, b"\n", text])?;
         self.next += 1;
         self.entries.push(entry);
         for returns in [false, true] {
@@ -235,7 +225,7 @@ mod tests {
             );
         }
         // What a crash in the middle would leave.
-        fs::write(dir.join("new"), b"# causeway {").unwrap();
+        fs::write(dir.join("00000026.new"), b"# causeway {").unwrap();
         let mut history = History::open(&dir).unwrap();
         let kept: Vec<u64> = history.entries().iter().map(|entry| entry.generation).collect();
         assert_eq!(kept, (16..=25).collect::<Vec<_>>());

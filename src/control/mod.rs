@@ -1,6 +1,8 @@
 //! What runs beside the workers: neighbours, ports, reload, the control socket.
 
 pub mod apply;
+pub mod drained;
+mod durable;
 pub mod explain;
 #[doc(hidden)]
 pub mod fuzz;
@@ -23,4 +25,5 @@ pub mod single;
 pub mod socket;
 pub mod socket_client;
 pub mod tunnel_care;
+pub mod unconfirmed;
 pub mod view;

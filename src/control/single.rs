@@ -98,7 +98,8 @@ impl<P: PacketIo> Single<P> {
         let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
         let mut kept = Kept::new(writer, 1, seed);
         let built = build::build(config, macs, &mut kept, sequences, 0)?;
-        kept.commit();
+        // There was none before.
+        let _ = kept.commit();
         let clock = crate::runtime::Clock::new();
         let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, clock.tick_hz());
         let segment = Arc::new(Segment::anonymous(layout)?);
@@ -146,10 +147,10 @@ impl<P: PacketIo> Single<P> {
         now: u64,
     ) -> Result<(), SingleError> {
         let built = build::build(config, macs, &mut self.kept, sequences, now)?;
-        let old = self.segment.layout();
-        let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, old.tick_hz);
+        let tick_hz = self.segment.layout().tick_hz;
+        let layout = built.rows.clone().layout(config.system.name.value.as_str(), 1, tick_hz);
         let segment = Arc::new(Segment::anonymous(layout)?);
-        let counters = Some(Box::new(WorkerCounters::taking_over(&segment, 0, old)));
+        let counters = Some(Box::new(WorkerCounters::taking_over(&segment, 0, &self.segment)));
         let nat = self.nat.make(&built.tables)?.pop().flatten();
         let snapshot = Snapshot { tables: Arc::clone(&built.tables), counters, nat };
         if self.mailbox.send(Command::Snapshot(snapshot)).is_err() {
@@ -160,7 +161,9 @@ impl<P: PacketIo> Single<P> {
         self.health.renew(config, &self.built, now);
         self.built.limits.apply();
         self.worker.round(now);
-        self.kept.commit();
+        for router in self.kept.commit() {
+            self.kept.neighbours.unpin(router, now);
+        }
         self.kept.quiesce();
         Ok(())
     }
@@ -174,13 +177,16 @@ impl<P: PacketIo> Single<P> {
         let tidy = self.kept.routes.is_untidy();
         if changed.tunnels || tidy {
             let renewed = build::renewed(&self.config, &self.built, &mut self.kept, tidy, now);
-            if let Some((tables, _)) = renewed.map_err(|error| vec![error.to_string()])? {
+            if let Some((tables, unpin)) = renewed.map_err(|error| vec![error.to_string()])? {
                 let snapshot = Snapshot { tables: Arc::clone(&tables), counters: None, nat: None };
                 if self.mailbox.send(Command::Snapshot(snapshot)).is_err() {
                     tracing::warn!("a worker takes no more commands");
                 }
                 self.built.tables = tables;
                 self.worker.round(now);
+                for router in unpin {
+                    self.kept.neighbours.unpin(router, now);
+                }
             }
         }
         self.kept.quiesce();

@@ -81,19 +81,38 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn ask(&mut self, request: &Request) -> Result<Value, ClientError> {
-        let failed = |source| ClientError::Io { path: self.path.clone(), source };
-        let mut line = serde_json::to_vec(request).map_err(|e| failed(e.into()))?;
-        line.push(b'\n');
-        self.stream.get_mut().write_all(&line).map_err(failed)?;
+        let line = serde_json::to_string(request).map_err(|e| self.failed(e.into()))?;
+        self.send(line)?;
+        self.receive()
+    }
+
+    fn failed(&self, source: io::Error) -> ClientError {
+        ClientError::Io { path: self.path.clone(), source }
+    }
+
+    /// Sends a request, one line of JSON. Several may be sent before the first answer is received.
+    ///
+    /// # Errors
+    /// [`ClientError::Io`].
+    pub fn send(&mut self, mut line: String) -> Result<(), ClientError> {
+        line.push('\n');
+        self.stream.get_mut().write_all(line.as_bytes()).map_err(|source| self.failed(source))
+    }
+
+    /// What stands behind `ok` in the answer to the oldest request that has none yet.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn receive(&mut self) -> Result<Value, ClientError> {
         let mut text = String::new();
         let read = self.stream.read_line(&mut text).map_err(|source| match source.kind() {
             ErrorKind::WouldBlock => {
-                failed(io::Error::new(ErrorKind::TimedOut, "the gateway is too busy to answer"))
+                self.failed(io::Error::new(ErrorKind::TimedOut, "the gateway is too busy to answer"))
             }
-            _ => failed(source),
+            _ => self.failed(source),
         })?;
         if read == 0 {
-            return Err(failed(io::Error::new(ErrorKind::UnexpectedEof, "the gateway hung up")));
+            return Err(self.failed(io::Error::new(ErrorKind::UnexpectedEof, "the gateway hung up")));
         }
         let mut answer: Value =
             serde_json::from_str(&text).map_err(|e| ClientError::Answer(e.to_string()))?;

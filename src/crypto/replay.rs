@@ -181,6 +181,12 @@ impl Window {
     /// Why it would not be.
     #[inline]
     pub fn check(&self, sequence: u64) -> Result<(), Refused> {
+        // No number newer than the newest was seen.
+        if sequence > self.newest() { Ok(()) } else { self.check_word(sequence) }
+    }
+
+    /// As [`Self::check`], by the number's word.
+    fn check_word(&self, sequence: u64) -> Result<(), Refused> {
         let Some(word) = self.word(sequence) else { return Ok(()) };
         if sequence == 0 {
             return Err(Refused::Zero);
@@ -198,6 +204,22 @@ impl Window {
     /// Why it is not accepted.
     #[inline]
     pub fn mark(&self, sequence: u64) -> Result<u64, Refused> {
+        let top = self.newest();
+        let next = (sequence > top) & (sequence ^ top < u64::from(BITS));
+        match self.word(sequence) {
+            // Nearly always: newer, and in the block of the newest, so that no word is to be brought to a new one.
+            Some(word) if next & self.exclusive => {
+                self.top.store(sequence, Relaxed);
+                word.store(with_bit(word.load(Relaxed), sequence)?, Relaxed);
+                Ok(0)
+            }
+            _ => self.mark_word(sequence),
+        }
+    }
+
+    /// As [`Self::mark`], whatever the number is.
+    #[inline(never)]
+    fn mark_word(&self, sequence: u64) -> Result<u64, Refused> {
         let Some(word) = self.word(sequence) else { return Ok(self.advance(sequence)) };
         if sequence == 0 {
             return Err(Refused::Zero);
@@ -213,6 +235,79 @@ impl Window {
                 return Ok(lateness);
             }
         }
+    }
+
+    /// Accepts several numbers in their order, as [`Self::mark`] one after the other does; `each` is told of every one,
+    /// by its place, what that would return.
+    ///
+    /// Workers that share a window take its lines from each other. Here the newest number is raised once, and a word
+    /// changed once for all numbers in a row that stand in it, where [`Self::mark`] does both for each.
+    #[inline]
+    pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        let (Some(&newest), Some(oldest)) = (numbers.iter().max(), numbers.iter().min()) else { return };
+        let mut top = self.newest();
+        // None of them makes another late, so it makes no difference which is shown to `top` first.
+        let near = newest - oldest < self.size;
+        if near {
+            self.advance(newest);
+        }
+        let (mut place, mut rest) = (0, numbers);
+        while let Some(&first) = rest.first() {
+            let same = |number: &&u64| **number >> BLOCK_SHIFT == first >> BLOCK_SHIFT;
+            let n = rest.iter().take_while(same).count();
+            let (run, after) = rest.split_at_checked(n).unwrap_or((rest, &[]));
+            let newest = run.iter().copied().max().unwrap_or(0);
+            if !near {
+                top = top.max(self.newest());
+                self.advance(newest);
+            }
+            self.mark_run(run, top, |number, result| each(place + number, result));
+            (place, rest, top) = (place + n, after, top.max(newest));
+        }
+    }
+
+    /// As [`Self::mark_all`], of numbers that stand in one word and have been shown to `top`, which was there before.
+    #[inline]
+    fn mark_run(&self, run: &[u64], top: u64, mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        let Some(word) = run.first().and_then(|first| self.word(*first)) else {
+            run.iter().enumerate().fold(top, |top, (place, &number)| {
+                each(place, Ok(top.saturating_sub(number)));
+                top.max(number)
+            });
+            return;
+        };
+        loop {
+            let old = word.load(Relaxed);
+            let new = self.marked(old, top, run, |_, _| ());
+            if new == old || self.replace(word, old, new) {
+                self.marked(old, top, run, each);
+                return;
+            }
+        }
+    }
+
+    /// A word with the bits of those numbers that are accepted, one after the other, after `top`.
+    #[inline]
+    fn marked(
+        &self,
+        mut word: u64,
+        mut top: u64,
+        run: &[u64],
+        mut each: impl FnMut(usize, Result<u64, Refused>),
+    ) -> u64 {
+        for (place, &number) in run.iter().enumerate() {
+            top = top.max(number);
+            let result = match top - number {
+                _ if number == 0 => Err(Refused::Zero),
+                lateness if lateness >= self.size => Err(Refused::Late),
+                lateness => with_bit(word, number).map(|with| {
+                    word = with;
+                    lateness
+                }),
+            };
+            each(place, result);
+        }
+        word
     }
 
     /// The word of a number, of which only the low half counts: for whoever asks for it before it is needed.

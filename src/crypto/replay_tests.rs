@@ -309,3 +309,79 @@ fn a_word_that_has_moved_on_refuses_an_old_number() {
     assert_eq!(with_bit(last, 1 << 37), Ok(1));
     assert_eq!(with_bit(1, 0xffff_ffff << 5), Err(Refused::Late));
 }
+
+proptest! {
+    #[test]
+    fn several_numbers_at_once_are_accepted_as_one_after_the_other(
+        size in prop_oneof![Just(64u32), Just(128), Just(1024)],
+        exclusive in any::<bool>(),
+        start in prop_oneof![Just(0u64), Just(1 << 32), 1..1u64 << 40],
+        bursts in prop::collection::vec(prop::collection::vec(step(128), 1..64), 1..20),
+    ) {
+        let (one_by_one, at_once) = (Window::resume(size, exclusive, start), Window::resume(size, exclusive, start));
+        let mut last = start;
+        for steps in bursts {
+            let mut newest = at_once.newest();
+            let numbers: Vec<u64> = steps
+                .into_iter()
+                .map(|step| {
+                    let number = match step {
+                        Step::Ahead(n) => newest + n,
+                        Step::Behind(n) => newest.saturating_sub(n),
+                        Step::AtEdge(n) => (newest.saturating_sub(size.into())).saturating_add_signed(n),
+                        Step::Again => last,
+                    };
+                    (newest, last) = (newest.max(number), number);
+                    number
+                })
+                .collect();
+            let expected: Vec<_> = numbers.iter().map(|number| one_by_one.mark(*number)).collect();
+            let mut results = vec![Err(Refused::Zero); numbers.len()];
+            let mut told = 0;
+            at_once.mark_all(&numbers, |place, result| {
+                (results[place], told) = (result, told + 1);
+            });
+            prop_assert_eq!(told, numbers.len());
+            prop_assert_eq!(results, expected);
+            prop_assert_eq!(at_once.newest(), one_by_one.newest());
+        }
+    }
+}
+
+#[test]
+fn workers_that_mark_the_same_numbers_in_bursts_accept_each_once() {
+    let window = Window::new(1024, false);
+    let accepted: Vec<AtomicU32> = (0..40_000).map(|_| AtomicU32::new(0)).collect();
+    let barrier = Barrier::new(3);
+    thread::scope(|scope| {
+        for worker in 0..3_u64 {
+            let (window, accepted, barrier) = (&window, &accepted, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                // Overlapping bursts of different lengths, each out of order in itself.
+                let length = 40 + 10 * worker;
+                let mut start = 1;
+                while start + length < 40_000 {
+                    let numbers: Vec<u64> = (start..start + length).map(|n| n ^ 1).collect();
+                    window.mark_all(&numbers, |place, result| {
+                        if result.is_ok() {
+                            accepted[numbers[place] as usize].fetch_add(1, Relaxed);
+                        }
+                    });
+                    start += length - 7;
+                }
+            });
+        }
+    });
+    assert!(accepted.iter().all(|count| count.load(Relaxed) <= 1));
+    assert!(accepted.iter().filter(|count| count.load(Relaxed) == 1).count() > 10_000);
+}
+
+#[test]
+fn without_a_window_several_numbers_are_all_accepted() {
+    let window = Window::disabled();
+    let mut results = Vec::new();
+    window.mark_all(&[5, 5, 3, 9], |_, result| results.push(result));
+    assert_eq!(results, [Ok(0), Ok(0), Ok(2), Ok(0)]);
+    assert_eq!(window.newest(), 9);
+}

@@ -206,6 +206,26 @@ impl Burst {
         (self.frames[slot.index()].as_mut(), &self.meta[slot.index()])
     }
 
+    /// The frames of several packets at once and what is known of them, all to change.
+    ///
+    /// Calls `f` for each slot of `slots` in order; what it is given lives as long as the borrow of the burst.
+    #[inline]
+    pub fn for_each_mut<'a>(
+        &'a mut self,
+        slots: Slots,
+        mut f: impl FnMut(Slot, &'a mut Frame, &'a mut Meta),
+    ) {
+        let all = self.frames.iter_mut().zip(self.meta.iter_mut());
+        for (i, (entry, meta)) in all.enumerate() {
+            if let Some(slot) = Slot::new(i)
+                && slots.contains(slot)
+                && let Some(frame) = entry
+            {
+                f(slot, frame, meta);
+            }
+        }
+    }
+
     /// The bytes of several packets at once, to change: what the cipher works on.
     ///
     /// Calls `f` for each slot of `slots` in order; the slices live as long as the borrow of the burst.

@@ -90,7 +90,7 @@ impl BitAnd for Flags {
     }
 }
 
-/// What address translation has found out about a packet on its way through it.
+/// What address translation has found out about a packet on its way through it, or has to know of that way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NatMarks(u8);
 
@@ -101,6 +101,10 @@ impl NatMarks {
     pub const PORTS_KNOWN: Self = Self(1);
     /// Its route is looked up by the address in [`Meta::next_hop`] in place of its destination.
     pub const ROUTE_AS_SEEN: Self = Self(1 << 1);
+    /// It came into this gateway from another one of this box, not by an interface or out of a tunnel.
+    pub const CROSSED: Self = Self(1 << 2);
+    /// A gateway between the one it came into and this one may have translated it: nobody can turn that back.
+    pub const CHANGED_BETWEEN: Self = Self(1 << 3);
 
     /// Whether all of `other` are set.
     #[inline]

@@ -13,6 +13,7 @@ pub mod drop;
 pub mod frame;
 pub mod handoff;
 pub mod meta;
+pub mod prefetch;
 pub mod ring;
 pub mod slots;
 mod sync;

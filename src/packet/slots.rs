@@ -86,6 +86,18 @@ impl Slots {
         if self.0 == 0 { None } else { Some(Slot(self.0.trailing_zeros() as u8)) }
     }
 
+    /// Those from `first` on, up to the next of `firsts`: a run, where `firsts` has the first of each.
+    #[inline]
+    #[must_use]
+    pub const fn run(self, first: Slot, firsts: Self) -> Self {
+        let from = u64::MAX << first.index();
+        let behind = match Self(firsts.0 & from & !(1 << first.index())).first() {
+            Some(next) => u64::MAX << next.index(),
+            None => 0,
+        };
+        Self(self.0 & from & !behind)
+    }
+
     /// Those for which `f` holds.
     #[must_use]
     pub fn filter(self, mut f: impl FnMut(Slot) -> bool) -> Self {
@@ -207,6 +219,17 @@ mod tests {
             prop_assert_eq!(list(x - y), &a - &b);
             prop_assert_eq!(x.first().map(Slot::index), a.first().copied());
         }
+    }
+
+    #[test]
+    fn runs_end_where_the_next_begins() {
+        let slot = |n| Slot::new(n).unwrap();
+        let slots = Slots(0b1011_0110 | 1 << 63);
+        let firsts = Slots(0b0001_0010);
+        assert_eq!(slots.run(slot(1), firsts), Slots(0b0110));
+        assert_eq!(slots.run(slot(4), firsts), Slots(0b1011_0000 | 1 << 63));
+        assert_eq!(Slots(u64::MAX).run(slot(63), Slots(1 << 63)), Slots(1 << 63));
+        assert_eq!(Slots(u64::MAX).run(slot(0), Slots(1)), Slots(u64::MAX));
     }
 
     #[test]

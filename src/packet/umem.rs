@@ -15,7 +15,7 @@ use std::{
 use af_xdp::{MappedMemory, Memory};
 use thiserror::Error;
 
-use super::{Frame, HEADROOM};
+use super::{Frame, HEADROOM, prefetch::prefetch_address};
 
 pub use af_xdp::HugePages;
 
@@ -192,14 +192,9 @@ impl Umem {
     /// Asks the processor to bring the packet's first cache line near, before it is needed.
     #[inline]
     pub fn prefetch(&self, frame: &Frame) {
-        #[cfg(target_arch = "x86_64")]
         if let Some(offset) = self.offset(frame) {
-            let line = self.memory.base().wrapping_add(offset).cast::<i8>();
-            // SAFETY: a prefetch has no effect that a program can see, for any address, and SSE is part of x86-64.
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line) };
+            prefetch_address(self.memory.base().wrapping_add(offset));
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = frame;
     }
 }
 

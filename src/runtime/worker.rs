@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot, Waker};
 use crate::{
     io::{PacketIo, PortHealth},
-    packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links},
+    packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links, Umem},
     stage::{
         Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed, filler,
         next_hop::SILENT_NEIGHBOUR, probe,
@@ -82,6 +82,9 @@ pub struct Worker<P> {
     /// Host TAPs, each with the interface it stands for.
     hosts: Vec<(P, u16)>,
     pool: FramePool,
+    /// The pool's memory, held for as long as the worker lives: workers that counted a reference for each burst would
+    /// take the line with the count from each other, and with it what each access to a frame reads.
+    umem: Arc<Umem>,
     tables: Arc<Tables>,
     counters: Box<WorkerCounters>,
     pipeline: Pipeline,
@@ -119,6 +122,7 @@ impl<P: PacketIo> Worker<P> {
             out: Output::new(ports.len(), hosts.len()),
             ports,
             hosts,
+            umem: Arc::clone(pool.umem()),
             pool,
             tables,
             counters: Box::new(counters),
@@ -282,7 +286,7 @@ impl<P: PacketIo> Worker<P> {
 
     /// Takes what other workers handed to this one through the rest of its way.
     fn take_over(&mut self, now: u64) -> usize {
-        let (umem, burst) = (Arc::clone(self.pool.umem()), &mut self.burst);
+        let (umem, burst) = (&self.umem, &mut self.burst);
         let mut lost = None;
         let n = self.nat.links.take(self.burst_size, |packet| {
             umem.prefetch(&packet.frame);
@@ -331,10 +335,9 @@ impl<P: PacketIo> Worker<P> {
 
     /// Runs what is in the burst through the pipeline and empties it.
     fn pipeline(&mut self, now: u64, entry: Entry) {
-        let umem = Arc::clone(self.pool.umem());
         let tables = &*self.tables;
         let mut cx = Cx {
-            umem: &umem,
+            umem: &self.umem,
             pool: &mut self.pool,
             tables,
             counters: &self.counters,
@@ -436,7 +439,7 @@ impl<P: PacketIo> Worker<P> {
         port.complete(&mut self.pool);
         let n = port.rx_burst(&mut self.pool, &mut self.received, self.burst_size);
         self.counters.worker(WorkerColumn::Received, n as u64);
-        let umem = Arc::clone(self.pool.umem());
+        let umem = &self.umem;
         for mut frame in self.received.drain(..) {
             let outcome = match self.tables.interface(interface) {
                 Some(to) => {

@@ -32,28 +32,25 @@ use crate::{
 
 /// Opens what was sent to us in a tunnel and puts the inner packets back to the start.
 ///
-/// Each step is taken for the whole burst before the next, so that what packets wait for (associations, keys,
-/// windows) is waited for once.
+/// In two walks over the burst, before the cipher and after it. What packets in a row have in common is found once: nearly
+/// always they are of one association.
 #[derive(Debug)]
 pub struct EspOpen {
     found: [Found; BURST],
 }
 
-/// What was found out about an ESP packet before it is opened.
-#[derive(Debug, Clone, Copy, Default)]
+/// What is known of an ESP packet until it is opened.
+#[derive(Debug, Clone, Copy)]
 struct Found {
-    /// The sequence number: first its low half, as the packet has it, then the whole.
+    /// The sequence number, whole.
     sequence: u64,
-    spi: u32,
-    /// The association, by number.
+    /// The association, by number; where only a few are in use, of the first packet of a run alone.
     sa: u32,
-    /// Offset of the ESP header.
-    at: u16,
 }
 
 impl Default for EspOpen {
     fn default() -> Self {
-        Self { found: [Found::default(); BURST] }
+        Self { found: [Found { sequence: 0, sa: NO_SA }; BURST] }
     }
 }
 
@@ -66,37 +63,45 @@ impl Stage for EspOpen {
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = super::take(&mut cx.lanes.esp, burst);
-        let slots = self.read(cx, burst, slots);
-        self.look_up(cx, burst, slots);
-        if cx.tables.sas.len() > NEAR_SAS {
+        let opened = if cx.tables.sas.len() > NEAR_SAS {
+            self.look_up(cx, burst, slots);
             self.fetch(cx.tables, slots);
-        }
-        let slots = self.admit(cx, burst, slots);
-        let good = self.open(cx, burst, slots);
-        let mut run = Run::NONE;
-        for slot in slots {
-            let found = *self.entry(slot);
-            let Some(sa) = cx.tables.sas.get(found.sa as usize) else { continue };
-            run.follow(cx.counters, sa);
-            let result = if good.contains(slot) {
-                inner(cx.counters, cx.umem, burst, slot, sa, found, &mut run)
-            } else {
-                cx.counters.sa(sa.index, SaColumn::Integrity, 1);
-                Err(DropReason::EspIntegrity)
-            };
-            match result {
-                Ok(()) => cx.lanes.ip.insert(slot),
-                Err(reason) => {
-                    use DropReason::{EspDummy, EspIntegrity, EspLate, EspReplayed};
-                    // These have a count of their own, or are no fault.
-                    if !matches!(reason, EspIntegrity | EspReplayed | EspLate | EspDummy) {
-                        cx.counters.sa(sa.index, SaColumn::Malformed, 1);
-                    }
-                    burst.drop(slot, reason);
-                }
-            }
-        }
-        run.count(cx.counters);
+            self.open::<true>(cx, burst, slots)
+        } else {
+            self.open::<false>(cx, burst, slots)
+        };
+        self.strip(cx, burst, opened);
+    }
+}
+
+/// Packets that the cipher had: all, and those whose ICV is right.
+struct Opened {
+    all: Slots,
+    good: Slots,
+    /// Those of another association than the one before.
+    firsts: Slots,
+}
+
+/// The association that a packet names, and what of its outer header was compared with it: packets in a row that have
+/// the same are of the same association, and as right.
+struct Path<'a> {
+    sa: &'a SaIn,
+    number: u32,
+    /// The outer packet's source and destination, IPv4.
+    ends: (u32, u32),
+    gateway: u16,
+    proto: u8,
+}
+
+impl Path<'_> {
+    /// Whether a packet is of it. Those of IPv6 are all looked at.
+    #[inline(always)]
+    fn is_of(&self, spi: u32, meta: &Meta) -> bool {
+        (self.sa.spi == spi)
+            & (self.ends == (meta.src, meta.dst))
+            & (self.gateway == meta.gateway)
+            & (self.proto == meta.proto)
+            & !meta.is_v6()
     }
 }
 
@@ -107,58 +112,44 @@ impl EspOpen {
         &mut self.found[slot.index()]
     }
 
-    /// Reads the ESP header of each packet. The result is those that have one.
-    fn read(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
-        let mut good = Slots::NONE;
-        for slot in slots {
-            match header(burst.bytes(cx.umem, slot), burst.meta(slot)) {
-                Ok(Some(found)) => {
-                    *self.entry(slot) = found;
-                    good.insert(slot);
-                }
-                Ok(None) => {
-                    cx.counters.worker(WorkerColumn::NonEsp, 1);
-                    cx.lanes.local.insert(slot);
-                }
-                Err(reason) => burst.drop(slot, reason),
-            }
-        }
-        good
-    }
-
-    /// Finds the association of each packet.
+    /// Finds the associations of all packets, where there are so many that they have to be waited for.
     fn look_up(&mut self, cx: &Cx<'_>, burst: &Burst, slots: Slots) {
         let v6 = slots.filter(|slot| burst.meta(slot).is_v6());
-        self.look_up_in(&cx.tables.sad_v4, slots - v6, |slot| burst.meta(slot).dst);
+        self.look_up_in(cx, burst, &cx.tables.sad_v4, slots - v6, |slot| burst.meta(slot).dst);
         if !v6.is_empty() {
-            self.look_up_in(&cx.tables.sad_v6, v6, |slot| {
-                let outer = Ipv6::at(burst.bytes(cx.umem, slot), usize::from(burst.meta(slot).l3));
-                outer.map_or(0, |outer| outer.destination().to_bits())
+            self.look_up_in(cx, burst, &cx.tables.sad_v6, v6, |slot| {
+                ends_v6(burst.bytes(cx.umem, slot), burst.meta(slot)).1
             });
         }
     }
 
-    /// As [`Self::look_up`], for one IP version: once for each run of packets with the same key.
+    /// As [`Self::look_up`], for one IP version.
     #[inline]
-    fn look_up_in<A: Address>(&mut self, sad: &Sad<A>, slots: Slots, destination: impl Fn(Slot) -> A)
-    where
+    fn look_up_in<A: Address>(
+        &mut self,
+        cx: &Cx<'_>,
+        burst: &Burst,
+        sad: &Sad<A>,
+        slots: Slots,
+        destination: impl Fn(Slot) -> A,
+    ) where
         SadKey<A>: HashKey,
     {
         let mut keys: ArrayVec<SadKey<A>, BURST> = ArrayVec::new();
         for slot in slots {
-            let found = self.entry(slot);
-            let key = (found.spi, destination(slot));
-            if keys.last() != Some(&key) {
-                // As many keys as slots, so there is room.
-                let _ = keys.try_push(key);
-            }
-            found.sa = keys.len() as u32 - 1;
+            let meta = burst.meta(slot);
+            let at = if meta.proto == protocol::UDP { udp::HEADER_LEN } else { 0 };
+            // What is no ESP packet finds any association or none, and is found out when it is to be opened.
+            let header = esp::Esp::at(burst.bytes(cx.umem, slot), usize::from(meta.l4) + at);
+            let (spi, sequence) = header.map_or((0, 0), |header| (header.spi().0, header.sequence()));
+            self.entry(slot).sequence = sequence.into();
+            // As many keys as slots, so there is room.
+            let _ = keys.try_push((spi, destination(slot)));
         }
         let mut results = [NO_SA; BURST];
         sad.lookup_burst(&keys, &mut results);
-        for slot in slots {
-            let found = self.entry(slot);
-            found.sa = results.get(found.sa as usize).copied().unwrap_or(NO_SA);
+        for (slot, number) in slots.into_iter().zip(results) {
+            self.entry(slot).sa = number;
         }
     }
 
@@ -190,98 +181,256 @@ impl EspOpen {
         }
     }
 
-    /// Refuses what can be refused unopened. The result is the packets to be opened.
-    fn admit(&mut self, cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
-        let mut good = Slots::NONE;
-        for slot in slots {
-            let found = self.entry(slot);
-            let Some(sa) = cx.tables.sas.get(found.sa as usize) else {
-                burst.drop(slot, DropReason::NoSa);
-                continue;
-            };
-            let meta = burst.meta(slot);
-            let remote = if meta.is_v6() {
-                let outer = Ipv6::at(burst.bytes(cx.umem, slot), usize::from(meta.l3));
-                outer.map_or(0, |outer| outer.source().to_bits())
-            } else {
-                meta.src.into()
-            };
-            let in_udp = meta.proto == protocol::UDP;
-            if (sa.underlay != meta.gateway) | (sa.remote != remote) | (sa.udp != in_udp) {
-                cx.counters.sa(sa.index, SaColumn::Outer, 1);
-                burst.drop(slot, DropReason::EspOuterMismatch);
-                continue;
-            }
-            if sa.ended.load(Relaxed) {
-                cx.counters.sa(sa.index, SaColumn::Expired, 1);
-                burst.drop(slot, DropReason::EspExpired);
-                continue;
-            }
-            if sa.esn {
-                found.sequence = sa.window.esn_guess(found.sequence as u32);
-            }
-            if let Err(refused) = sa.check(found.sequence) {
-                let reason = refusal(cx.counters, sa, refused);
-                burst.drop(slot, reason);
-                continue;
-            }
-            good.insert(slot);
-        }
-        good
-    }
-
-    /// Decrypts all packets of `slots` together; those whose ICV is right are the result.
-    fn open(&self, cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
+    /// Refuses what can be refused unopened, and decrypts all others together. With `FAR`, their associations are known.
+    fn open<const FAR: bool>(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Opened {
+        let (umem, tables, counters) = (cx.umem, cx.tables, cx.counters);
         let mut jobs: ArrayVec<Job<'_>, BURST> = ArrayVec::new();
-        let mut places: ArrayVec<Slot, BURST> = ArrayVec::new();
-        burst.for_each_bytes_mut(cx.umem, slots, |slot, bytes, meta| {
-            let Some(&found) = self.found.get(slot.index()) else { return };
-            let Some(sa) = cx.tables.sas.get(found.sa as usize) else { return };
-            let end = usize::from(meta.l3 + meta.ip_len);
-            let Some(packet) = bytes.get_mut(usize::from(found.at)..end) else { return };
-            let Some((head, text)) = packet.split_at_mut_checked(esp::HEADER_IV_LEN) else { return };
-            let iv = esp::Esp::at(head, 0).map_or([0; 8], |header| header.iv());
-            let aad = if sa.esn {
-                Aad::esn(sa.spi, found.sequence)
-            } else {
-                Aad::new(sa.spi, found.sequence as u32)
+        let mut refused: ArrayVec<(Slot, DropReason), BURST> = ArrayVec::new();
+        let (mut all, mut firsts, mut last) = (Slots::NONE, Slots::NONE, NO_SA);
+        let mut path: Option<Path<'_>> = None;
+        burst.for_each_bytes_mut(umem, slots, |slot, bytes, meta| {
+            let mut refuse = |reason| {
+                // As many as slots at most, so there is room.
+                let _ = refused.try_push((slot, reason));
             };
-            // As many jobs as slots, so there is room.
-            let _ = jobs.try_push(Job::new(&sa.key, iv, aad, text)).map(|()| places.push(slot));
+            let header = match header(bytes, meta) {
+                Ok(Some(header)) => header,
+                Ok(None) => {
+                    counters.worker(WorkerColumn::NonEsp, 1);
+                    cx.lanes.local.insert(slot);
+                    return;
+                }
+                Err(reason) => return refuse(reason),
+            };
+            let (sa, number) = match &path {
+                _ if FAR => {
+                    let number = self.entry(slot).sa;
+                    match admit(tables, counters, number, bytes, meta) {
+                        Ok(sa) => (sa, number),
+                        Err(reason) => return refuse(reason),
+                    }
+                }
+                Some(path) if path.is_of(header.spi, meta) => (path.sa, path.number),
+                _ => match find(tables, counters, header.spi, bytes, meta) {
+                    Ok(new) => {
+                        let new = path.insert(new);
+                        (new.sa, new.number)
+                    }
+                    Err(reason) => return refuse(reason),
+                },
+            };
+            let sequence = if sa.esn { sa.window.esn_guess(header.sequence) } else { header.sequence.into() };
+            if let Err(reason) = sa.check(sequence) {
+                return refuse(refusal(counters, sa, reason));
+            }
+            let packet = bytes.get_mut(header.at..header.end).unwrap_or(&mut []);
+            let Some((head, text)) = packet.split_first_chunk_mut::<{ esp::HEADER_IV_LEN }>() else { return };
+            let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, header.sequence) };
+            if jobs.try_push(Job::new(&sa.key, esp::Esp::new(&*head).iv(), aad, text)).is_ok() {
+                self.entry(slot).sequence = sequence;
+                all.insert(slot);
+                if number != last {
+                    last = number;
+                    self.entry(slot).sa = number;
+                    firsts.insert(slot);
+                }
+            }
         });
         aead::open(&mut jobs);
-        let mut good = Slots::NONE;
-        for (job, slot) in jobs.iter().zip(places) {
-            good.insert_if(slot, job.ok);
+        let good = if jobs.iter().all(|job| job.ok) {
+            all
+        } else {
+            jobs.iter().zip(all).filter(|(job, _)| job.ok).map(|(_, slot)| slot).collect()
+        };
+        drop(jobs);
+        for (slot, reason) in refused {
+            burst.drop(slot, reason);
         }
-        good
+        Opened { all, good, firsts }
     }
+
+    /// Takes the ESP packets off and puts what was in them back to the start.
+    fn strip(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, opened: Opened) {
+        let mut done = Slots::NONE;
+        for first in opened.firsts {
+            let Some(sa) = cx.tables.sas.get(self.entry(first).sa as usize) else { continue };
+            let run = opened.all.run(first, opened.firsts);
+            for slot in run - opened.good {
+                failed(cx.counters, burst, slot, sa, DropReason::EspIntegrity);
+            }
+            let template = Meta {
+                gateway: sa.gateway,
+                ingress_tunnel: sa.tunnel,
+                flags: Flags::FROM_TUNNEL,
+                l4: ipv4::HEADER_LEN as u16,
+                ..Meta::EMPTY
+            };
+            let mut count = Count::default();
+            for slot in run & opened.good {
+                match sa.mark(self.entry(slot).sequence) {
+                    Ok(0) => {}
+                    Ok(lateness) => cx.counters.sa_lateness(sa.index, lateness),
+                    Err(refused) => {
+                        let reason = refusal(cx.counters, sa, refused);
+                        failed(cx.counters, burst, slot, sa, reason);
+                        continue;
+                    }
+                }
+                let lengths = match ordinary(cx.umem, burst, slot, sa.udp, &template) {
+                    Some(lengths) => lengths,
+                    None => any(cx, burst, slot, sa, &template),
+                };
+                count.add(lengths);
+                done.insert_if(slot, lengths.inner != 0);
+            }
+            count_in(cx.counters, sa, count);
+        }
+        cx.lanes.ip |= done;
+    }
+}
+
+/// Offset of the text of an ESP packet, by its metadata.
+#[inline(always)]
+fn text_at(meta: &Meta, in_udp: bool) -> usize {
+    usize::from(meta.l4) + esp::HEADER_IV_LEN + if in_udp { udp::HEADER_LEN } else { 0 }
+}
+
+/// Bytes of an opened packet.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lengths {
+    /// Of what was decrypted; 0 when there is nothing to count.
+    text: u16,
+    /// Of the inner packet; 0 when it was dropped.
+    inner: u16,
+}
+
+/// What is counted of packets of one association that follow each other.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    packets: u64,
+    bytes: u64,
+    inner_packets: u64,
+    inner_bytes: u64,
+}
+
+impl Count {
+    #[inline(always)]
+    fn add(&mut self, lengths: Lengths) {
+        self.packets += u64::from(lengths.text != 0);
+        self.bytes += u64::from(lengths.text);
+        self.inner_packets += u64::from(lengths.inner != 0);
+        self.inner_bytes += u64::from(lengths.inner);
+    }
+}
+
+fn count_in(counters: &WorkerCounters, sa: &SaIn, count: Count) {
+    counters.sa(sa.index, SaColumn::Packets, count.packets);
+    counters.sa(sa.index, SaColumn::Bytes, count.bytes);
+    counters.tunnel_in(sa.tunnel, count.inner_packets, count.inner_bytes);
+}
+
+#[cold]
+fn failed(counters: &WorkerCounters, burst: &mut Burst, slot: Slot, sa: &SaIn, reason: DropReason) {
+    match reason {
+        DropReason::EspIntegrity => counters.sa(sa.index, SaColumn::Integrity, 1),
+        // These have a count of their own, or are no fault.
+        DropReason::EspReplayed | DropReason::EspLate | DropReason::EspDummy => {}
+        _ => counters.sa(sa.index, SaColumn::Malformed, 1),
+    }
+    burst.drop(slot, reason);
+}
+
+/// The ESP header of a packet, and where its parts are.
+struct Header {
+    spi: u32,
+    sequence: u32,
+    /// Offset of the header.
+    at: usize,
+    /// Offset behind the ICV.
+    end: usize,
 }
 
 /// Finds the ESP header of a packet, and refuses what cannot be one.
 ///
 /// `None`: it is no ESP packet after all, but something for the host.
 #[inline(always)]
-fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Found>, DropReason> {
-    let end = usize::from(meta.l3 + meta.ip_len);
-    let l4 = bytes.get(usize::from(meta.l4)..end).ok_or(DropReason::EspLength)?;
-    let (packet, at) = if meta.proto == protocol::UDP {
-        let datagram = udp::parse(l4).map_err(|_| DropReason::EspLength)?;
-        match esp::classify(datagram.payload) {
-            Encapsulated::Esp(packet) => (packet, usize::from(meta.l4) + udp::HEADER_LEN),
-            Encapsulated::Keepalive => return Err(DropReason::NatKeepalive),
-            Encapsulated::Ike(_) => return Ok(None),
-            Encapsulated::Malformed => return Err(DropReason::EspLength),
+fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Header>, DropReason> {
+    let end = usize::from(meta.l3) + usize::from(meta.ip_len);
+    let mut at = usize::from(meta.l4);
+    if meta.proto == protocol::UDP {
+        match in_udp(bytes.get(at..end)) {
+            Ok(true) => at += udp::HEADER_LEN,
+            Ok(false) => return Ok(None),
+            Err(reason) => return Err(reason),
         }
-    } else {
-        (l4, usize::from(meta.l4))
-    };
-    // The datagram must end where the packet does, or what follows would be taken for ciphertext.
-    if at + packet.len() != end || packet.len() < esp::MIN_LEN || packet.len() % esp::ALIGNMENT != 0 {
+    }
+    let packet = bytes.get(at..end).ok_or(DropReason::EspLength)?;
+    if packet.len() < esp::MIN_LEN || packet.len() % esp::ALIGNMENT != 0 {
         return Err(DropReason::EspLength);
     }
     let header = esp::Esp::at(packet, 0).ok_or(DropReason::EspLength)?;
-    Ok(Some(Found { sequence: header.sequence().into(), spi: header.spi().0, sa: NO_SA, at: at as u16 }))
+    Ok(Some(Header { spi: header.spi().0, sequence: header.sequence(), at, end }))
+}
+
+/// Whether ESP is in a UDP datagram for port 4500; otherwise it is for the host.
+fn in_udp(l4: Option<&[u8]>) -> Result<bool, DropReason> {
+    let l4 = l4.ok_or(DropReason::EspLength)?;
+    let datagram = udp::parse(l4).map_err(|_| DropReason::EspLength)?;
+    match esp::classify(datagram.payload) {
+        // The datagram must end where the packet does, or what follows would be taken for ciphertext.
+        Encapsulated::Esp(packet) if udp::HEADER_LEN + packet.len() == l4.len() => Ok(true),
+        Encapsulated::Keepalive => Err(DropReason::NatKeepalive),
+        Encapsulated::Ike(_) => Ok(false),
+        Encapsulated::Esp(_) | Encapsulated::Malformed => Err(DropReason::EspLength),
+    }
+}
+
+/// Source and destination of an outer packet over IPv6.
+fn ends_v6(bytes: &[u8], meta: &Meta) -> (u128, u128) {
+    let outer = Ipv6::at(bytes, usize::from(meta.l3));
+    outer.map_or((0, 0), |outer| (outer.source().to_bits(), outer.destination().to_bits()))
+}
+
+/// Finds the association that a packet names, and whether the packet may come by it.
+#[inline(never)]
+fn find<'a>(
+    tables: &'a Tables,
+    counters: &WorkerCounters,
+    spi: u32,
+    bytes: &[u8],
+    meta: &Meta,
+) -> Result<Path<'a>, DropReason> {
+    let number = if meta.is_v6() {
+        tables.sad_v6.lookup((spi, ends_v6(bytes, meta).1))
+    } else {
+        tables.sad_v4.lookup((spi, meta.dst))
+    };
+    let number = number.unwrap_or(NO_SA);
+    let sa = admit(tables, counters, number, bytes, meta)?;
+    Ok(Path { sa, number, ends: (meta.src, meta.dst), gateway: meta.gateway, proto: meta.proto })
+}
+
+/// The association of this number, if the packet may come by it.
+#[inline(always)]
+fn admit<'a>(
+    tables: &'a Tables,
+    counters: &WorkerCounters,
+    number: u32,
+    bytes: &[u8],
+    meta: &Meta,
+) -> Result<&'a SaIn, DropReason> {
+    let sa = tables.sas.get(number as usize).ok_or(DropReason::NoSa)?;
+    let remote = if meta.is_v6() { ends_v6(bytes, meta).0 } else { meta.src.into() };
+    let in_udp = meta.proto == protocol::UDP;
+    if (sa.underlay != meta.gateway) | (sa.remote != remote) | (sa.udp != in_udp) {
+        counters.sa(sa.index, SaColumn::Outer, 1);
+        return Err(DropReason::EspOuterMismatch);
+    }
+    if sa.ended.load(Relaxed) {
+        counters.sa(sa.index, SaColumn::Expired, 1);
+        return Err(DropReason::EspExpired);
+    }
+    Ok(sa)
 }
 
 #[cold]
@@ -298,64 +447,50 @@ fn refusal(counters: &WorkerCounters, sa: &SaIn, refused: Refused) -> DropReason
     }
 }
 
-/// What is counted of packets of one association that follow each other.
-struct Run<'a> {
-    sa: Option<&'a SaIn>,
-    /// What the metadata of its inner packets begins with.
-    template: Meta,
-    packets: u64,
-    bytes: u64,
-    inner_packets: u64,
-    inner_bytes: u64,
-}
-
-impl<'a> Run<'a> {
-    /// No packets.
-    const NONE: Self =
-        Self { sa: None, template: Meta::EMPTY, packets: 0, bytes: 0, inner_packets: 0, inner_bytes: 0 };
-
-    /// Goes on with a packet of `sa`.
-    #[inline(always)]
-    fn follow(&mut self, counters: &WorkerCounters, sa: &'a SaIn) {
-        if !self.sa.is_some_and(|last| std::ptr::eq(last, sa)) {
-            self.count(counters);
-            let template = Meta {
-                gateway: sa.gateway,
-                ingress_tunnel: sa.tunnel,
-                flags: Flags::FROM_TUNNEL,
-                l4: ipv4::HEADER_LEN as u16,
-                ..Meta::EMPTY
-            };
-            *self = Self { sa: Some(sa), template, ..Self::NONE };
-        }
-    }
-
-    fn count(&self, counters: &WorkerCounters) {
-        let Some(sa) = self.sa else { return };
-        counters.sa(sa.index, SaColumn::Packets, self.packets);
-        counters.sa(sa.index, SaColumn::Bytes, self.bytes);
-        counters.tunnel_in(sa.tunnel, self.inner_packets, self.inner_bytes);
-    }
-}
-
-/// Marks the sequence number, strips the ESP packet off, and reads the inner packet's headers.
+/// Strips the ESP packet off from what nearly all are: an ordinary IPv4 packet behind the padding that aligns, with the
+/// outer packet's ECN. `None`, and nothing changed, for any other.
 #[inline(always)]
+fn ordinary(umem: &Umem, burst: &mut Burst, slot: Slot, in_udp: bool, template: &Meta) -> Option<Lengths> {
+    let (bytes, meta) = burst.packet_mut(umem, slot);
+    let start = text_at(meta, in_udp);
+    let end = usize::from(meta.l3 + meta.ip_len) - esp::ICV_LEN;
+    let text = bytes.get(start..end)?;
+    let trailer = esp::parse_aligning_trailer(text)?;
+    let packet = text.get(..trailer.payload_len)?;
+    let [_, tos, ..] = packet.first_chunk::<{ ipv4::HEADER_LEN }>()?;
+    if (trailer.next_header != protocol::IPV4) | ((tos ^ meta.tos) & 3 != 0) {
+        return None;
+    }
+    let (port, interface, passes) = (meta.port, meta.interface, meta.passes);
+    if !parse::ordinary::inner(template, packet, meta) {
+        return None;
+    }
+    (meta.port, meta.interface, meta.passes) = (port, interface, passes);
+    let lengths = Lengths { text: text.len() as u16, inner: meta.ip_len };
+    burst.frame_mut(slot)?.reframe(start, trailer.payload_len, 0).then_some(lengths)
+}
+
+/// Strips the ESP packet off from whatever was in it, and reads its headers; drops what cannot go on.
+#[inline(never)]
+fn any(cx: &Cx<'_>, burst: &mut Burst, slot: Slot, sa: &SaIn, template: &Meta) -> Lengths {
+    let mut lengths = Lengths::default();
+    if let Err(reason) = inner(cx, burst, slot, sa, template, &mut lengths) {
+        failed(cx.counters, burst, slot, sa, reason);
+    }
+    lengths
+}
+
+/// As [`any`], with the reason for which it is to be dropped.
 fn inner(
-    counters: &WorkerCounters,
-    umem: &Umem,
+    cx: &Cx<'_>,
     burst: &mut Burst,
     slot: Slot,
     sa: &SaIn,
-    found: Found,
-    run: &mut Run<'_>,
+    template: &Meta,
+    lengths: &mut Lengths,
 ) -> Result<(), DropReason> {
-    match sa.mark(found.sequence) {
-        Ok(0) => {}
-        Ok(lateness) => counters.sa_lateness(sa.index, lateness),
-        Err(refused) => return Err(refusal(counters, sa, refused)),
-    }
-    let start = usize::from(found.at) + esp::HEADER_IV_LEN;
-    let (bytes, meta) = burst.packet_mut(umem, slot);
+    let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+    let start = text_at(meta, sa.udp);
     let end = usize::from(meta.l3 + meta.ip_len) - esp::ICV_LEN;
     let text = bytes.get(start..end).ok_or(DropReason::EspLength)?;
     let trailer = esp::parse_trailer(text).map_err(|_| DropReason::EspPadding)?;
@@ -365,31 +500,37 @@ fn inner(
         protocol::NO_NEXT_HEADER => return Err(DropReason::EspDummy),
         _ => return Err(DropReason::EspNextHeader),
     };
-    run.packets += 1;
-    run.bytes += text.len() as u64;
-    let (outer_tos, port, interface, passes) = (meta.tos, meta.port, meta.interface, meta.passes);
+    lengths.text = text.len() as u16;
+    let (tos, port, interface, passes) = (meta.tos, meta.port, meta.interface, meta.passes);
     let frame = burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?;
     if !frame.reframe(start, trailer.payload_len, 0) {
         return Err(DropReason::EspLength);
     }
-    let (bytes, meta) = burst.packet_mut(umem, slot);
-    if v6 || !parse::ordinary::inner(&run.template, bytes, meta) {
-        *meta = Meta { wire_len: meta.wire_len, ..run.template };
-        parse::ip(bytes, meta)?;
-        if meta.is_v6() != v6 {
-            return Err(DropReason::EspNextHeader);
-        }
+    let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+    *meta = Meta { wire_len: meta.wire_len, ..*template };
+    parse::ip(bytes, meta)?;
+    if meta.is_v6() != v6 {
+        return Err(DropReason::EspNextHeader);
     }
     (meta.port, meta.interface, meta.passes) = (port, interface, passes);
-    if (meta.tos ^ outer_tos) & 3 != 0 {
-        if is_alarming(meta.tos & 3, outer_tos & 3) {
-            counters.sa(sa.index, SaColumn::EcnAlarms, 1);
-        }
-        let ecn = ecn(meta.tos & 3, outer_tos & 3).ok_or(DropReason::EcnContradiction)?;
-        set_ecn(bytes, meta, ecn);
+    combine_ecn(cx.counters, sa, bytes, meta, tos)?;
+    lengths.inner = meta.ip_len;
+    Ok(())
+}
+
+/// Makes one of the two ECN fields of a packet.
+fn combine_ecn(
+    counters: &WorkerCounters,
+    sa: &SaIn,
+    packet: &mut [u8],
+    meta: &mut Meta,
+    outer_tos: u8,
+) -> Result<(), DropReason> {
+    if is_alarming(meta.tos & 3, outer_tos & 3) {
+        counters.sa(sa.index, SaColumn::EcnAlarms, 1);
     }
-    run.inner_packets += 1;
-    run.inner_bytes += u64::from(meta.ip_len);
+    let ecn = ecn(meta.tos & 3, outer_tos & 3).ok_or(DropReason::EcnContradiction)?;
+    set_ecn(packet, meta, ecn);
     Ok(())
 }
 

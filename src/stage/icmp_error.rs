@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 
-use super::{Cx, Entry, Resumed};
+use super::{
+    Cx, Entry, Resumed, nat,
+    way_back::{WayBack, way_back},
+};
 use crate::{
-    packet::{Burst, DropReason, Flags, Frame, Meta, Slot},
+    packet::{Burst, DropReason, Flags, Frame, Meta, NatMarks, Slot},
     stats::WorkerColumn,
     table::{
         spd::{Key, NO_POLICY},
@@ -75,24 +78,39 @@ fn build(cx: &mut Cx<'_>, burst: &Burst, slot: Slot, problem: Problem) -> Option
         return None;
     }
     let mut frame = cx.pool.alloc()?;
-    let built = write(cx, burst, slot, problem, &mut frame);
-    let Some(mut error) = built else {
+    let built = way_back(cx.tables, meta).and_then(|back| {
+        let mut error = write(cx, burst, slot, problem, back, &mut frame)?;
+        super::parse::ip(cx.umem.bytes(&frame), &mut error).ok()?;
+        // It goes against the packet's own direction, so NAT turns its addresses, and those it quotes, back.
+        error.flags |= Flags::ORIGINATED;
+        if meta.nat.has(NatMarks::CROSSED) {
+            // From another gateway a packet comes as from a peer. It goes on in the one that the packet came into.
+            error.flags |= Flags::FROM_LOCAL;
+            nat::turn_back(cx, cx.umem.bytes_mut(&mut frame), &mut error)?;
+            error.nat = NatMarks::NONE;
+        }
+        error.gateway = back.gateway;
+        error.flags = error.flags.without(Flags::FROM_LOCAL).with(Flags::FROM_LOCAL, !back.from_local);
+        Some(error)
+    });
+    let Some(error) = built else {
         cx.pool.free(frame);
         cx.counters.worker(WorkerColumn::IcmpSuppressed, 1);
         return None;
     };
-    if super::parse::ip(cx.umem.bytes(&frame), &mut error).is_err() {
-        cx.pool.free(frame);
-        return None;
-    }
-    // It goes against the packet's own direction, so NAT turns its addresses, and those it quotes, back.
-    error.flags = error.flags.with(Flags::FROM_LOCAL, !meta.flags.has(Flags::FROM_LOCAL)) | Flags::ORIGINATED;
     cx.counters.worker(WorkerColumn::Originated, 1);
     Some((frame, error))
 }
 
 /// Writes the error into `frame`; what is known of it apart from what its headers say is the result.
-fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut Frame) -> Option<Meta> {
+fn write(
+    cx: &Cx<'_>,
+    burst: &Burst,
+    slot: Slot,
+    problem: Problem,
+    back: WayBack,
+    frame: &mut Frame,
+) -> Option<Meta> {
     let meta = burst.meta(slot);
     let start = usize::from(meta.l3);
     let packet = burst.bytes(cx.umem, slot).get(start..start + usize::from(meta.ip_len))?;
@@ -101,7 +119,7 @@ fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut F
         let header = Ipv6::at(packet, 0)?;
         let source = header.source();
         let ends = (IpAddr::V6(source), IpAddr::V6(header.destination()));
-        let IpAddr::V6(own) = own_address(cx, meta, ends)? else { return None };
+        let IpAddr::V6(own) = own_address(cx, meta, back, ends)? else { return None };
         if source.is_unspecified() || source.is_multicast() {
             return None;
         }
@@ -127,7 +145,7 @@ fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut F
         let header = Ipv4::at(packet, 0)?;
         let source = header.source();
         let ends = (IpAddr::V4(source), IpAddr::V4(header.destination()));
-        let IpAddr::V4(own) = own_address(cx, meta, ends)? else { return None };
+        let IpAddr::V4(own) = own_address(cx, meta, back, ends)? else { return None };
         let quote = packet.get(..packet.len().min(LONGEST_V4 - ipv4::HEADER_LEN - icmpv4::HEADER_LEN))?;
         let total_len = ipv4::HEADER_LEN + icmpv4::HEADER_LEN + quote.len();
         if !cx.umem.grow_back(frame, total_len) {
@@ -156,23 +174,25 @@ fn write(cx: &Cx<'_>, burst: &Burst, slot: Slot, problem: Problem, frame: &mut F
 
 /// The address the error is sent from: where an IPv6 packet was for the gateway itself, the one it was for (RFC 4443 2.2);
 /// else of the interface the packet came by (RFC 1812 4.3.2.4); out of a tunnel, the one that the gateway keeps for
-/// this.
-fn own_address(cx: &Cx<'_>, meta: &Meta, (like, destination): (IpAddr, IpAddr)) -> Option<IpAddr> {
-    let gateway = cx.tables.gateway(meta.gateway)?;
+/// this. An address of the gateway that the packet came into: those of another may be somebody else's in there.
+fn own_address(
+    cx: &Cx<'_>,
+    meta: &Meta,
+    back: WayBack,
+    (like, destination): (IpAddr, IpAddr),
+) -> Option<IpAddr> {
     if let IpAddr::V6(own) = destination
-        && gateway.own.v6(own.to_bits()).is_some()
+        && cx.tables.gateway(meta.gateway)?.own.v6(own.to_bits()).is_some()
     {
         return Some(destination);
     }
+    let gateway = cx.tables.gateway(back.gateway)?;
     let chosen = || match like {
         IpAddr::V4(_) => gateway.icmp_source.0.map(IpAddr::V4),
         IpAddr::V6(_) => gateway.icmp_source.1.map(IpAddr::V6),
     };
     if meta.flags.has(Flags::FROM_TUNNEL) {
         return within_policies(gateway, meta, like, chosen()).or_else(chosen);
-    }
-    if meta.passes > 0 {
-        return chosen();
     }
     cx.tables.interface(meta.interface)?.address_like(like).or_else(chosen)
 }

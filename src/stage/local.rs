@@ -2,9 +2,9 @@
 
 use std::net::Ipv6Addr;
 
-use super::{Cx, Stage, icmp_error, neighbour, reassemble::is_esp};
+use super::{Cx, Stage, icmp_error, neighbour, reassemble::is_esp, way_back::way_back};
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, Slot},
+    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot},
     stage::icmp_error::Problem,
     stats::WorkerColumn,
     table::tables::Tables,
@@ -84,6 +84,19 @@ impl Stage for Serve {
         for slot in super::take(&mut cx.lanes.local, burst) {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
             match echo(bytes, meta) {
+                Ok(true) if meta.nat.has(NatMarks::CROSSED) => {
+                    // The answer belongs to where the request came in, and goes through NAT there as the request did.
+                    let Some(back) = way_back(cx.tables, meta) else {
+                        burst.drop(slot, DropReason::NatUntranslatable);
+                        continue;
+                    };
+                    meta.gateway = back.gateway;
+                    meta.flags =
+                        meta.flags.without(Flags::FROM_LOCAL).with(Flags::FROM_LOCAL, !back.from_local);
+                    meta.nat = NatMarks::NONE;
+                    cx.lanes.forward.insert(slot);
+                    continue;
+                }
                 Ok(true) => {
                     cx.lanes.lookup.insert(slot);
                     continue;

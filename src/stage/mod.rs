@@ -29,6 +29,7 @@ pub mod rewrite;
 pub mod route;
 pub mod spd;
 pub mod vlan_demux;
+pub mod way_back;
 
 mod cx;
 mod event;

@@ -20,7 +20,7 @@ use self::{
 };
 use super::{Cx, Stage};
 use crate::{
-    packet::{BURST, Burst, DropReason, Flags, Handed, Meta, NO_INTERFACE, NatMarks, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Flags, Handed, Meta, NO_INTERFACE, NatMarks, Slot, Slots, Umem},
     table::{
         gateway_nat::{
             Addresses, Flow, GatewayNat, NatAddress, Outside, SessionRules, has_sessions, service,
@@ -65,6 +65,7 @@ impl Stage for Nat {
         let slots = super::take(&mut cx.lanes.forward, burst);
         fetch(cx, burst, slots);
         let slots = established::pass(cx, burst, slots);
+        let slots = simple(cx, burst, slots);
         if slots.is_empty() {
             return;
         }
@@ -76,6 +77,68 @@ impl Stage for Nat {
             cx.lanes.lookup |= left;
         }
     }
+}
+
+/// The short way of TCP and UDP through a gateway with nothing but 1:1 rules for the VPC's hosts, without conditions: what
+/// [`one_end`] does. The result is those that are left for [`pass`].
+#[inline]
+fn simple(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
+    // The first packet speaks for all: a burst is nearly always of one gateway, and of one way through it.
+    let Some(first) = slots.first().map(|slot| burst.meta(slot)) else { return slots };
+    let nat = cx.tables.gateway(first.gateway).and_then(|gateway| gateway.nat.as_ref());
+    let Some(nat) = nat.filter(|nat| nat.plain && nat.v4.peer.is_empty()) else { return slots };
+    let done = if first.flags.has(Flags::FROM_LOCAL) {
+        simple_end::<true>(cx.umem, nat, burst, slots, first.gateway)
+    } else {
+        simple_end::<false>(cx.umem, nat, burst, slots, first.gateway)
+    };
+    cx.lanes.lookup |= done;
+    slots - done
+}
+
+/// As [`simple`], for packets from the VPC (`SOURCE`) or from peers. The result is those that are done with.
+#[inline(never)]
+fn simple_end<const SOURCE: bool>(
+    umem: &Umem,
+    nat: &GatewayNat,
+    burst: &mut Burst,
+    slots: Slots,
+    gateway: u16,
+) -> Slots {
+    let others = Flags::V6 | Flags::FRAGMENT | Flags::ICMP_ERROR | Flags::OPTIONS;
+    let asked = others | Flags::HAS_PORTS | Flags::FROM_LOCAL;
+    let wanted = Flags::HAS_PORTS.with(Flags::FROM_LOCAL, SOURCE);
+    let rules = &nat.v4.local;
+    let mut done = Slots::NONE;
+    for slot in slots {
+        let (bytes, meta) = burst.packet_mut(umem, slot);
+        if (meta.gateway != gateway)
+            | (meta.flags & asked != wanted)
+            | !matches!(meta.proto, protocol::TCP | protocol::UDP)
+        {
+            continue;
+        }
+        if SOURCE && meta.dst.is_vpc(nat) {
+            done.insert(slot);
+            continue;
+        }
+        let new =
+            if SOURCE { rules.translate_source(meta.src) } else { rules.translate_destination(meta.dst) };
+        if let Some(new) = new {
+            // It may be for an outside address, and then goes through once more.
+            if SOURCE && nat.is_outside(meta.dst) {
+                continue;
+            }
+            let address_delta = Delta::from_bits(new.checksum_delta);
+            let change =
+                Translation { address: new.address, port: None, address_delta, port_delta: Delta::NONE };
+            if rewrite::end::<SOURCE>(bytes, meta, change).is_none() {
+                continue;
+            }
+        }
+        done.insert(slot);
+    }
+    done
 }
 
 /// Takes packets through their gateway's rules. The result is those that are to go through again.
@@ -123,6 +186,25 @@ fn turn(burst: &mut Burst, slot: Slot, again: &mut Slots) {
     // Policies have let it in as what it was.
     meta.flags = meta.flags.without(Flags::FROM_LOCAL) | Flags::ADMITTED;
     again.insert(slot);
+}
+
+/// Takes an ICMP error about a packet that came from another gateway back through the rules of this one, before it goes
+/// on in the other. Its own source is of that other gateway, and stays. `None`: it cannot be turned back.
+pub fn turn_back(cx: &mut Cx<'_>, bytes: &mut [u8], error: &mut Meta) -> Option<()> {
+    let tables = cx.tables;
+    let Some(nat) = tables.gateway(error.gateway)?.nat.as_ref() else { return Some(()) };
+    if error.is_v6() {
+        let source = Ipv6::at(bytes, usize::from(error.l3))?.source().to_bits();
+        let Next::Go = errors::one_v6(nat, bytes, error) else { return None };
+        let header = Ipv6::at(bytes, usize::from(error.l3))?;
+        let (changed, destination) = (header.source().to_bits(), header.destination().to_bits());
+        rewrite::addresses_v6(bytes, error, source, destination)?;
+        return rewrite::after_addresses(bytes, error, Delta::between_u128(changed, source));
+    }
+    let source = error.src;
+    let (Next::Go | Next::Again) = errors::one(cx, nat, bytes, error) else { return None };
+    let change = Delta::between_u32(error.src, source);
+    rewrite::addresses_v4(bytes, error, source, error.dst, change)
 }
 
 /// The interface that a packet came by, where it is known.

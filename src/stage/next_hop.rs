@@ -7,7 +7,7 @@ use crate::{
     packet::{BURST, Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
     stage::{esp_seal::NEAR_TUNNELS, icmp_error::Problem},
     table::{
-        choice::{Choice, Needs, flow_hash},
+        choice::{Choice, Needs, Standing, flow_hash},
         interface::Side,
         neighbour::NeighbourKey,
         next_hops::Hop,
@@ -42,13 +42,14 @@ impl Stage for NextHop {
         if cx.tables.tunnels.len() > NEAR_TUNNELS {
             fetch(cx.tables, burst, slots);
         }
-        let mut way = WayOut::NONE;
+        let (mut way, mut ways, mut met) = (WayOut::NONE, [WayOut::NONE; WAYS], Met::NONE);
         let (mut passed, mut too_big, mut sealed) = (Slots::NONE, Slots::NONE, Slots::NONE);
         for slot in slots {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-            // What a burst has is mostly packets in a row that go one way.
-            if !way.is_of(meta) && !choose(cx.tables, bytes, meta, &way) {
-                way = WayOut::find(cx.tables, meta).unwrap_or(WayOut::NONE);
+            // What a burst has is mostly packets in a row that go one way, or several that take turns.
+            if !way.is_of(meta) {
+                met.choose(cx.tables, bytes, meta);
+                way = found(cx.tables, meta, &mut ways);
                 if !way.is_of(meta) {
                     if let Err(refusal) = stay(cx, bytes, meta, slot) {
                         refuse(cx, burst, slot, refusal);
@@ -98,7 +99,11 @@ fn refuse(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, (reason, problem): Ref
     }
 }
 
-/// A way out of a gateway: found once for packets in a row that take the same.
+/// Ways out that a burst remembers.
+const WAYS: usize = 8;
+
+/// A way out of a gateway: found once for the packets of a burst that take the same.
+#[derive(Clone, Copy)]
 struct WayOut {
     /// Whose way: the number of the next hop, and the tunnel where that is [`Target::BY_POLICY`].
     next_hop: u32,
@@ -175,26 +180,49 @@ impl WayOut {
     }
 }
 
-/// Where several ways lead to the packet's destination, takes the one for its flow. The result is whether that is
-/// `way`, so that nothing has to be found out about it again.
+/// The packet's way out, as it was found before in this burst, or found now.
 #[inline]
-fn choose(tables: &Tables, bytes: &[u8], meta: &mut Meta, way: &WayOut) -> bool {
-    let Some(Hop::Choice(choice)) = tables.next_hops.get(meta.next_hop) else { return false };
-    if let Some(chosen) = chosen(tables, choice, bytes, meta) {
-        meta.next_hop = chosen;
+#[expect(clippy::indexing_slicing, reason = "a number modulo the length of an array is a place in it")]
+fn found(tables: &Tables, meta: &Meta, ways: &mut [WayOut; WAYS]) -> WayOut {
+    let known = &mut ways[meta.next_hop as usize % WAYS];
+    if !known.is_of(meta) {
+        *known = WayOut::find(tables, meta).unwrap_or(WayOut::NONE);
     }
-    way.is_of(meta)
+    *known
 }
 
-/// The next hop for the packet's flow of those that are up. What the gateway itself sends takes the best one even when
-/// none is: it may find out that one works again.
-fn chosen(tables: &Tables, choice: &Choice, bytes: &[u8], meta: &Meta) -> Option<u32> {
-    let standing = choice.standing(&tables.liveness);
-    let standing = match standing {
-        None if meta.flags.has(Flags::ORIGINATED) => choice.regardless(),
-        standing => standing,
-    };
-    standing?.pick(|| flow_hash(bytes, meta))
+/// The choice that packets of a burst met last, and which of its members stand: found once for those in a row.
+struct Met<'a> {
+    number: u32,
+    choice: Option<&'a Choice>,
+    standing: Option<Standing<'a>>,
+}
+
+impl<'a> Met<'a> {
+    /// None: no next hop has this number.
+    const NONE: Self = Self { number: WayOut::NONE.next_hop, choice: None, standing: None };
+
+    /// Where several ways lead to the packet's destination, takes the one for its flow of those that are up. What the
+    /// gateway itself sends takes the best one even when none is: it may find out that one works again.
+    #[inline]
+    fn choose(&mut self, tables: &'a Tables, bytes: &[u8], meta: &mut Meta) {
+        if meta.next_hop != self.number {
+            let choice = match tables.next_hops.get(meta.next_hop) {
+                Some(Hop::Choice(choice)) => Some(&**choice),
+                _ => None,
+            };
+            let standing = choice.and_then(|choice| choice.standing(&tables.liveness));
+            *self = Self { number: meta.next_hop, choice, standing };
+        }
+        let Some(choice) = self.choice else { return };
+        let standing = match self.standing {
+            None if meta.flags.has(Flags::ORIGINATED) => choice.regardless(),
+            standing => standing,
+        };
+        if let Some(chosen) = standing.and_then(|standing| standing.pick(|| flow_hash(bytes, meta))) {
+            meta.next_hop = chosen;
+        }
+    }
 }
 
 /// Why a packet may not go a way that is not for it.
@@ -236,10 +264,15 @@ fn stay(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Resul
                 return Err((DropReason::TooManyPasses, None));
             }
             lower_ttl(bytes, meta)?;
+            if meta.nat.has(NatMarks::CROSSED)
+                && cx.tables.gateway(meta.gateway).is_some_and(|between| between.nat.is_some())
+            {
+                meta.nat = meta.nat.with(NatMarks::CHANGED_BETWEEN);
+            }
             meta.passes += 1;
             meta.gateway = gateway;
             // What NAT found out about its route was of the gateway before.
-            meta.nat = meta.nat.without(NatMarks::ROUTE_AS_SEEN);
+            meta.nat = meta.nat.without(NatMarks::ROUTE_AS_SEEN).with(NatMarks::CROSSED);
             // Another gateway is a peer to this one, whichever side the packet came from at first.
             meta.flags = meta.flags.without(Flags::FROM_LOCAL);
             cx.lanes.ip.insert(slot);

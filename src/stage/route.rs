@@ -76,8 +76,12 @@ fn look_up<A: Address>(
         }
         return done;
     }
-    done = slots.filter(|slot| is_of(burst.meta(slot)));
-    let addresses: ArrayVec<A, BURST> = done.into_iter().map(|slot| destination(burst, slot)).collect();
+    let mut addresses = ArrayVec::<A, BURST>::new();
+    for slot in slots {
+        if is_of(burst.meta(slot)) && addresses.try_push(destination(burst, slot)).is_ok() {
+            done.insert(slot);
+        }
+    }
     let mut found = [NO_ROUTE; BURST];
     routes.lookup_burst(&addresses, &mut found);
     for (slot, next_hop) in done.into_iter().zip(found) {

@@ -6,10 +6,9 @@ use super::{Cx, Stage, quoted};
 use crate::{
     packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
     table::{
-        address::Address,
         prefetch::prefetch_read,
-        spd::{self, Key, Key4, Key6, Keys, NO_POLICY, Rule},
-        tables::{Gateway, NextHop, PolicyAction},
+        spd::{self, Few, Key, Key4, Key6, Keys, NO_POLICY},
+        tables::{Gateway, NO_TUNNEL, NextHop, PolicyAction},
     },
     wire::{ip::protocol, ipv6::Ipv6},
 };
@@ -53,6 +52,22 @@ fn key<A>(meta: &Meta, source: A, destination: A, reversed: bool) -> Key<A> {
     Key { source: plain.destination, destination: plain.source, source_port, destination_port, ..plain }
 }
 
+/// What few rules say of a packet. Not by way of a key, of which the compiler makes a vector and takes that apart again.
+#[inline(always)]
+fn find(few: &Few, meta: &Meta, reversed: bool) -> u32 {
+    let icmp = matches!(meta.proto, protocol::ICMPV4 | protocol::ICMPV6);
+    let (first, second) = if reversed { (meta.dport, meta.sport) } else { (meta.sport, meta.dport) };
+    let (mut first, mut second) = (u32::from(first), u32::from(second));
+    if icmp {
+        (first, second) = (u32::from(meta.dport >> 8), u32::from(meta.dport & 0xff));
+    }
+    if !has_ports(meta) {
+        (first, second) = (spd::OPAQUE, spd::OPAQUE);
+    }
+    let ends = if reversed { (meta.dst, meta.src) } else { (meta.src, meta.dst) };
+    few.find(ends, (first, second), meta.proto)
+}
+
 fn key_v4(meta: &Meta, reversed: bool) -> Key4 {
     key(meta, meta.src, meta.dst, reversed)
 }
@@ -75,23 +90,40 @@ enum Way {
 /// The counters of so many policies stay in the caches near the core by themselves.
 const NEAR_POLICIES: usize = 256;
 
-/// What is counted of packets that follow each other and that one policy decides about.
-#[derive(Default)]
-struct Run {
+/// Packets that follow each other, that one policy decides about, and that came the same way: decided about once.
+struct Run<'a, V> {
     policy: u32,
+    /// The tunnel they came out of, or [`NO_TUNNEL`].
+    from: u16,
+    action: Option<&'a PolicyAction>,
+    verdict: V,
     packets: u64,
     bytes: u64,
 }
 
-impl Run {
+impl<'a, V: Copy> Run<'a, V> {
+    fn new(verdict: V) -> Self {
+        Self { policy: NO_POLICY, from: NO_TUNNEL, action: None, verdict, packets: 0, bytes: 0 }
+    }
+
+    /// Goes on with a packet that `policy` decides about.
     #[inline(always)]
-    fn add(&mut self, cx: &Cx<'_>, gateway: &Gateway, way: Way, policy: u32, bytes: u16) {
-        if self.policy != policy {
+    fn follow(
+        &mut self,
+        cx: &Cx<'a>,
+        gateway: &'a Gateway,
+        way: Way,
+        (policy, meta): (u32, &Meta),
+        judge: impl FnOnce(&Cx<'_>, u16, Option<&PolicyAction>) -> V,
+    ) {
+        let from = if meta.flags.has(Flags::FROM_TUNNEL) { meta.ingress_tunnel } else { NO_TUNNEL };
+        if (self.policy != policy) | (self.from != from) | (self.packets == 0) {
             self.count(cx, gateway, way);
-            *self = Self { policy, ..Self::default() };
+            let action = gateway.actions.get(policy as usize);
+            *self = Self { policy, from, action, verdict: judge(cx, from, action), packets: 0, bytes: 0 };
         }
         self.packets += 1;
-        self.bytes += u64::from(bytes);
+        self.bytes += u64::from(meta.ip_len);
     }
 
     fn count(&self, cx: &Cx<'_>, gateway: &Gateway, way: Way) {
@@ -106,72 +138,81 @@ impl Run {
     }
 }
 
-/// Looks up what `keys` give for a burst in the rules of one IP version.
-#[inline(always)]
-fn search<A: Address>(
-    few: Option<&[Rule<A>]>,
-    keys: impl Iterator<Item = Key<A>>,
-    found: &mut [u32; BURST],
-    many: impl FnOnce(&[Key<A>], &mut [u32]),
-) {
-    match few {
-        Some(rules) => {
+/// Looks up what `keys` give for a burst among many rules, or a few of IPv6.
+fn search(gateway: &Gateway, cx: &Cx<'_>, burst: &Burst, slots: Slots, v6: bool, way: Way) -> [u32; BURST] {
+    let (spd, reversed) = (&gateway.spd, way == Way::In);
+    let mut found = [NO_POLICY; BURST];
+    if spd.is_empty() {
+        return found;
+    }
+    if v6 {
+        let keys = slots.into_iter().map(|s| key_v6(burst.bytes(cx.umem, s), burst.meta(s), reversed));
+        if let Some(rules) = spd.few_v6() {
             let mut list = Keys::default();
             keys.for_each(|key| list.push(&key));
-            spd::choose(rules, &list, found);
+            spd::choose(rules, &list, &mut found);
+        } else {
+            let keys: ArrayVec<Key6, BURST> = keys.collect();
+            spd.lookup_burst_v6(&keys, &mut found);
         }
-        None => {
-            let keys: ArrayVec<Key<A>, BURST> = keys.collect();
-            many(&keys, found);
+    } else {
+        let keys: ArrayVec<Key4, BURST> =
+            slots.into_iter().map(|slot| key_v4(burst.meta(slot), reversed)).collect();
+        spd.lookup_burst_v4(&keys, &mut found);
+    }
+    if gateway.actions.len() > NEAR_POLICIES {
+        for policy in found {
+            if let Some(cell) = cx.counters.policy_line(gateway.first_policy + policy as usize) {
+                prefetch_read(cell);
+            }
         }
     }
+    found
 }
 
-/// Calls `decide` for each packet with the action of the policy that matches it, if any.
+/// Calls `carry_out` for each packet with what `judge` says of the policy that matches it, if any, and of the tunnel that
+/// the packet came out of; and with what that policy does.
 #[inline(always)]
-fn look_up(
-    cx: &mut Cx<'_>,
+fn look_up<'a, V: Copy>(
+    cx: &mut Cx<'a>,
     burst: &mut Burst,
     slots: Slots,
     way: Way,
-    mut decide: impl FnMut(&mut Cx<'_>, &mut Burst, Slot, Option<PolicyAction>),
+    judge: impl Fn(&Cx<'_>, u16, Option<&PolicyAction>) -> V,
+    mut carry_out: impl FnMut(&mut Cx<'a>, &mut Burst, Slot, V, Option<PolicyAction>),
 ) {
-    let (tables, umem) = (cx.tables, cx.umem);
-    let reversed = way == Way::In;
+    let tables = cx.tables;
     let mut left = slots;
     // Packets of one gateway and one IP version are looked up together; a burst is nearly always of one kind.
     while let Some(first) = left.first() {
         let (number, v6) = (burst.meta(first).gateway, burst.meta(first).is_v6());
-        let same = left.filter(|slot| {
-            let meta = burst.meta(slot);
-            (meta.gateway == number) & (meta.is_v6() == v6)
-        });
-        left -= same;
-        let Some(gateway) = tables.gateway(number) else { continue };
-        if gateway.spd.is_empty() {
-            same.into_iter().for_each(|slot| decide(cx, burst, slot, None));
+        let is_same = |meta: &Meta| (meta.gateway == number) & (meta.is_v6() == v6);
+        let Some(gateway) = tables.gateway(number) else {
+            left -= left.filter(|slot| is_same(burst.meta(slot)));
             continue;
-        }
-        let mut found = [NO_POLICY; BURST];
-        let spd = &gateway.spd;
-        if v6 {
-            let keys = same.into_iter().map(|s| key_v6(burst.bytes(umem, s), burst.meta(s), reversed));
-            search(spd.few_v6(), keys, &mut found, |keys, found| spd.lookup_burst_v6(keys, found));
-        } else {
-            let keys = same.into_iter().map(|slot| key_v4(burst.meta(slot), reversed));
-            search(spd.few_v4(), keys, &mut found, |keys, found| spd.lookup_burst_v4(keys, found));
-        }
-        if gateway.actions.len() > NEAR_POLICIES {
-            for policy in found {
-                if let Some(cell) = cx.counters.policy_line(gateway.first_policy + policy as usize) {
-                    prefetch_read(cell);
+        };
+        let mut run = Run::new(judge(cx, NO_TUNNEL, None));
+        if !v6 && let Some(few) = gateway.spd.few_v4() {
+            let mut others = Slots::NONE;
+            for slot in left {
+                let meta = burst.meta(slot);
+                if !is_same(meta) {
+                    others.insert(slot);
+                    continue;
                 }
+                let policy = find(few, meta, way == Way::In);
+                run.follow(cx, gateway, way, (policy, meta), &judge);
+                carry_out(cx, burst, slot, run.verdict, run.action.copied());
             }
-        }
-        let mut run = Run::default();
-        for (slot, policy) in same.into_iter().zip(found) {
-            run.add(cx, gateway, way, policy, burst.meta(slot).ip_len);
-            decide(cx, burst, slot, gateway.actions.get(policy as usize).copied());
+            left = others;
+        } else {
+            let same = left.filter(|slot| is_same(burst.meta(slot)));
+            left -= same;
+            let found = search(gateway, cx, burst, same, v6, way);
+            for (slot, policy) in same.into_iter().zip(found) {
+                run.follow(cx, gateway, way, (policy, burst.meta(slot)), &judge);
+                carry_out(cx, burst, slot, run.verdict, run.action.copied());
+            }
         }
         run.count(cx, gateway, way);
     }
@@ -211,44 +252,37 @@ impl Stage for SpdInbound {
         if slots.is_empty() {
             return;
         }
-        // The tunnel of the packet before, and whether a route leads into it.
-        let mut last = (None, false);
-        look_up(cx, burst, slots, Way::In, |cx, burst, slot, action| {
-            let meta = burst.meta(slot);
-            if quoted::is_error(meta.flags) {
-                match error(cx, burst, slot, action) {
-                    Some(reason) => burst.drop(slot, reason),
-                    None => burst.meta_mut(slot).flags |= Flags::ADMITTED,
-                }
-                return;
-            }
-            let verdict = if meta.flags.has(Flags::FROM_TUNNEL) {
-                let fits = match action {
-                    Some(PolicyAction::Protect(by)) => by.has(meta.ingress_tunnel),
-                    // A route leads into the tunnel, so what comes out is bound by no selectors.
-                    Some(PolicyAction::Bypass) | None => {
-                        if last.0 != Some(meta.ingress_tunnel) {
-                            let tunnel = cx.tables.tunnel(meta.ingress_tunnel);
-                            last = (Some(meta.ingress_tunnel), tunnel.is_some_and(|t| t.routed));
-                        }
-                        last.1
-                    }
-                    Some(PolicyAction::Discard) => false,
-                };
-                (!fits).then_some(DropReason::PolicyMismatch)
+        look_up(cx, burst, slots, Way::In, verdict, |cx, burst, slot, verdict, action| {
+            let refused = if quoted::is_error(burst.meta(slot).flags) {
+                error(cx, burst, slot, action)
             } else {
-                match action {
-                    Some(PolicyAction::Protect(_)) => Some(DropReason::PolicyUnprotected),
-                    Some(PolicyAction::Discard) => Some(DropReason::PolicyDiscard),
-                    Some(PolicyAction::Bypass) | None => None,
-                }
+                verdict
             };
-            match verdict {
+            match refused {
                 Some(reason) => burst.drop(slot, reason),
                 None => burst.meta_mut(slot).flags |= Flags::ADMITTED,
             }
         });
     }
+}
+
+/// Why packets may not come in that came out of the tunnel `from`, or in the clear where that is [`NO_TUNNEL`], and of
+/// which policies say `action`.
+fn verdict(cx: &Cx<'_>, from: u16, action: Option<&PolicyAction>) -> Option<DropReason> {
+    if from == NO_TUNNEL {
+        return match action {
+            Some(PolicyAction::Protect(_)) => Some(DropReason::PolicyUnprotected),
+            Some(PolicyAction::Discard) => Some(DropReason::PolicyDiscard),
+            Some(PolicyAction::Bypass) | None => None,
+        };
+    }
+    let fits = match action {
+        Some(PolicyAction::Protect(by)) => by.has(from),
+        // A route leads into the tunnel, so what comes out is bound by no selectors.
+        Some(PolicyAction::Bypass) | None => cx.tables.tunnel(from).is_some_and(|tunnel| tunnel.routed),
+        Some(PolicyAction::Discard) => false,
+    };
+    (!fits).then_some(DropReason::PolicyMismatch)
 }
 
 /// Whether policies let an ICMP error in (RFC 4301 6): by its own headers, of which `action` is what they say, and by
@@ -285,20 +319,33 @@ fn error(cx: &Cx<'_>, burst: &Burst, slot: Slot, action: Option<PolicyAction>) -
     }
 }
 
-/// What policies say of a packet; of an ICMP error that none names, where replies to the packet that it quotes would go:
-/// back into the tunnel that this came out of (RFC 4301 6.2).
-#[inline(always)]
-fn or_of_replies(
-    cx: &Cx<'_>,
-    burst: &Burst,
-    slot: Slot,
-    action: Option<PolicyAction>,
-) -> Option<PolicyAction> {
-    if action.is_some() || !quoted::is_error(burst.meta(slot).flags) {
-        return action;
-    }
+/// What becomes of an ICMP error that no policy names: it goes where replies to the packet that it quotes would go, back into
+/// the tunnel that this came out of (RFC 4301 6.2).
+#[cold]
+fn of_replies(cx: &Cx<'_>, burst: &Burst, slot: Slot) -> Outcome {
     let replies = quoted::action(cx, burst, slot, true).ok().flatten();
-    replies.filter(|action| matches!(action, PolicyAction::Protect(_)))
+    match outcome(cx, replies.as_ref()) {
+        Outcome::Seal(tunnel) => Outcome::Seal(tunnel),
+        Outcome::Discard | Outcome::Route => Outcome::Route,
+    }
+}
+
+/// What becomes of packets that policies decide about.
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    /// Into this tunnel.
+    Seal(u16),
+    /// On to the route table.
+    Route,
+    Discard,
+}
+
+fn outcome(cx: &Cx<'_>, action: Option<&PolicyAction>) -> Outcome {
+    match action {
+        Some(PolicyAction::Protect(by)) => Outcome::Seal(by.choose(&cx.tables.liveness)),
+        Some(PolicyAction::Bypass) | None => Outcome::Route,
+        Some(PolicyAction::Discard) => Outcome::Discard,
+    }
 }
 
 impl Stage for SpdOutbound {
@@ -306,18 +353,24 @@ impl Stage for SpdOutbound {
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = cx.lanes.lookup & burst.live();
-        look_up(cx, burst, slots, Way::Out, |cx, burst, slot, action| {
-            match or_of_replies(cx, burst, slot, action) {
-                Some(PolicyAction::Protect(by)) => {
+        let judge = |cx: &Cx<'_>, _, action: Option<&PolicyAction>| (outcome(cx, action), action.is_none());
+        let mut sealed = Slots::NONE;
+        look_up(cx, burst, slots, Way::Out, judge, |cx, burst, slot, (mut result, nothing), _| {
+            if nothing && quoted::is_error(burst.meta(slot).flags) {
+                result = of_replies(cx, burst, slot);
+            }
+            match result {
+                Outcome::Seal(tunnel) => {
                     let meta = burst.meta_mut(slot);
-                    meta.tunnel = by.choose(&cx.tables.liveness);
+                    meta.tunnel = tunnel;
                     meta.next_hop = NextHop::BY_POLICY;
-                    cx.lanes.lookup.remove(slot);
-                    cx.lanes.chosen.insert(slot);
+                    sealed.insert(slot);
                 }
-                Some(PolicyAction::Discard) => burst.drop(slot, DropReason::PolicyDiscard),
-                Some(PolicyAction::Bypass) | None => {}
+                Outcome::Discard => burst.drop(slot, DropReason::PolicyDiscard),
+                Outcome::Route => {}
             }
         });
+        cx.lanes.lookup -= sealed;
+        cx.lanes.chosen |= sealed;
     }
 }

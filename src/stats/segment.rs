@@ -67,13 +67,12 @@ impl Segment {
         Ok(Self { map, first: 0, count: layout.block() * layout.workers, layout, file: None })
     }
 
-    /// A segment in a file that others may read. An older file of this name is replaced, not overwritten, so that
-    /// whoever has it mapped keeps a consistent, if old, picture. The file goes when the segment is dropped, unless
-    /// a newer one has taken its place.
+    /// A segment in a file that others may read, once it is shown. The file goes when the segment is dropped, unless a
+    /// newer one has taken its place.
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn create(path: &Path, layout: Layout) -> Result<Self, SegmentError> {
+    pub fn hidden(path: &Path, layout: Layout) -> Result<Self, SegmentError> {
         let failed = |source| SegmentError::Io { path: path.into(), source };
         let text = serde_json::to_vec(&layout).map_err(|e| failed(e.into()))?;
         let first = (HEADER + text.len()).next_multiple_of(PAGE);
@@ -85,7 +84,7 @@ impl Segment {
         }
         header.extend_from_slice(&text);
 
-        let new = path.with_extension("new");
+        let new = hidden(path);
         let _ = fs::remove_file(&new);
         let mut open = OpenOptions::new();
         let file = open.read(true).write(true).create_new(true).mode(0o644).open(&new).map_err(failed)?;
@@ -93,9 +92,28 @@ impl Segment {
         io::Write::write_all(&mut &file, &header).map_err(failed)?;
         let map = MmapRaw::map_raw(&file).map_err(failed)?;
         let made = file.metadata().map_err(failed)?;
-        fs::rename(&new, path).map_err(failed)?;
         let count = layout.block() * layout.workers;
         Ok(Self { map, first, count, layout, file: Some((path.into(), (made.dev(), made.ino()))) })
+    }
+
+    /// Gives the file its name. An older one is replaced, not overwritten, so that whoever has it mapped keeps a
+    /// consistent, if old, picture.
+    ///
+    /// # Errors
+    /// The file cannot be moved.
+    pub fn show(&self) -> Result<(), SegmentError> {
+        let Some((path, _)) = &self.file else { return Ok(()) };
+        fs::rename(hidden(path), path).map_err(|source| SegmentError::Io { path: path.clone(), source })
+    }
+
+    /// A segment in a file that others may read from now on.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn create(path: &Path, layout: Layout) -> Result<Self, SegmentError> {
+        let segment = Self::hidden(path, layout)?;
+        segment.show()?;
+        Ok(segment)
     }
 
     /// What the segment holds.
@@ -118,12 +136,18 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if let Some((path, identity)) = &self.file
-            && fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == *identity)
-        {
-            let _ = fs::remove_file(path);
+        let Some((path, identity)) = &self.file else { return };
+        for name in [path, &hidden(path)] {
+            if fs::metadata(name).is_ok_and(|found| (found.dev(), found.ino()) == *identity) {
+                let _ = fs::remove_file(name);
+            }
         }
     }
+}
+
+/// The name of a segment's file until it is shown.
+fn hidden(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 /// The readers' side: a segment of another process, mapped for reading.
@@ -243,6 +267,23 @@ mod tests {
         assert!(Reader::open(&path).is_ok());
         drop(new);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_hidden_segment_leaves_the_file_of_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        let old = Segment::create(&path, layout()).unwrap();
+        let new = Segment::hidden(&path, layout()).unwrap();
+        old.cells()[0].store(1, Ordering::Relaxed);
+        let first = || Reader::open(&path).unwrap().cell(0, 0);
+        assert_eq!(first(), 1);
+        new.cells()[0].store(2, Ordering::Relaxed);
+        new.show().unwrap();
+        assert_eq!(first(), 2);
+        drop(Segment::hidden(&path, layout()).unwrap());
+        assert_eq!(first(), 2);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub mod lpm;
 pub mod nat;
 pub mod neighbour;
 pub mod next_hops;
+pub mod pages;
 pub mod path;
-pub mod prefetch;
 pub mod probe;
 pub mod rib;
 pub mod sad;
@@ -30,3 +30,5 @@ pub mod session;
 pub mod spd;
 pub mod tables;
 pub mod tunnel;
+
+pub use crate::packet::prefetch;

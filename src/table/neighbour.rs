@@ -240,11 +240,11 @@ impl NeighbourTable {
                     && slot.address_high.load(Ordering::Relaxed) == high
                     && slot.tag.load(Ordering::Relaxed) == tag
                 {
-                    // The key belongs to this generation only if the generation still stands after it was read.
+                    // The key belongs to this generation only if the generation still stands after it was read,
+                    // and is whole only if the word was not that of a free slot before.
                     fence(Ordering::Acquire);
                     let id = NeighbourId::new(place, word);
-                    let after = slot.word.load(Ordering::Relaxed);
-                    if id.names(after) && NeighbourState::of(after).is_some() {
+                    if NeighbourState::of(word).is_some() && id.names(slot.word.load(Ordering::Relaxed)) {
                         return Some(id);
                     }
                 }
@@ -459,6 +459,12 @@ impl NeighbourWriter {
         }
         self.queue(id.slot() as u32, state, now);
         true
+    }
+
+    /// How many entries are pinned.
+    #[must_use]
+    pub fn pinned(&self) -> usize {
+        self.pins.iter().filter(|pins| **pins > 0).count()
     }
 
     /// Removes an entry. False when it is pinned or gone.

@@ -328,6 +328,16 @@ impl SaIn {
         }
         self.window.mark(sequence)
     }
+
+    /// [`Window::mark_all`], likewise.
+    #[inline]
+    pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        if self.former.is_some() {
+            numbers.iter().enumerate().for_each(|(place, number)| each(place, self.mark(*number)));
+        } else {
+            self.window.mark_all(numbers, each);
+        }
+    }
 }
 
 /// A window in whose place another of a different size has come.

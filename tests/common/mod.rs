@@ -153,6 +153,12 @@ impl Lab {
         self.dropped();
     }
 
+    /// The same for a host that others wait for: whatever comes for it then stays there.
+    pub fn meet_quietly(&mut self, host: &Host, address: &str, own: &str) {
+        let asked = arp(1, (host.mac, address), ([0; 6], own));
+        self.send(host.port, &frame(BROADCAST, host.mac, &host.tags, ARP, &asked));
+    }
+
     /// Puts a frame on a port's wire and lets the gateway work.
     pub fn send(&mut self, port: usize, bytes: &[u8]) {
         assert!(self.ends[port].send(bytes));

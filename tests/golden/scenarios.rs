@@ -1,7 +1,7 @@
 //! What happens to the gateways of `pipelines/`: named packets, from hosts that answer ARP.
 
 #[path = "vpn.rs"]
-mod vpn;
+pub mod vpn;
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -1,7 +1,7 @@
 //! The VPN product's scenarios and a line divided by VLANs: what data centres' boxes seal, and what the gateway makes of
 //! it.
 
-use super::{Case, Scene, Station, conversation, read};
+use super::{Case, MS, Scene, Station, conversation, read};
 use crate::common::frame::*;
 
 /// A data centre: its letter in names, and its number in addresses.
@@ -142,6 +142,64 @@ fn two_lines() -> Case {
     scene.case
 }
 
+/// When the router of the line that is in use falls silent, and when it is there again, after the first packet.
+pub const SILENT: std::ops::Range<u64> = 5_000 * MS..9_000 * MS;
+/// A datagram every so often, with its number as the destination port.
+pub const EVERY: u64 = 100 * MS;
+pub const DATAGRAMS: u16 = 235;
+pub const FIRST_PORT: u16 = 20_000;
+
+/// Two lines of which one stands by; the router of the other answers no probe for a while.
+///
+/// What routers answer quotes the gateway's own probes, so it is made from what a run without answers sends. Whether
+/// they are answered changes nothing about when probes go, as long as the clock stops at the same times: here every
+/// tenth of a second, and at the answers, which is never when a probe is due.
+fn lost_line() -> Case {
+    let mut scene = Scene::new("direct-connect-standby", "gateway.toml", "lost-line");
+    let routers =
+        [("line-1", 301, 1, "192.0.2.1", "192.0.2.2"), ("line-2", 302, 5, "192.0.2.5", "192.0.2.6")];
+    let start = scene.now;
+    for n in 0..DATAGRAMS {
+        let now = start + u64::from(n) * EVERY;
+        if n % 80 == 0 {
+            // Routers ask from time to time, and so stay known.
+            for (place, (port, vlan, last, own, gateway)) in routers.into_iter().enumerate() {
+                scene.now = now + (place as u64 + 2) * 5 * MS - 10 * MS;
+                scene.at(port, vlan, last).arp(own, gateway);
+            }
+        }
+        scene.now = now + 20 * MS;
+        let mut host = scene.at("vpc", 20, 10);
+        if n == 0 {
+            host.arp(VPC, "10.200.0.1");
+        }
+        host.send(&udp(VPC, "10.1.0.10", (5_000, FIRST_PORT + n), b"by which line?"));
+    }
+    let (inputs, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (port, capture) in &scene.case.inputs {
+        crate::write(&inputs.path().join(format!("{port}.in.pcap")), capture);
+    }
+    let (sent, _) = crate::replay(&scene.case, inputs.path(), out.path());
+    for (port, vlan, last, own, gateway) in routers {
+        for (time, bytes) in &sent[port] {
+            let frame = read_frame(bytes);
+            if frame.ether_type != IPV4 || *time >= start + u64::from(DATAGRAMS) * EVERY {
+                continue;
+            }
+            let packet = Ip::read(&frame.payload);
+            let asks = packet.proto == ICMP && packet.payload[0] == 8 && packet.dst.to_string() == own;
+            if !asks || port == "line-1" && SILENT.contains(&(time - start)) {
+                continue;
+            }
+            let word = packet.payload[4..8].try_into().unwrap();
+            scene.now = time + 15 * MS - 10 * MS;
+            scene.at(port, vlan, last).send(&icmp(own, gateway, 0, 0, word, &packet.payload[8..]));
+        }
+        scene.case.inputs.entry(port).or_default().sort_by_key(|(time, _)| *time);
+    }
+    scene.case
+}
+
 /// Every case, those that others are made from first.
 pub fn cases(update: bool) -> Vec<Case> {
     let nothing = |_: &mut Scene| {};
@@ -200,6 +258,7 @@ pub fn cases(update: bool) -> Vec<Case> {
     ];
     all.extend(scenario(update, "vpn-standby-many-vpcs", &one, &hosts, second_line));
     all.push(two_lines());
+    all.push(lost_line());
     all.push(vlans());
     all
 }

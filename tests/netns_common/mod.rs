@@ -2,6 +2,8 @@
 //! own stacks as hosts. What a test makes goes when it ends, in whatever way.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod echoes;
+
 use std::{
     collections::HashMap,
     os::unix::fs::MetadataExt,
@@ -171,6 +173,22 @@ impl Site {
         let (good, text) = self.run(namespace, line);
         assert!(good, "{line}: {text}\nidc: {}\ncloud: {}", self.log("idc"), self.log("cloud"));
         text
+    }
+
+    /// Sends one ping, and then so many at once, and requires that every one is answered. `rest` is where to and how.
+    #[track_caller]
+    pub fn pings(&self, namespace: &str, count: u64, rest: &str) {
+        for count in [1, count] {
+            self.echoes(namespace, count, &echoes::burst(count, rest));
+        }
+    }
+
+    /// Runs a `ping`, and requires that it has so many answers and none is missing.
+    #[track_caller]
+    pub fn echoes(&self, namespace: &str, count: u64, ping: &str) {
+        let (_, text) = self.run(namespace, ping);
+        let drops = || -> Vec<_> { self.gateways.keys().map(|name| (name, self.drops(name))).collect() };
+        assert_eq!(echoes::answered(&text), (count, 0), "{namespace}: {text}\n{:?}", drops());
     }
 
     /// Starts the demo's server in a namespace.

@@ -15,7 +15,7 @@ use causeway::cli::demo::{
 use crate::{
     can_run,
     common::frame::{Ip, read_frame},
-    netns_common::{Site, Wire, until},
+    netns_common::{Site, Wire, echoes, until},
     random_hex, scapy,
     vm::{self, Vm},
 };
@@ -250,12 +250,17 @@ fn the_kernel_opens_what_the_gateway_seals_and_the_other_way_round() {
         ] {
             // Whoever starts, and with every length of padding.
             for size in [56, 57, 58, 59, 1300] {
-                let text = bench.site.ok("host", &format!("ping -n -c 10 -i 0.02 -W 10 -s {size} {far}"));
-                let all = text.contains("10 packets transmitted, 10 received");
-                assert!(all, "{text}{:?}\n{}", bench.site.drops("gateway"), bench.refusals());
+                let (_, text) = bench.site.run("host", &echoes::burst(10, &format!("-s {size} {far}")));
+                assert_eq!(
+                    echoes::answered(&text),
+                    (10, 0),
+                    "{text}{:?}\n{}",
+                    bench.site.drops("gateway"),
+                    bench.refusals()
+                );
             }
-            let text = bench.vm.ok(&format!("ping -n -c 10 -i 0.02 -W 10 -I {far} {near}"));
-            assert!(text.contains("10 packets transmitted, 10 received"), "{text}");
+            let text = bench.vm.ok(&echoes::burst(10, &format!("-I {far} {near}")));
+            assert_eq!(echoes::answered(&text), (10, 0), "{text}");
         }
     }
     // Streams and datagrams of the machine's own stack. Its server leaves the choice of a source to the routes.
@@ -329,8 +334,7 @@ fn replayed_packets_are_refused_by_both(bench: &mut Bench) {
     }
     assert_eq!(after, (before.0, 20, 20), "packets, replays and failures in the kernel");
     // And they go on.
-    let text = bench.site.ok("host", "ping -n -c 10 -i 0.02 -W 10 10.2.0.10");
-    assert!(text.contains("10 packets transmitted, 10 received"), "{text}");
+    bench.site.pings("host", 10, "10.2.0.10");
 }
 
 /// scapy opens all that the gateway sent, and every checksum inside is right.

@@ -26,7 +26,7 @@ use serde::Deserialize;
 use crate::{
     can_run,
     common::frame::Ip,
-    netns_common::{PATIENCE, Site, Wire, causeway, until},
+    netns_common::{PATIENCE, Site, Wire, causeway, echoes, until},
     random_hex, scapy,
 };
 
@@ -513,7 +513,7 @@ fn with_strongswan(kind: Kind) {
     // While one end asks and the other answers. What the far end seals with a key that the gateway is not told of yet
     // is lost, nothing else.
     let text = thread::scope(|scope| {
-        let ping = format!("ping -n -q -c 800 -i 0.005 -W 10 {FAR}");
+        let ping = echoes::steady(800, 0.005, FAR);
         let command = bench.site.network.command(causeway(), "host", true);
         let pings = scope.spawn(move || {
             let mut command = command;
@@ -523,11 +523,8 @@ fn with_strongswan(kind: Kind) {
         bench.negotiate(End::Near, "--rekey --child net");
         String::from_utf8_lossy(&pings.join().unwrap().stdout).into_owned()
     });
-    let (_, counts) = text.split_once("---\n").unwrap();
-    let mut counts = counts.split(", ").map(|part| part.split(' ').next().unwrap().parse::<u64>());
-    let (sent, answered) = (counts.next().unwrap().unwrap(), counts.next().unwrap().unwrap());
     let lost = *bench.early.last().unwrap();
-    assert_eq!((sent, answered + lost), (800, 800), "{text}{:?}", bench.site.drops("gateway"));
+    assert_eq!(echoes::answered(&text), (800, lost), "{text}{:?}", bench.site.drops("gateway"));
     assert!(lost < 400, "{lost}");
     everything_passes(&bench);
     both_count_the_same(&bench);
@@ -562,12 +559,7 @@ fn with_strongswan(kind: Kind) {
 fn everything_passes(bench: &Bench) {
     for size in [56, 57, 58, 59, 1300] {
         for (from, to) in [("host", FAR.to_string()), ("far", format!("-I {FAR} 10.1.0.10"))] {
-            let text = bench.site.ok(from, &format!("ping -n -c 10 -i 0.02 -W 10 -s {size} {to}"));
-            assert!(
-                text.contains("10 packets transmitted, 10 received"),
-                "{text}{:?}",
-                bench.site.drops("gateway")
-            );
+            bench.site.pings(from, 10, &format!("-s {size} {to}"));
         }
     }
     for back in [false, true] {

@@ -302,7 +302,12 @@ fn gateways_meet_only_where_a_route_says_so() {
     lab.raw(far.port);
     // A ping from one gateway of the other's address is answered by the other.
     lab.from(&host, &ping("10.1.0.9", "10.20.0.1", 1).bytes());
-    assert_eq!(lab.packets(&twin).len(), 1, "the second answers to its own 10.1.0.9");
+    assert!(
+        lab.raw(twin.port).iter().all(|bytes| read_frame(bytes).tags == host.tags),
+        "not to its own 10.1.0.9"
+    );
+    lab.from(&host, &ping("10.1.0.9", "10.20.0.1", 2).bytes());
+    assert_eq!(lab.packets(&host).len(), 1, "it goes back where the request came from");
 }
 
 #[test]
@@ -327,4 +332,41 @@ fn broadcasts_and_groups_are_not_forwarded() {
         assert_eq!(lab.dropped(), [("multicast", 1)], "{to}");
     }
     assert!(lab.raw(host.port).is_empty());
+}
+
+#[test]
+fn a_line_that_takes_another_s_number_does_not_take_its_neighbours() {
+    let text = |name: &str, vlan: u16| {
+        format!(
+            "{}[port.lan]\ndriver = \"memory\"\nring = 64\n[port.wan]\ndriver = \"memory\"\nring = 64\n[gateway.g]\n\
+             [interface.lan]\nport = \"lan\"\ngateway = \"g\"\nside = \"local\"\naddresses = [\"10.1.0.1/24\"]\n\
+             [interface.{name}]\nport = \"wan\"\nvlan = {vlan}\ngateway = \"g\"\nside = \"peer\"\n\
+             addresses = [\"192.0.2.1/24\"]\n[[gateway.g.route]]\nto = \"10.9.0.0/16\"\nvia = \"192.0.2.2\"\n",
+            system(1024)
+        )
+    };
+    let mut lab = Lab::new(&text("one", 1));
+    let host = lab.neighbour("lan", &[], 9, &[("10.1.0.9", "10.1.0.1")]);
+    let old = lab.neighbour("wan", &[1], 2, &[("192.0.2.2", "192.0.2.1"), ("192.0.2.3", "192.0.2.1")]);
+    for to in ["10.9.0.1", "192.0.2.3"] {
+        lab.from(&host, &udp("10.1.0.9", to, (1, 2), b"x").bytes());
+        lab.one(&old);
+    }
+    lab.reload(&text("two", 2));
+    lab.raw(old.port);
+    // The router and a host on the link: nothing goes to those of the other link, and both are asked for.
+    for (to, asked) in [("10.9.0.1", "192.0.2.2"), ("192.0.2.3", "192.0.2.3")] {
+        lab.from(&host, &udp("10.1.0.9", to, (1, 2), b"x").bytes());
+        let frames: Vec<_> = lab.raw(old.port).iter().map(|bytes| read_frame(bytes)).collect();
+        assert!(
+            frames.iter().all(|frame| frame.ether_type == ARP && frame.tags[0].1 == 2),
+            "{to}: {frames:02x?}"
+        );
+        let mut new = lab.host("wan", &[2], 7);
+        new.mac[5] = to.len() as u8;
+        lab.meet_quietly(&new, asked, "192.0.2.1");
+        let packets = lab.packets(&new);
+        assert!(!packets.is_empty(), "{to}");
+    }
+    lab.dropped();
 }

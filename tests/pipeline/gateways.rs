@@ -234,3 +234,178 @@ via = "198.51.100.2"
     lab.from(&two, &udp("10.2.0.1", "10.1.0.1", (2, 1), b"x").bytes());
     assert_eq!(Ip::read(&lab.one(&one)).dst.to_string(), "10.1.0.1");
 }
+
+/// Two gateways with the same addresses on their local sides: 10.1.0.9 and 2001:db8:1::9 are a host of each. The first
+/// leads into the second, and the second into a third.
+const OVERLAPPING: &str = r#"
+[gateway.a]
+prefixes = ["10.1.0.0/16", "2001:db8:1::/48"]
+[interface.a]
+port = "lan"
+vlan = 10
+gateway = "a"
+side = "local"
+addresses = ["10.1.0.1/24", "2001:db8:1::1/64"]
+[[gateway.a.route]]
+to = "0.0.0.0/0"
+gateway = "b"
+[[gateway.a.route]]
+to = "2001:db8::/32"
+gateway = "b"
+
+[gateway.b]
+prefixes = ["10.1.0.0/16", "10.2.0.0/16", "2001:db8:1::/48"]
+transit = false
+[interface.b]
+port = "lan"
+vlan = 20
+gateway = "b"
+side = "local"
+addresses = ["10.1.0.1/24", "2001:db8:1::1/64"]
+[interface.b-small]
+port = "lan"
+vlan = 21
+gateway = "b"
+side = "local"
+mtu = 1400
+addresses = ["10.2.0.1/24", "2001:db8:2::1/64"]
+[interface.b-peer]
+port = "wan"
+vlan = 22
+gateway = "b"
+side = "peer"
+addresses = ["192.0.2.1/30"]
+NAT
+[[gateway.b.route]]
+to = "10.3.0.0/16"
+via = "192.0.2.2"
+[[gateway.b.route]]
+to = "10.5.0.0/16"
+gateway = "c"
+
+[gateway.c]
+[interface.c]
+port = "wan"
+vlan = 30
+gateway = "c"
+side = "local"
+addresses = ["10.1.0.2/24"]
+"#;
+
+/// The gateway, the host of `a`, and the host of `b` that has the same addresses.
+fn overlapping(nat: &str) -> (Lab, Host, Host) {
+    let mut lab = Lab::new(&OVERLAPPING.replace("NAT\n", nat));
+    let known = [("10.1.0.9", "10.1.0.1"), ("2001:db8:1::9", "2001:db8:1::1")];
+    let (mine, other) = (lab.neighbour("lan", &[10], 9, &known), lab.neighbour("lan", &[20], 8, &known));
+    (lab, mine, other)
+}
+
+/// Sends a packet of `a`'s host; what comes back to it. Nothing else may leave but what `others` says, by VLAN.
+#[track_caller]
+fn answer(lab: &mut Lab, mine: &Host, packet: &Ip) -> Vec<Vec<u8>> {
+    lab.from(mine, &packet.bytes());
+    let mut answers = Vec::new();
+    for port in 0..2 {
+        for bytes in lab.raw(port) {
+            let frame = read_frame(&bytes);
+            if frame.ether_type == ARP {
+                continue;
+            }
+            assert_eq!(
+                (frame.tags, frame.dst),
+                (mine.tags.clone(), mine.mac),
+                "somebody else's: {bytes:02x?}"
+            );
+            answers.push(frame.payload);
+        }
+    }
+    answers
+}
+
+#[test]
+fn errors_go_to_the_gateway_that_the_packet_came_into_and_never_to_a_namesake() {
+    let (mut lab, mine, _) = overlapping("");
+    let from = "10.1.0.9";
+    // Destination, size, type and code, and the word behind.
+    for (to, size, kind, code, word) in [
+        ("10.9.0.1", 10, 3, 0, 0),      // no route in b
+        ("10.2.0.5", 1450, 3, 4, 1400), // too big for an interface of b
+        ("10.3.0.5", 10, 3, 13, 0),     // b lets no peer reach another, and another gateway is one
+        ("10.5.0.5", 10, 3, 0, 0),      // no route in c
+        ("192.0.2.1", 10, 3, 3, 0),     // nobody listens at b's own address
+    ] {
+        let sent = udp(from, to, (1000, 2000), &vec![7; size]).df();
+        let answers = answer(&mut lab, &mine, &sent);
+        assert_eq!(answers.len(), 1, "{to}: {:?}", lab.dropped());
+        let error = super::icmp_error(&answers[0]);
+        assert_eq!((error.from.as_str(), error.to.as_str()), ("10.1.0.1", from), "{to}");
+        assert_eq!((error.kind, error.code, error.word), (kind, code, word), "{to}");
+        assert_eq!(error.quote[12..20], sent.bytes()[12..20], "{to}");
+    }
+    let sent = udp("2001:db8:1::9", "2001:db8:2::5", (1000, 2000), &[7; 1450]);
+    let error = super::icmp_error(&answer(&mut lab, &mine, &sent)[0]);
+    assert_eq!((error.from.as_str(), error.to.as_str()), ("2001:db8:1::1", "2001:db8:1::9"));
+    assert_eq!((error.kind, error.code, error.word), (2, 0, 1400));
+    // An address of b itself answers, and its answers find their way as well.
+    for (from, to) in [(from, "192.0.2.1"), ("2001:db8:1::9", "2001:db8:2::1")] {
+        let answers = answer(&mut lab, &mine, &ping(from, to, 1));
+        assert_eq!(answers.len(), 1, "{to}: {:?}", lab.dropped());
+        let reply = Ip::read(&answers[0]);
+        assert_eq!((reply.src.to_string(), reply.dst.to_string()), (to.into(), from.into()));
+    }
+    lab.dropped();
+}
+
+#[test]
+fn errors_about_who_does_not_answer_in_another_gateway_come_back_too() {
+    let (mut lab, mine, _) = overlapping("");
+    assert_eq!(answer(&mut lab, &mine, &udp("10.1.0.9", "10.2.0.77", (1, 2), b"x")), Vec::<Vec<u8>>::new());
+    lab.pass(std::time::Duration::from_secs(4));
+    let mut errors = Vec::new();
+    for bytes in lab.raw(0) {
+        let frame = read_frame(&bytes);
+        if frame.ether_type != ARP {
+            assert_eq!(frame.tags, mine.tags, "{bytes:02x?}");
+            errors.push(super::icmp_error(&frame.payload));
+        }
+    }
+    assert_eq!(errors.len(), 1);
+    assert_eq!((errors[0].from.as_str(), errors[0].to.as_str()), ("10.1.0.1", "10.1.0.9"));
+    assert_eq!((errors[0].kind, errors[0].code), (3, 1));
+    lab.dropped();
+}
+
+#[test]
+fn errors_say_what_was_sent_though_another_gateway_has_translated_it() {
+    // 10.1.0.0/24 of b is known outside as 203.0.113.0/24, and a's host is known in there by an address of its own.
+    let nat = r#"
+[[gateway.b.nat]]
+kind = "local"
+original = "10.2.0.0/24"
+translated = "203.0.113.0/24"
+[[gateway.b.nat]]
+kind = "local"
+original = "10.1.0.0/24"
+translated = "203.0.114.0/24"
+[[gateway.b.nat]]
+kind = "peer"
+original = "10.1.0.9"
+translated = "198.51.100.9"
+"#;
+    let (mut lab, mine, _) = overlapping(nat);
+    let sent = udp("10.1.0.9", "203.0.113.5", (1000, 2000), &[7; 1450]).df();
+    let answers = answer(&mut lab, &mine, &sent);
+    assert_eq!(answers.len(), 1, "{:?}", lab.dropped());
+    let error = super::icmp_error(&answers[0]);
+    assert_eq!((error.from.as_str(), error.to.as_str()), ("10.1.0.1", "10.1.0.9"));
+    assert_eq!((error.kind, error.code, error.word), (3, 4, 1400));
+    // Source, destination and ports, as they were sent.
+    assert_eq!(error.quote[12..24], sent.bytes()[12..24]);
+    // Nobody can say what a gateway between has changed: rather no error than one to somebody else.
+    let before = lab.single.worker.counters().read_worker(causeway::stats::WorkerColumn::IcmpSuppressed);
+    let sent = udp("10.1.0.9", "10.5.0.5", (1000, 2000), b"x");
+    assert_eq!(answer(&mut lab, &mine, &sent), Vec::<Vec<u8>>::new());
+    let after = lab.single.worker.counters().read_worker(causeway::stats::WorkerColumn::IcmpSuppressed);
+    assert_eq!(after - before, 1);
+    assert_eq!(lab.dropped(), [("no-route", 1), ("packet-too-big", 1)]);
+}

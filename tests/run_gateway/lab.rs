@@ -14,6 +14,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::echoes;
+
 pub const CAUSEWAY: &str = env!("CARGO_BIN_EXE_causeway");
 
 /// Whether the test can run: namespaces and devices take root. Without it the test says so and does nothing; in CI
@@ -89,8 +91,16 @@ impl Host {
     }
 
     /// Whether `count` pings are all answered.
-    pub fn pings(&self, to: &str, count: u32) -> bool {
-        self.try_run(&format!("ping -n -q -c {count} -i 0.01 -W 2 {to}")).status.success()
+    pub fn pings(&self, to: &str, count: u64) -> bool {
+        [1, count].into_iter().all(|count| {
+            let output = self.try_run(&echoes::burst(count, to));
+            echoes::answered(&String::from_utf8_lossy(&output.stdout)) == (count, 0)
+        })
+    }
+
+    /// Whether none of `count` pings is answered within a second.
+    pub fn silent(&self, to: &str, count: u64) -> bool {
+        !self.try_run(&format!("ping -n -q -c {count} -i 0.01 -W 1 {to}")).status.success()
     }
 }
 

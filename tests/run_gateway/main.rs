@@ -1,6 +1,8 @@
 //! The real program, run as an operator runs it, in network namespaces. Needs root.
 
 mod apply;
+#[path = "../netns_common/echoes.rs"]
+mod echoes;
 mod host;
 mod hostile;
 mod lab;

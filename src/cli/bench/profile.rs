@@ -59,6 +59,12 @@ pub enum Imix {
     Imix,
 }
 
+/// The longest frame: with what a tunnel puts around it, it fits the greatest MTU that a buffer of 4096 bytes has room
+/// for, 3822.
+pub const LARGEST: u16 = 3780;
+/// The longest frame for which ports and buffers are as they are by default.
+pub const ORDINARY: u16 = 1518;
+
 /// Frames of each length in the simple IMIX.
 pub const IMIX: [(usize, u16); 3] = [(28, 64), (16, 570), (4, 1518)];
 
@@ -70,6 +76,12 @@ impl Size {
             Self::Bytes(n) => n.to_string(),
             Self::Mix(Imix::Imix) => "imix".into(),
         }
+    }
+
+    /// Whether all its frames fit ports and buffers as they are by default.
+    #[must_use]
+    pub fn is_ordinary(self) -> bool {
+        self.lengths().into_iter().all(|len| len <= ORDINARY)
     }
 
     /// The lengths of the frames of one round of the mix.
@@ -90,8 +102,8 @@ impl std::str::FromStr for Size {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
             _ if text == "imix" => Ok(Self::Mix(Imix::Imix)),
-            Ok(n @ 64..=1518) => Ok(Self::Bytes(n)),
-            _ => Err("a frame has 64 to 1518 bytes, or the size is the word imix".into()),
+            Ok(n @ 64..=LARGEST) => Ok(Self::Bytes(n)),
+            _ => Err(format!("a frame has 64 to {LARGEST} bytes, or the size is the word imix")),
         }
     }
 }
@@ -145,12 +157,18 @@ pub struct Profile {
     /// What they do.
     #[serde(default, rename = "match")]
     pub matching: Match,
-    /// Routes.
+    /// Prefixes with routes.
     #[serde(default = "one")]
     pub routes: usize,
+    /// Routers that share the flows of each prefix.
+    #[serde(default = "one")]
+    pub ways: usize,
     /// Tunnels, each with an SA in each direction.
     #[serde(default)]
     pub tunnels: usize,
+    /// Whether each prefix has a second tunnel, which stands by.
+    #[serde(default)]
+    pub standby: bool,
     /// Limits.
     #[serde(default)]
     pub limits: Vec<Limited>,
@@ -220,6 +238,18 @@ impl Profile {
             ((1..=MOST).contains(&self.flows), "flows: 1 to 4194304"),
             ((1..=1 << 20).contains(&self.hosts), "hosts: 1 to 1048576"),
             ((1..=MOST).contains(&self.routes), "routes: 1 to 4194304"),
+            (
+                self.ways == 1
+                    || (1..=32).contains(&self.ways)
+                        && !tunnels
+                        && self.version == 4
+                        && self.routes <= 1 << 10,
+                "ways: 1 to 32, without tunnels, IPv4, at most 1024 routes",
+            ),
+            (
+                !self.standby || self.tunnels > 1 && self.routes <= 1 << 10,
+                "standby: two tunnels, at most 1024 routes",
+            ),
             (self.policies <= 1 << 16, "policies: at most 65536"),
             (self.tunnels <= 1 << 14, "tunnels: at most 16384"),
             (self.direction != Direction::Open || self.hosts >= self.tunnels, "open: a host for each tunnel"),
@@ -235,7 +265,7 @@ impl Profile {
 
     /// Whether a frame of this length has room for its headers.
     fn holds(&self, len: u16) -> bool {
-        len <= 1518 && usize::from(len) >= super::traffic::least(self.version == 6)
+        len <= LARGEST && usize::from(len) >= super::traffic::least(self.version == 6)
     }
 
     /// The goal at a size.
@@ -257,6 +287,7 @@ macro_rules! profiles {
 profiles! {
     "forward-16",
     "forward-1m",
+    "forward-ecmp",
     "v6-forward",
     "nat-1to1",
     "nat-1to1-64k",
@@ -265,6 +296,7 @@ profiles! {
     "nat-pool-1m",
     "nat-pool-4m",
     "seal-1",
+    "seal-standby",
     "seal-256",
     "seal-1024",
     "seal-10k",
@@ -313,13 +345,40 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_read_from_64_bytes_to_what_a_buffer_holds() {
+        assert_eq!("imix".parse(), Ok(Size::Mix(Imix::Imix)));
+        assert_eq!("64".parse(), Ok(Size::Bytes(64)));
+        assert!(!Size::Bytes(LARGEST).is_ordinary() && Size::Mix(Imix::Imix).is_ordinary());
+        assert!("63".parse::<Size>().is_err() && "9000".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn every_profile_that_lies_here_comes_with_the_program() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("perf/profiles");
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        let mut there: Vec<String> =
+            files.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+        there.sort_unstable();
+        let mut known: Vec<&str> = names().collect();
+        known.sort_unstable();
+        assert_eq!(there, known, "add the new one to the list in this file");
+    }
+
+    #[test]
     fn what_does_not_fit_together_is_refused() {
         let text = |extra: &str| {
             let base = "name = \"x\"\ndescription = \"y\"\ndirection = \"seal\"\nsizes = [64]\n";
             Profile::parse(&format!("{base}{extra}"))
         };
         assert!(text("tunnels = 1").is_ok());
-        for wrong in ["", "tunnels = 1\nhosts = 0", "tunnels = 1\nkey_bits = 100", "tunnels = 1\nwhat = 1"] {
+        for wrong in [
+            "",
+            "tunnels = 1\nhosts = 0",
+            "tunnels = 1\nkey_bits = 100",
+            "tunnels = 1\nwhat = 1",
+            "tunnels = 1\nstandby = true",
+            "tunnels = 1\nways = 2",
+        ] {
             assert!(text(wrong).is_err(), "{wrong}");
         }
     }

@@ -9,7 +9,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::measure::{Cost, Latency, StageCost};
+use super::{
+    measure::{Cost, Latency, StageCost},
+    rfc2544::Throughput,
+    rig::COUNTED,
+    scaling::Scaling,
+};
 
 /// The result of one profile at one size.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,7 +51,7 @@ pub struct Row {
 }
 
 /// Where and of what a result was measured.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Setting {
     /// The day, UTC.
     pub date: String,
@@ -68,15 +73,33 @@ pub struct Setting {
     pub runs: usize,
     /// Packets of each run.
     pub packets: usize,
+    /// What the program was called with, once for each call whose rows are here.
+    #[serde(default)]
+    pub commands: Vec<String>,
+    /// When it was measured, in seconds since 1970.
+    #[serde(default)]
+    pub at: u64,
+    /// The kernel.
+    #[serde(default)]
+    pub kernel: String,
+    /// Whether the gateway was compiled to count nothing, to see what counting costs.
+    #[serde(default)]
+    pub uncounted: bool,
 }
 
 /// A whole result.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Where and of what.
     pub setting: Setting,
-    /// The rows.
+    /// Time a packet.
     pub rows: Vec<Row>,
+    /// Several workers beside one.
+    #[serde(default)]
+    pub scaling: Vec<Scaling>,
+    /// Throughput without loss, and latency.
+    #[serde(default)]
+    pub throughput: Vec<Throughput>,
 }
 
 /// The compiler's name as it stands in the program itself.
@@ -149,6 +172,10 @@ impl Setting {
             core,
             runs,
             packets,
+            commands: vec![std::env::args().skip(1).collect::<Vec<_>>().join(" ")],
+            at: seconds,
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().into(),
+            uncounted: !COUNTED,
         }
     }
 
@@ -158,25 +185,30 @@ impl Setting {
         let features =
             if self.target_features.is_empty() { "baseline".into() } else { self.target_features.join(" ") };
         format!(
-            "{}, counter {} MHz, core {}\ncommit {}, rustc {}, compiled for {features}, AES-GCM {}\n\
-             {} runs of {} packets; ns and clocks of the counter a packet, frames in to frames queued, no I/O",
+            "{}, counter {} MHz, core {}\ncommit {}, rustc {}, compiled for {features}, AES-GCM {}{}",
             self.processor,
             self.clock_mhz,
             self.core,
             self.commit,
             self.rustc,
             self.cipher,
-            self.runs,
-            self.packets
+            if self.uncounted {
+                "\nNOTHING IS COUNTED: no ledger was balanced, packets that came out were"
+            } else {
+                ""
+            },
         )
     }
 }
 
-/// The first line of the table.
+/// The lines above the table.
 #[must_use]
-pub fn heading() -> String {
+pub fn heading(setting: &Setting) -> String {
     format!(
-        "{:<16} {:>5} {:>5} {:>8} {:>8} {:>7} {:>8} {:>7} {:>7} {:>6}   {}",
+        "{} runs of {} packets; ns and clocks of the counter a packet, frames in to frames queued, no I/O\n\n\
+         {:<16} {:>5} {:>5} {:>8} {:>8} {:>7} {:>8} {:>7} {:>7} {:>6}   {}",
+        setting.runs,
+        setting.packets,
         "profile",
         "size",
         "burst",
@@ -243,18 +275,58 @@ impl Row {
     }
 }
 
+fn changed(old: f64, new: f64, unit: &str) -> String {
+    format!("{old:.1} → {new:.1} {unit} ({:+.1} %)", (new / old - 1.0) * 100.0)
+}
+
 impl Report {
-    /// Writes the result to `folder`, under the day and the commit.
+    /// Writes the result to `folder`, under the day and the commit. What stands there of the same day and commit stays,
+    /// but for the rows that were measured again.
     ///
     /// # Errors
     /// The folder cannot be made or the file cannot be written.
     pub fn save(&self, folder: &Path) -> std::io::Result<PathBuf> {
         std::fs::create_dir_all(folder)?;
-        let path = folder.join(format!("{}-{}.json", self.setting.date, self.setting.commit));
-        let mut text = serde_json::to_string_pretty(self)?;
+        let kind = if self.setting.uncounted { "-uncounted" } else { "" };
+        let path = folder.join(format!("{}-{}{kind}.json", self.setting.date, self.setting.commit));
+        let mut whole = self.clone();
+        if let Ok(earlier) = Self::load(&path)
+            && earlier.setting.processor == self.setting.processor
+        {
+            whole.add(earlier);
+        }
+        let mut text = serde_json::to_string_pretty(&whole)?;
         text.push('\n');
         std::fs::write(&path, text)?;
         Ok(path)
+    }
+
+    /// Puts an earlier result's rows before these, but for those that are here too.
+    fn add(&mut self, earlier: Self) {
+        fn before<T>(new: &mut Vec<T>, mut old: Vec<T>, same: impl Fn(&T, &T) -> bool) {
+            old.retain(|old| !new.iter().any(|new| same(old, new)));
+            new.splice(0..0, old);
+        }
+        before(&mut self.rows, earlier.rows, Row::is_of);
+        before(&mut self.scaling, earlier.scaling, Scaling::is_of);
+        before(&mut self.throughput, earlier.throughput, Throughput::is_of);
+        before(&mut self.setting.commands, earlier.setting.commands, String::eq);
+    }
+
+    /// The newest result in `folder` that was not measured without counting.
+    ///
+    /// # Errors
+    /// A sentence that says that there is none, or what is wrong with one.
+    pub fn newest(folder: &Path) -> Result<Self, String> {
+        let list = std::fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let paths = list.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        let mut all = Vec::new();
+        for path in paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")) {
+            all.push(Self::load(&path)?);
+        }
+        all.retain(|report| !report.setting.uncounted);
+        let newest = all.into_iter().max_by_key(|report| (report.setting.date.clone(), report.setting.at));
+        newest.ok_or_else(|| format!("there is no result in {}", folder.display()))
     }
 
     /// Reads a result that was saved.
@@ -275,15 +347,40 @@ impl Report {
         }
         for row in &self.rows {
             let Some(old) = earlier.rows.iter().find(|old| old.is_of(row)) else { continue };
-            let change =
-                |old: f64, new: f64| format!("{old:.1} → {new:.1} ns ({:+.1} %)", (new / old - 1.0) * 100.0);
+            let change = |old, new| changed(old, new, "ns");
+            let name = if row.cold { format!("{} cold", row.profile) } else { row.profile.clone() };
             let _ = write!(
                 text,
-                "\n{:<16} {:>5}   best {}, median {}",
-                row.profile,
+                "\n{name:<16} {:>5} {:>5}   best {}, median {}",
                 row.size,
+                row.burst,
                 change(old.cost.ns_best, row.cost.ns_best),
                 change(old.cost.ns_median, row.cost.ns_median)
+            );
+        }
+        for row in &self.scaling {
+            let Some(old) = earlier.scaling.iter().find(|old| old.is_of(row)) else { continue };
+            let _ = write!(
+                text,
+                "\n{:<16} {:>5}   {} workers, {}: {}, ratio {:.3} → {:.3}",
+                row.profile,
+                row.size,
+                row.workers,
+                row.sharing.text(),
+                changed(old.together, row.together, "Mpps"),
+                old.ratio,
+                row.ratio
+            );
+        }
+        for row in &self.throughput {
+            let Some(old) = earlier.throughput.iter().find(|old| old.is_of(row)) else { continue };
+            let _ = write!(
+                text,
+                "\n{:<16} {:>5}   without loss {}, 0.5 % {}",
+                row.profile,
+                row.size,
+                changed(old.no_loss, row.no_loss, "Mpps"),
+                changed(old.some_loss, row.some_loss, "Mpps"),
             );
         }
         text
@@ -292,7 +389,7 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::scaling::Sharing, *};
 
     #[test]
     fn days_have_dates() {
@@ -322,13 +419,40 @@ mod tests {
             latency: vec![Latency { burst: 1, p50: 1, p90: 2, p99: 3, p99_9: 4, p99_99: 5 }],
             setup: None,
         };
-        let report = Report { setting: Setting::here(2_300_000_000, 0, 1, 1), rows: vec![row] };
+        let mut report = Report {
+            setting: Setting::here(2_300_000_000, 0, 1, 1),
+            rows: vec![row],
+            scaling: vec![Scaling {
+                profile: "seal-1".into(),
+                size: "64".into(),
+                workers: 2,
+                sharing: Sharing::OneTunnel,
+                one: 10.0,
+                alone: 9.9,
+                together: 19.0,
+                ratio: 1.9,
+                ratio_best: 1.91,
+                apart: 2.0,
+                goal: 1.8,
+            }],
+            throughput: Vec::new(),
+        };
         let folder = tempfile::tempdir().unwrap();
         let path = report.save(folder.path()).unwrap();
         let mut earlier = Report::load(&path).unwrap();
         earlier.rows[0].cost.ns_best = 40.0;
         assert!(report.compared(&earlier).contains("best 40.0 → 20.0 ns (-50.0 %)"));
+        assert!(report.compared(&earlier).contains("one tunnel: 19.0 → 19.0 Mpps (+0.0 %), ratio 1.900"));
         assert!(report.rows[0].text(true).contains("≤ 20 reached, VPP: 28.6"));
+        assert!(report.scaling[0].text().contains("≥ 1.8 reached"));
+        // A second call on the same day adds its rows, and replaces those that it measured again.
+        report.rows[0].cost.ns_best = 19.0;
+        report.rows.push(Row { burst: 1, ..report.rows[0].clone() });
+        report.scaling.clear();
+        assert_eq!(report.save(folder.path()).unwrap(), path);
+        let both = Report::newest(folder.path()).unwrap();
+        let bursts: Vec<_> = both.rows.iter().map(|row| (row.burst, row.cost.ns_best)).collect();
+        assert_eq!((bursts, both.scaling.len()), (vec![(64, 19.0), (1, 19.0)], 1));
         assert!(report.setting.rustc.starts_with("1."), "{}", report.setting.rustc);
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use rand::RngCore;
 
 use super::{
-    profile::{Limited, Match, Profile},
+    profile::{Direction, Limited, Match, Profile},
     random::Random,
 };
 use crate::{
@@ -124,7 +124,7 @@ impl Topology {
     /// A profile that makes no good configuration, in full.
     pub fn gateway(&self, buffers: usize) -> Result<Config, miette::Report> {
         let profile = &self.profile;
-        let mut text = system("gateway", buffers);
+        let mut text = system(&self.profile, "gateway", buffers);
         if profile.pool {
             let _ = writeln!(text, "nat_sessions = {}", profile.flows.max(1024));
         }
@@ -133,7 +133,7 @@ impl Topology {
             "[gateway.vpc]\nprefixes = [{}]\n",
             if profile.version == 6 { "\"2001:db8:64::/48\"" } else { "\"10.64.0.0/10\"" }
         );
-        ports(&mut text, profile.version, 1);
+        ports(&mut text, profile, 1, profile.ways);
         self.tunnels(&mut text, ("192.0.2.1", "192.0.2.2"), ("A", "B"));
         self.limits(&mut text);
         if profile.nat {
@@ -163,12 +163,16 @@ impl Topology {
             // Of a large table, at least one for each way out.
             let some = if self.routes_are_configured() { self.outside.len() } else { profile.tunnels.max(1) };
             for (number, prefix) in self.outside.iter().take(some.max(profile.tunnels)).enumerate() {
-                let hop = self.hop(number);
-                route(&self.written(*prefix), &hop);
+                for way in 0..profile.ways {
+                    route(&self.written(*prefix), &self.hop(number, way));
+                }
+                if profile.standby {
+                    route(&self.written(*prefix), &format!("{}\npriority = 200", self.hop(number + 1, 0)));
+                }
             }
             // With fewer routes than tunnels, the others get one that no packet takes.
             for number in self.outside.len()..profile.tunnels {
-                route(&format!("{}/32", v4(0xCB00_7100 + number as u32)), &self.hop(number));
+                route(&format!("{}/32", v4(0xCB00_7100 + number as u32)), &self.hop(number, 0));
             }
         }
         self.parse("gateway.toml", &text)
@@ -179,9 +183,9 @@ impl Topology {
     /// # Errors
     /// As [`Topology::gateway`].
     pub fn peer(&self, buffers: usize) -> Result<Config, miette::Report> {
-        let mut text = system("peer", buffers);
+        let mut text = system(&self.profile, "peer", buffers);
         text.push_str("[gateway.vpc]\n");
-        ports(&mut text, self.profile.version, 2);
+        ports(&mut text, &self.profile, 2, 1);
         self.tunnels(&mut text, ("192.0.2.2", "192.0.2.1"), ("B", "A"));
         text.push_str("[[gateway.vpc.route]]\nto = \"0.0.0.0/0\"\nvia = \"10.63.0.2\"\n");
         let (base, share) = (if self.profile.nat { TRANSLATED } else { HOSTS }, self.share());
@@ -199,11 +203,25 @@ impl Topology {
         (self.profile.hosts.div_ceil(self.profile.tunnels.max(1)) as u32).next_power_of_two()
     }
 
-    /// Where route number `number` of the gateway leads.
-    fn hop(&self, number: usize) -> String {
+    /// The tunnel that a flow's packets go through.
+    #[must_use]
+    pub fn tunnel_of(&self, flow: usize) -> usize {
+        let Some(flow) = self.flows.get(flow) else { return 0 };
+        let tunnels = self.profile.tunnels.max(1);
+        if self.profile.direction == Direction::Open {
+            return ((flow.host as u32).wrapping_sub(HOSTS) / self.share()) as usize % tunnels;
+        }
+        let bits = if self.profile.version == 6 { 128 } else { 32 };
+        let of =
+            |(base, length): &Prefix| (flow.outside ^ base).checked_shr(bits - u32::from(*length)) == Some(0);
+        self.outside.iter().position(of).unwrap_or(0) % tunnels
+    }
+
+    /// Where way number `way` of route number `number` of the gateway leads.
+    fn hop(&self, number: usize, way: usize) -> String {
         match self.profile.tunnels {
             0 if self.profile.version == 6 => "via = \"2001:db8:2::2\"".into(),
-            0 => "via = \"192.0.2.2\"".into(),
+            0 => format!("via = \"192.0.{}.2\"", 2 + way),
             tunnels => format!("tunnel = \"t{}\"", number % tunnels),
         }
     }
@@ -308,20 +326,31 @@ fn v4(address: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(address)
 }
 
-fn system(name: &str, buffers: usize) -> String {
-    format!("[system]\nname = \"bench-{name}\"\nbuffers = {}\n", buffers.next_power_of_two().max(1024))
+fn system(profile: &Profile, name: &str, buffers: usize) -> String {
+    let size = if is_ordinary(profile) { 2048 } else { 4096 };
+    let buffers = buffers.next_power_of_two().max(1024);
+    format!("[system]\nname = \"bench-{name}\"\nbuffers = {buffers}\nbuffer_size = {size}\n")
 }
 
-/// The ports and interfaces; `number` is the last number of the address on the wan.
-fn ports(text: &mut String, version: u8, number: u8) {
-    let (lan, wan) = match version {
+fn is_ordinary(profile: &Profile) -> bool {
+    profile.sizes.iter().all(|size| size.is_ordinary())
+}
+
+/// The ports and interfaces; `number` is the last number of the address on the wan, which has a prefix for each of the
+/// `ways` that share.
+fn ports(text: &mut String, profile: &Profile, number: u8, ways: usize) {
+    let mtu = if is_ordinary(profile) { 1600 } else { 3822 };
+    let (lan, wan) = match profile.version {
         6 => ("2001:db8:1::1/64".to_string(), format!("2001:db8:2::{number}/64")),
-        _ => ("10.63.0.1/24".to_string(), format!("192.0.2.{number}/30")),
+        _ => {
+            let wan: Vec<_> = (2..2 + ways).map(|way| format!("192.0.{way}.{number}/30")).collect();
+            ("10.63.0.1/24".to_string(), wan.join("\", \""))
+        }
     };
     for (name, vlan, side, address) in [("lan", VLANS[LAN], "local", lan), ("wan", VLANS[WAN], "peer", wan)] {
         let _ = write!(
             text,
-            "[port.{name}]\ndriver = \"memory\"\nmtu = 1600\n[interface.{name}]\nport = \"{name}\"\nvlan = {vlan}\n\
+            "[port.{name}]\ndriver = \"memory\"\nmtu = {mtu}\n[interface.{name}]\nport = \"{name}\"\nvlan = {vlan}\n\
              gateway = \"vpc\"\nside = \"{side}\"\naddresses = [\"{address}\"]\n"
         );
     }
@@ -379,11 +408,21 @@ mod tests {
 
     #[test]
     fn profiles_of_every_direction_make_good_configurations() {
-        for name in ["forward-16", "v6-forward", "seal-1024", "open-1", "spd-100", "limit-all", "gateway"] {
+        for name in [
+            "forward-16",
+            "forward-ecmp",
+            "v6-forward",
+            "seal-1024",
+            "seal-standby",
+            "open-1",
+            "spd-100",
+            "limit-all",
+            "gateway",
+        ] {
             let profile = super::super::profile::named(name).unwrap().unwrap();
             let topology = Topology::new(&profile);
             topology.gateway(1024).unwrap_or_else(|error| panic!("{name}: {error:?}"));
-            if profile.direction != super::super::profile::Direction::Forward {
+            if profile.direction != Direction::Forward {
                 topology.peer(1024).unwrap_or_else(|error| panic!("{name}: {error:?}"));
             }
         }

@@ -34,6 +34,8 @@ pub struct Facts {
     pub processor: Processor,
     /// What seals and opens ESP on this machine.
     pub backend: Backend,
+    /// Whether this program was compiled for x86-64-v3 or better.
+    pub v3: bool,
     /// Whether `ethtool` can be asked.
     pub ethtool: bool,
     /// Network devices, those named first.
@@ -67,6 +69,8 @@ pub struct Processor {
     pub model: Option<String>,
     /// Instruction set extensions.
     pub flags: BTreeSet<String>,
+    /// Whether they are Arm's.
+    pub arm: bool,
     /// Processors in use.
     pub online: usize,
     /// Processors that the scheduler leaves alone (`isolcpus`), as a list such as `2-7`.
@@ -155,6 +159,7 @@ impl Facts {
             huge_pages: huge_pages(&root.join("sys/kernel/mm/hugepages")),
             processor: processor(root),
             backend: Backend::best(),
+            v3: cfg!(all(target_feature = "avx2", target_feature = "bmi2", target_feature = "movbe")),
             ethtool: ethtool(&["--version"]).is_some(),
             devices,
         }
@@ -215,6 +220,7 @@ fn processor(root: &Path) -> Processor {
     }
     Processor {
         model: field(&info, "model name").map(str::to_owned),
+        arm: field(&info, "Features").is_some(),
         // x86 calls them flags, Arm features.
         flags: field(&info, "flags")
             .or_else(|| field(&info, "Features"))

@@ -159,6 +159,10 @@ fn size(kib: u64) -> String {
 /// What the AES-GCM backends use.
 const EXTENSIONS: [&str; 8] =
     ["aes", "pclmulqdq", "vaes", "vpclmulqdq", "avx2", "avx512f", "avx512bw", "avx512vl"];
+/// The same on Arm.
+const ARM: [&str; 2] = ["aes", "pmull"];
+/// Of what makes x86-64-v3, as the kernel calls it, what is of use to packets.
+const V3: [&str; 5] = ["avx2", "bmi1", "bmi2", "abm", "movbe"];
 
 fn processor(facts: &Facts) -> Vec<Check> {
     let (cpu, mut area) = (&facts.processor, Area::new("processor"));
@@ -170,8 +174,10 @@ fn processor(facts: &Facts) -> Vec<Check> {
     } else {
         area.add(Status::Info, "processors", cpu.online.to_string(), "");
     }
-    let (present, missing): (Vec<_>, Vec<_>) =
-        EXTENSIONS.iter().copied().partition(|name| cpu.flags.contains(*name));
+    let (present, missing): (Vec<_>, Vec<_>) = (if cpu.arm { &ARM[..] } else { &EXTENSIONS })
+        .iter()
+        .copied()
+        .partition(|name| cpu.flags.contains(*name));
     let list = |names: &[&str]| if names.is_empty() { "none".to_owned() } else { names.join(" ") };
     let found = format!("{}; missing: {}", list(&present), list(&missing));
     area.add(Status::Info, "instructions", found, "");
@@ -182,11 +188,25 @@ fn processor(facts: &Facts) -> Vec<Check> {
             let advice = "a processor with VAES (Ice Lake, Zen 3 or newer) is several times as fast";
             area.add(Status::Info, "AES-GCM", backend.name(), advice);
         }
+        Backend::Reference if cpu.arm && missing.is_empty() => {
+            area.add(Status::Ok, "AES-GCM", backend.name(), "");
+        }
+        Backend::Reference if cpu.arm => {
+            let advice = "ESP is slow here: use a processor with the AES and PMULL instructions";
+            area.add(Status::Warning, "AES-GCM", backend.name(), advice);
+        }
         Backend::Reference => {
             let advice = "ESP is slow here: use a processor with AES-NI and PCLMULQDQ, better with VAES; on a virtual \
                           machine have the hypervisor pass them on (`-cpu host`)";
             area.add(Status::Warning, "AES-GCM", backend.name(), advice);
         }
+    }
+    if facts.v3 {
+        area.add(Status::Ok, "compiled for", "x86-64-v3", "");
+    } else if V3.iter().all(|name| cpu.flags.contains(*name)) {
+        let advice = "this processor has more: build with `RUSTFLAGS=\"-C target-cpu=x86-64-v3\"`, and most packets cost \
+                      a twentieth less";
+        area.add(Status::Info, "compiled for", "any x86-64", advice);
     }
     if cpu.isolated.is_empty() {
         let advice = "other programs may interrupt workers; for steady latency boot with \

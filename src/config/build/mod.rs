@@ -3,6 +3,8 @@
 mod associations;
 mod gateways;
 mod interfaces;
+#[cfg(test)]
+mod kept_tests;
 mod limits;
 mod nat;
 mod renew;
@@ -166,7 +168,10 @@ pub struct Kept {
     /// Numbers of interfaces, gateways and tunnels before a build that is not taken up yet.
     before: Option<[Numbering; 3]>,
     associations: Numbering,
+    /// Next hops that the newest snapshot keeps in the neighbour table.
     pinned: Vec<NeighbourId>,
+    /// Those of the one before and the time of the build, until that is taken up or back.
+    pinned_before: Option<(Vec<NeighbourId>, u64)>,
     seed: Seed,
     generation: u64,
     /// Whether several workers share the associations.
@@ -195,6 +200,7 @@ impl Kept {
             before: None,
             associations: Numbering::default(),
             pinned: Vec::new(),
+            pinned_before: None,
             seed,
             generation: 0,
             shared: workers > 1,
@@ -220,20 +226,58 @@ impl Kept {
         }
         let mut routers = Routers::new(&mut self.routes.hops, &mut self.neighbours, now);
         let number = routers.via(interface, address);
-        self.pinned.append(&mut routers.pinned);
+        let mut pinned = routers.take_pinned();
+        self.pinned.append(&mut pinned);
         number
     }
 
-    /// What was built last is in force. Without it the next build takes it back first.
-    pub fn commit(&mut self) {
-        self.before = None;
+    /// What was built last is in force. Without it the next build takes it back first. The result is the next hops that the
+    /// snapshot before had pinned: to be let go once no worker uses it.
+    #[must_use]
+    pub fn commit(&mut self) -> Vec<NeighbourId> {
         self.routes.commit();
+        let (pinned, now) = self.pinned_before.take().unwrap_or_default();
+        if let Some([interfaces, ..]) = self.before.take() {
+            self.forget_neighbours(&interfaces, now);
+        }
+        pinned
+    }
+
+    /// Forgets who was on links whose numbers are free now, or another's: addresses there are of other hosts.
+    fn forget_neighbours(&mut self, before: &Numbering, now: u64) {
+        let named =
+            |numbering: &Numbering, number: usize| numbering.0.get(number).cloned().unwrap_or_default();
+        let gone: Vec<u16> = (0..before.0.len())
+            .filter(|number| {
+                let name = named(before, *number);
+                !name.is_empty() && name != named(&self.interfaces, *number)
+            })
+            .map(|number| number as u16)
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let table = Arc::clone(self.neighbours.table());
+        for entry in table.iter().filter(|entry| gone.contains(&entry.key.interface)) {
+            // Where a next hop has its place, it is asked for anew.
+            self.neighbours.fail(entry.id, now);
+        }
+    }
+
+    /// Keeps next hops pinned until the next build is in force.
+    pub fn keep_pinned(&mut self, mut pinned: Vec<NeighbourId>) {
+        self.pinned.append(&mut pinned);
     }
 
     /// What was built last is not taken up: routes and numbers are what they were.
     pub fn go_back(&mut self) {
         if let Some([interfaces, gateways, tunnels]) = self.before.take() {
             (self.interfaces, self.gateways, self.tunnels) = (interfaces, gateways, tunnels);
+        }
+        if let Some((before, now)) = self.pinned_before.take() {
+            for router in std::mem::replace(&mut self.pinned, before) {
+                self.neighbours.unpin(router, now);
+            }
         }
         self.routes.go_back();
     }
@@ -282,8 +326,6 @@ pub struct Built {
     pub hosts: Vec<u16>,
     /// Limits; to be applied once the workers have the tables.
     pub limits: BuiltLimits,
-    /// Next hops pinned by the snapshot before; to be let go once no worker uses it.
-    pub unpin: Vec<NeighbourId>,
 }
 
 /// The backend that a configuration asks for.
@@ -395,14 +437,12 @@ fn build_from(
     ]);
     kept.generation += 1;
     let demux = builder.demux().into();
-    let Builder {
-        routers: Routers { mut pinned, .. },
-        pools,
-        interfaces: interface_numbers,
-        tunnels: tunnel_numbers,
-        gateways: gateway_numbers,
-        ..
-    } = builder;
+    // From here on nothing fails.
+    let mut pinned = builder.routers.take_pinned();
+    let pools = std::mem::take(&mut builder.pools);
+    let [interface_numbers, tunnel_numbers, gateway_numbers] =
+        [&mut builder.interfaces, &mut builder.tunnels, &mut builder.gateways].map(std::mem::take);
+    drop(builder);
     kept.routes.renew(renew::outside_routes(&interfaces, &tunnels));
     for router in kept.routes.routers() {
         kept.neighbours.pin(router);
@@ -449,8 +489,8 @@ fn build_from(
         replaced: Vec::new(),
         hosts,
         limits,
-        unpin: std::mem::replace(&mut kept.pinned, pinned),
     };
+    kept.pinned_before = Some((std::mem::replace(&mut kept.pinned, pinned), now));
     built.replaced = associations::keep(associations.windows, associations.cipher, &built.associations, kept);
     kept.paths = paths;
     Ok(built)

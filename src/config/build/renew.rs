@@ -19,8 +19,8 @@ use crate::{
 pub(super) struct Routers<'a> {
     pub hops: &'a mut NextHopWriter,
     pub neighbours: &'a mut NeighbourWriter,
-    /// Routers that were pinned here.
-    pub pinned: Vec<NeighbourId>,
+    /// Routers that were pinned here, and are let go when nobody takes them.
+    pinned: Vec<NeighbourId>,
     known: HashMap<(u16, IpAddr), u32>,
     now: u64,
 }
@@ -28,6 +28,11 @@ pub(super) struct Routers<'a> {
 impl<'a> Routers<'a> {
     pub fn new(hops: &'a mut NextHopWriter, neighbours: &'a mut NeighbourWriter, now: u64) -> Self {
         Self { hops, neighbours, pinned: Vec::new(), known: HashMap::new(), now }
+    }
+
+    /// The routers that were pinned here; whoever takes them lets them go.
+    pub fn take_pinned(&mut self) -> Vec<NeighbourId> {
+        std::mem::take(&mut self.pinned)
     }
 
     /// The number of a next hop, which is listed once.
@@ -96,6 +101,15 @@ impl<'a> Routers<'a> {
                 Ok(if tiers.is_empty() { None } else { self.hops.choice(tiers) })
             }
             _ => Ok(None),
+        }
+    }
+}
+
+impl Drop for Routers<'_> {
+    /// A build that comes to nothing leaves nothing pinned.
+    fn drop(&mut self) {
+        for router in self.take_pinned() {
+            self.neighbours.unpin(router, self.now);
         }
     }
 }
@@ -175,7 +189,8 @@ pub fn renewed(
             changed = true;
         }
     }
-    let mut pinned = routers.pinned;
+    let mut pinned = routers.take_pinned();
+    drop(routers);
     for (number, tunnel) in tunnels.iter_mut().enumerate() {
         let routed = kept.routes.lead_into(number as u16);
         changed |= routed != tunnel.routed;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    drained::{self, Drained},
     health::{
         Health,
         view::{HealthAction, HealthChange},
@@ -158,6 +159,8 @@ pub struct Gateway {
     nat_log: Option<NatLog>,
     /// Whether ways out can be used.
     health: Health,
+    /// What operators have drained, on disk.
+    drained: Drained,
     limit_care: LimitCare,
     /// What each port's health was last (see [`PortColumn::Health`]), and when to look again.
     port_health: Vec<u64>,
@@ -340,23 +343,51 @@ impl Gateway {
     ///
     /// # Errors
     /// There is none of this name, or none that traffic could come back to.
-    pub fn change_health(&mut self, request: &HealthChange) -> Result<&'static str, String> {
+    pub fn change_health(&mut self, request: &HealthChange) -> Result<String, String> {
         let (kind, name, liveness) = (request.kind, &request.name, &self.kept.liveness);
         match request.health {
             HealthAction::Drain | HealthAction::Undrain => {
                 let drained = request.health == HealthAction::Drain;
                 let changed = self.health.drain(kind, name, drained, liveness)?;
-                Ok(match (changed, drained) {
+                let done = match (changed, drained) {
                     (true, true) => "drained",
                     (true, false) => "in service",
                     (false, true) => "drained already",
                     (false, false) => "in service already",
+                };
+                Ok(match self.keep_drained() {
+                    Ok(()) => done.into(),
+                    Err(error) => format!("{done}, but a restart does not know it: {error}"),
                 })
             }
             HealthAction::Failback => {
-                self.health.fail_back(kind, name, self.clock.now(), liveness).map(|()| "in use")
+                self.health.fail_back(kind, name, self.clock.now(), liveness).map(|()| "in use".into())
             }
         }
+    }
+
+    /// Takes out of service what was drained when the gateway ended.
+    fn drain_again(&mut self) {
+        for drained::Way { kind, name } in self.drained.ways().to_vec() {
+            if self.health.drain(kind, &name, true, &self.kept.liveness).is_err() {
+                tracing::warn!(
+                    "{} {name} was drained, and is not in the file: that is forgotten",
+                    kind.name()
+                );
+            }
+        }
+        // What cannot be written is in the log.
+        let _ = self.keep_drained();
+    }
+
+    /// Has the disk say what is drained.
+    fn keep_drained(&mut self) -> std::io::Result<()> {
+        let ways = self.health.drained().map(|(kind, name)| drained::Way { kind, name: name.into() });
+        let kept = self.drained.keep(ways.collect());
+        if let Err(error) = &kept {
+            tracing::error!("what is drained is not kept for a restart: {error}");
+        }
+        kept
     }
 
     /// The tables of NAT sessions.

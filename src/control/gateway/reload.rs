@@ -58,19 +58,23 @@ impl Gateway {
         self.can_publish()?;
         let now = self.clock.now();
         let built = build::build(&config, &self.macs, &mut self.kept, &mut Persistent(&mut self.state), now)?;
-        let mut old = std::mem::replace(&mut self.built, built);
-        old.unpin.clear();
-        let unpin = std::mem::take(&mut self.built.unpin);
+        let old = std::mem::replace(&mut self.built, built);
         let config = std::mem::replace(&mut self.config, Arc::new(config));
-        if let Err(error) = self.publish() {
+        // Workers must not find, with the new tables, what was said of others that had the same numbers before. Nothing
+        // fails behind this.
+        if let Err(error) =
+            self.publish_after(|gateway| gateway.health.renew(&gateway.config, &gateway.built, now))
+        {
             self.kept.go_back();
             (self.built, self.config) = (old, config);
+            self.renew_lifetimes();
             return Err(error);
         }
-        self.kept.commit();
+        let unpin = self.kept.commit();
         self.built.limits.apply();
         self.overlay = overlay;
-        self.health.renew(&self.config, &self.built, now);
+        // What cannot be written is in the log.
+        let _ = self.keep_drained();
         if let Err(error) = self.log_sessions() {
             tracing::error!("{error}");
         }
@@ -116,6 +120,12 @@ impl Gateway {
 
     /// Hands the tables that were built to the workers, with new counters where the rows are others.
     pub(super) fn publish(&mut self) -> Result<(), ReloadError> {
+        self.publish_after(|_| {})
+    }
+
+    /// The same, with something to do when all is ready and no worker has anything yet.
+    fn publish_after(&mut self, before: impl FnOnce(&mut Self)) -> Result<(), ReloadError> {
+        self.can_publish()?;
         self.renew_lifetimes();
         let rows = self.built.rows.clone();
         let name = self.config.system.name.value.as_str();
@@ -125,13 +135,18 @@ impl Gateway {
         } else {
             // The counts go on, so they are as old as they were.
             layout.started = self.segment.layout().started;
-            Some(Arc::new(Segment::create(&segment_path(&self.config.system.run_dir.value.0), layout)?))
+            Some(Arc::new(Segment::hidden(&segment_path(&self.config.system.run_dir.value.0), layout)?))
         };
         let mut nat = self.nat.make(&self.built.tables).map_err(ReloadError::Nat)?.into_iter();
-        for (number, mailbox) in self.mailboxes.iter().enumerate() {
-            let counters = segment
-                .as_ref()
-                .map(|new| Box::new(WorkerCounters::taking_over(new, number, self.segment.layout())));
+        let taking_over = |worker| {
+            segment.as_ref().map(|new| Box::new(WorkerCounters::taking_over(new, worker, &self.segment)))
+        };
+        let counters: Vec<_> = (0..self.mailboxes.len()).map(taking_over).collect();
+        if let Some(segment) = &segment {
+            segment.show()?;
+        }
+        before(self);
+        for (mailbox, counters) in self.mailboxes.iter().zip(counters) {
             let tables = Arc::clone(&self.built.tables);
             let snapshot = Snapshot { tables, counters, nat: nat.next().flatten() };
             mailbox.send(Command::Snapshot(snapshot)).map_err(|_| ReloadError::Busy)?;

@@ -91,6 +91,8 @@ impl Gateway {
             Ok(()) => self.unpin.push((self.epoch, unpin)),
             Err(error) => {
                 self.built.tables = old;
+                // Those of the tables in force, beside those of the ones that came to nothing.
+                self.kept.keep_pinned(unpin);
                 tracing::error!("tunnels do not follow the routes: {error}");
             }
         }

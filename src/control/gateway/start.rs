@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::{
     super::{
+        drained::Drained,
         health::Health,
         host_neighbours::HostNeighbours,
         lifetimes::Lifetimes,
@@ -148,7 +149,8 @@ impl Gateway {
         let (_, writer) = NeighbourTable::new(NEIGHBOURS, seed);
         let mut kept = Kept::new(writer, workers, seed);
         let built = build::build(&config, &opened.macs, &mut kept, &mut Persistent(&mut state), clock.now())?;
-        kept.commit();
+        // There was none before.
+        let _ = kept.commit();
         let name = config.system.name.value.as_str();
         let layout = built.rows.clone().layout(name, workers, clock.tick_hz());
         let segment = Arc::new(Segment::create(&segment_file, layout)?);
@@ -177,6 +179,7 @@ impl Gateway {
             renewal_due: false,
             epoch: 0,
             health: Health::new(rand::random::<u32>() >> 1),
+            drained: Drained::open(&config.system.state.value.0),
             port_health: vec![0; config.ports.len()],
             ports_due: 0,
             config: Arc::new(config),
@@ -191,6 +194,7 @@ impl Gateway {
         };
         gateway.renew_lifetimes();
         gateway.health.renew(&gateway.config, &gateway.built, gateway.clock.now());
+        gateway.drain_again();
         gateway.built.limits.apply();
         gateway.spawn(opened.queues, pools, hosts, &cores)?;
         let mailboxes = &gateway.mailboxes;

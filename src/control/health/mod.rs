@@ -179,6 +179,13 @@ impl Health {
             path.set_session(bfd, &mut self.next_discriminator, now);
             self.paths.push(path);
         }
+        for path in known.values().filter(|path| path.drained) {
+            let kind = path.kind.name();
+            tracing::warn!(
+                "{kind} {} was drained, and is not in the file any more: that is forgotten",
+                path.name
+            );
+        }
         self.by_way = self.paths.iter().enumerate().map(|(place, path)| (path.way, place)).collect();
         // Numbers are given again: what was said of a way that is gone is not said of the next one.
         self.forget(&built.tables);
@@ -399,6 +406,11 @@ impl Health {
             tracing::info!("{} {name} {words}", kind.name());
         }
         Ok(changed)
+    }
+
+    /// What operators have drained.
+    pub fn drained(&self) -> impl Iterator<Item = (Kind, &str)> {
+        self.paths.iter().filter(|path| path.drained).map(|path| (path.kind, path.name.as_str()))
     }
 
     /// Lets traffic come back to an interface or tunnel that works again.

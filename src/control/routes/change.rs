@@ -86,10 +86,10 @@ pub struct RouteLine {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub blackhole: bool,
     /// The lower goes first.
-    #[serde(default = "default_priority")]
+    #[serde(default = "default_priority", skip_serializing_if = "is_default_priority")]
     pub priority: u16,
     /// The share of flows; 1 to 100.
-    #[serde(default = "default_weight")]
+    #[serde(default = "default_weight", skip_serializing_if = "is_default_weight")]
     pub weight: u8,
 }
 
@@ -99,6 +99,16 @@ const fn default_priority() -> u16 {
 
 const fn default_weight() -> u8 {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_default_priority(priority: &u16) -> bool {
+    *priority == default_priority()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_default_weight(weight: &u8) -> bool {
+    *weight == default_weight()
 }
 
 /// What came of a change.
@@ -293,8 +303,9 @@ pub fn apply(
             }
         }
         let leads_into_tunnel = hop.is_none_or(|(_, rank)| rank == Rank::TUNNEL);
-        changed.tunnels |= changed.routes > before
-            && (leads_into_tunnel || tunnels.iter().any(|remote| way.to.contains(*remote)));
+        changed.tunnels = changed.tunnels
+            || changed.routes > before
+                && (leads_into_tunnel || tunnels.iter().any(|remote| way.to.contains(*remote)));
     }
     routes.publish(&mut kept.routes.hops).map_err(|error| vec![error.to_string()])?;
     changed.tunnels &= !tunnels.is_empty();

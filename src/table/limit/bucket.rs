@@ -78,10 +78,13 @@ pub struct Terms {
 impl Rate {
     /// Puts a cap in force, or lifts it.
     pub fn set(&self, cap: Option<Cap>) {
-        let terms = cap.map_or(Terms { cost: 0, burst: 0, spare: 0 }, Terms::of);
-        self.burst.store(terms.burst, Ordering::Relaxed);
-        self.spare.store(terms.spare, Ordering::Relaxed);
-        self.cost.store(terms.cost, Ordering::Relaxed);
+        if let Some(terms) = cap.map(Terms::of) {
+            self.burst.store(terms.burst, Ordering::Relaxed);
+            self.spare.store(terms.spare, Ordering::Relaxed);
+        }
+        // Released, and the burst left when the cap is lifted: a cost is never seen with a burst of 0, with which
+        // nothing passes.
+        self.cost.store(cap.map_or(0, |cap| Terms::of(cap).cost), Ordering::Release);
         let [rate, burst] = &self.set;
         rate.store(cap.map_or(0, |cap| cap.rate), Ordering::Relaxed);
         burst.store(cap.map_or(0, |cap| cap.burst), Ordering::Relaxed);
@@ -99,7 +102,7 @@ impl Rate {
     #[inline(always)]
     #[must_use]
     pub fn terms(&self) -> Option<Terms> {
-        let cost = self.cost.load(Ordering::Relaxed);
+        let cost = self.cost.load(Ordering::Acquire);
         let [burst, spare] = [&self.burst, &self.spare].map(|word| word.load(Ordering::Relaxed));
         if cost == 0 { None } else { Some(Terms { cost, burst, spare }) }
     }

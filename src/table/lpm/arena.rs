@@ -8,8 +8,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::node;
-use crate::table::prefetch::prefetch_read;
+use super::node::{self, Encoded};
+use crate::table::{pages::Pages, prefetch::prefetch_read};
 
 /// Words (8 bytes) in a cache line.
 pub const LINE_WORDS: usize = 8;
@@ -103,45 +103,26 @@ impl View<'_> {
     }
 }
 
-/// The words of a run, and how many to leave out in front so that lines are the processor's.
-#[derive(Debug)]
-struct Run {
-    words: Box<[AtomicU64]>,
-    skip: usize,
-}
-
-impl Run {
-    /// A run of so many lines, all zero.
-    fn new(lines: usize) -> Self {
-        let words: Box<[AtomicU64]> = (0..(lines + 1) * LINE_WORDS).map(|_| AtomicU64::new(0)).collect();
-        let skip = words.as_ptr().align_offset(LINE_WORDS * size_of::<u64>()).min(LINE_WORDS);
-        Self { words, skip }
-    }
-
-    #[inline(always)]
-    fn view(&self) -> View<'_> {
-        let lines = self.words.len() / LINE_WORDS - 1;
-        View(self.words.get(self.skip..self.skip + lines * LINE_WORDS).unwrap_or(&[]))
-    }
-}
-
 /// The runs. Readers and the writer share it; a run appears once and stays.
 #[derive(Debug, Default)]
 pub struct Arena {
-    runs: [OnceLock<Run>; RUNS],
+    runs: [OnceLock<Pages<AtomicU64>>; RUNS],
 }
 
 impl Arena {
     /// A run; empty if there is none of this number.
     #[inline(always)]
     pub fn view(&self, run: usize) -> View<'_> {
-        self.runs.get(run).and_then(OnceLock::get).map_or(View(&[]), Run::view)
+        View(self.runs.get(run).and_then(OnceLock::get).map_or(&[], |words| &**words))
     }
 
     /// Makes a run that begins as a copy of the one before. `None` when it would be too large.
     fn grow(&self, run: usize) -> Option<usize> {
         let lines = FIRST_LINES << run;
-        self.runs.get(run)?.get_or_init(|| Run::new(lines));
+        let place = self.runs.get(run)?;
+        if place.get().is_none() {
+            place.set(Pages::new(lines * LINE_WORDS).ok()?).ok()?;
+        }
         let (new, old) = (self.view(run), self.view(run.checked_sub(1)?));
         for position in 0..(old.lines() * LINE_WORDS) as u32 {
             new.store(position, old.load(position));
@@ -151,7 +132,7 @@ impl Arena {
 
     /// Bytes in all runs.
     pub fn memory(&self) -> usize {
-        self.runs.iter().filter_map(OnceLock::get).map(|run| size_of_val::<[AtomicU64]>(&run.words)).sum()
+        self.runs.iter().filter_map(OnceLock::get).map(|run| size_of_val::<[AtomicU64]>(run)).sum()
     }
 }
 
@@ -173,7 +154,11 @@ impl Allocator {
     pub fn new(arena: &Arena) -> Self {
         let _ = arena.grow(0);
         let end = arena.view(0).lines();
-        // Line 0 stays unused because its reference means "none".
+        // Line 0 stays unused because its reference means "none": whoever looks into it all the same finds nothing.
+        let nothing = Encoded::new(&[node::EMPTY; 256], false);
+        for (position, word) in (0..).zip(nothing.words()) {
+            arena.view(0).store(position, word);
+        }
         Self { free: [const { Vec::new() }; MAX_LINES + 1], run: 0, next: 1, end }
     }
 

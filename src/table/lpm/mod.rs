@@ -15,6 +15,7 @@ mod arena;
 mod node;
 mod writer;
 
+use std::hint::select_unpredictable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -110,45 +111,80 @@ const fn at<T>(items: &mut [T; BURST], place: usize) -> &mut T {
     &mut items[place % BURST]
 }
 
-/// The addresses of a burst that are still on their way down the trie: where in the burst the first `count` are,
-/// and the nodes they visit next.
-struct Walk<A> {
-    addresses: [A; BURST],
-    best: [u32; BURST],
+/// The addresses of a burst on their way down the trie.
+struct Walk<'a, A> {
+    addresses: &'a [A],
+    /// The last value that each has met.
+    best: &'a mut [u32],
+    /// Where in the burst the first `count` are that are still on their way.
     places: [u8; BURST],
-    nodes: [Reference; BURST],
+    /// The nodes that those visit next; within a step the positions of their entries.
+    next: [u32; BURST],
     count: usize,
 }
 
-impl<A: Address> Walk<A> {
-    /// The address at `place` met `entry`: keeps its value, if any, and notes its child, if any.
+impl<A: Address> Walk<'_, A> {
     #[inline(always)]
-    fn step(&mut self, view: View<'_>, place: u8, entry: u64) {
-        let best = at(&mut self.best, usize::from(place));
-        *best = if value(entry) == NO_ROUTE { *best } else { value(entry) };
-        // Without a branch, since whether a look-up goes deeper is random: write always, count if it does.
-        *at(&mut self.places, self.count) = place;
-        *at(&mut self.nodes, self.count) = child(entry);
+    fn address(&self, place: usize) -> A {
+        self.addresses.get(place).copied().unwrap_or_default()
+    }
+
+    /// The address at `place` met `entry`: keeps its value, if any, and notes its child, if any, as number `count`. The
+    /// result is how many are noted then.
+    #[inline(always)]
+    fn step(&mut self, view: View<'_>, place: u8, entry: u64, count: usize) -> usize {
+        // Whether a look-up meets a value and whether it goes deeper is random: so nothing branches on it. The child
+        // is always written, and counts if there is one.
+        if let Some(best) = self.best.get_mut(usize::from(place)) {
+            *best = select_unpredictable(value(entry) == NO_ROUTE, *best, value(entry));
+        }
+        *at(&mut self.places, count) = place;
+        *at(&mut self.next, count) = child(entry).0;
         view.prefetch(child(entry).first_word());
-        self.count += usize::from(child(entry) != Reference::NONE);
+        count + usize::from(child(entry) != Reference::NONE)
+    }
+
+    /// The first two steps for all. The nodes of both, 257 at most, are near: only the entries of the second are not.
+    #[inline(always)]
+    fn begin(&mut self, view: View<'_>, start: &Start<A>) {
+        let (count, mask) = (self.addresses.len().min(BURST), A::mask(start.depth));
+        for index in 0..count {
+            let address = self.address(index);
+            let entry = view.entry(start.node, address.byte(start.depth));
+            let entry = select_unpredictable(address & mask == start.prefix, entry, node::EMPTY);
+            if let Some(best) = self.best.get_mut(index) {
+                *best = select_unpredictable(value(entry) == NO_ROUTE, start.default, value(entry));
+            }
+            let position = view.position(child(entry), address.byte(start.depth + 8));
+            view.prefetch(position);
+            *at(&mut self.next, index) = position;
+        }
+        let mut left = 0;
+        for index in 0..count {
+            let entry = view.load(*at(&mut self.next, index));
+            left = self.step(view, index as u8, entry, left);
+        }
+        self.count = left;
     }
 
     /// One step down for all that are left.
     #[inline(always)]
     fn level(&mut self, view: View<'_>, depth: u8) {
-        let mut positions = [0u32; BURST];
         let count = self.count.min(BURST);
         for index in 0..count {
-            let address = *at(&mut self.addresses, usize::from(*at(&mut self.places, index)));
-            let position = view.position(*at(&mut self.nodes, index), address.byte(depth));
-            view.prefetch(position);
-            *at(&mut positions, index) = position;
+            let place = *at(&mut self.places, index);
+            let address = self.address(usize::from(place));
+            let next = at(&mut self.next, index);
+            *next = view.position(Reference(*next), address.byte(depth));
+            view.prefetch(*next);
         }
-        self.count = 0;
+        let mut left = 0;
         for index in 0..count {
             let place = *at(&mut self.places, index);
-            self.step(view, place, view.load(*at(&mut positions, index)));
+            let entry = view.load(*at(&mut self.next, index));
+            left = self.step(view, place, entry, left);
         }
+        self.count = left;
     }
 }
 
@@ -230,33 +266,36 @@ impl<A: Address> Lpm<A> {
                 }
             } else {
                 let (view, start) = self.enter();
-                Self::descend_together(view, &start, addresses, results);
+                Self::descend_fast(view, &start, addresses, results);
             }
         }
     }
 
-    fn descend_together(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
-        let mut walk = Walk {
-            addresses: [A::default(); BURST],
-            best: [start.default; BURST],
-            places: [0; BURST],
-            nodes: [Reference::NONE; BURST],
-            count: 0,
-        };
-        walk.addresses.iter_mut().zip(addresses).for_each(|(place, address)| *place = *address);
-        let (mut depth, mask) = (start.depth, A::mask(start.depth));
-        if start.node != Reference::NONE {
-            for (place, address) in (0..BURST as u8).zip(addresses) {
-                let entry = view.entry(start.node, address.byte(depth));
-                walk.step(view, place, if *address & mask == start.prefix { entry } else { node::EMPTY });
+    /// [`Self::descend_together`], by the processor's own instructions for counting and shifting where it has them. The
+    /// program is compiled for those that do not: a dozen instructions each time.
+    #[cfg_attr(target_arch = "x86_64", allow(unsafe_code))]
+    fn descend_fast(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("popcnt") && is_x86_feature_detected!("bmi2") {
+            #[target_feature(enable = "popcnt,bmi2")]
+            fn by_popcnt<A: Address>(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
+                Lpm::descend_together(view, start, addresses, results);
             }
+            // SAFETY: the processor has both features.
+            return unsafe { by_popcnt(view, start, addresses, results) };
         }
-        depth += 8;
+        Self::descend_together(view, start, addresses, results);
+    }
+
+    #[inline(always)]
+    fn descend_together(view: View<'_>, start: &Start<A>, addresses: &[A], results: &mut [u32]) {
+        let mut walk = Walk { addresses, best: results, places: [0; BURST], next: [0; BURST], count: 0 };
+        walk.begin(view, start);
+        let mut depth = start.depth + 16;
         while walk.count > 0 && depth < A::WIDTH {
             walk.level(view, depth);
             depth += 8;
         }
-        results.iter_mut().zip(walk.best).for_each(|(result, best)| *result = best);
     }
 
     /// Bytes of memory that the table holds for its nodes.

@@ -15,7 +15,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::memory::{Pages, Zeroed};
+use crate::table::pages::{Pages, Zeroed};
 use crate::table::prefetch::prefetch_read;
 
 /// A cache line of claims. Of each word: 56 bits of the flow's hash, and the worker. Zero is none.

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use super::memory::{Pages, Zeroed};
+use crate::table::pages::{Pages, Zeroed};
 use crate::table::prefetch::prefetch_read;
 
 /// No session's number.

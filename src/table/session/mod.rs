@@ -9,7 +9,6 @@
 mod claims;
 mod fragments;
 mod index;
-mod memory;
 mod ports;
 mod record;
 mod sources;
@@ -18,7 +17,6 @@ mod table;
 pub use claims::{Claimed, Claims};
 pub use fragments::{Datagram, FragmentPorts, Fragments, Onward};
 pub use index::{Index, NOWHERE};
-pub use memory::Pages;
 pub use ports::{Candidates, PortRange};
 pub use record::{Current, Key, Kind, NewSession, Record, Tcp, Translation, View, tick, ticks};
 pub use sources::{Counted, Sources};

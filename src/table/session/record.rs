@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::memory::Zeroed;
+use crate::table::pages::Zeroed;
 use crate::{
     table::hash::{HashKey, Seed},
     wire::checksum::Delta,

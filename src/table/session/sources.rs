@@ -9,8 +9,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::memory::{Pages, Zeroed};
 use crate::table::hash::{HashKey, Seed};
+use crate::table::pages::{Pages, Zeroed};
 
 /// Counts of up to eight hosts: address and gateway (48 bits), count (16 bits).
 #[derive(Debug)]

@@ -4,10 +4,9 @@ use std::{io, sync::Arc};
 
 use super::{
     index::Index,
-    memory::Pages,
     record::{Key, NewSession, Record},
 };
-use crate::table::{hash::Seed, prefetch::prefetch_read};
+use crate::table::{hash::Seed, pages::Pages, prefetch::prefetch_read};
 
 /// The sessions' cache lines, which others may read.
 pub type Records = Arc<Pages<Record>>;

@@ -17,6 +17,7 @@
 
 mod classifier;
 mod draft;
+mod few;
 mod rule;
 mod tree;
 
@@ -24,6 +25,7 @@ use super::address::Address;
 use super::hash::Seed;
 
 use self::classifier::Classifier;
+pub use self::few::{Few, OPAQUE};
 pub use self::rule::{Key, Keys, Policy, Ports, Prefix, Rule};
 
 /// What a burst look-up gives where no policy matches.
@@ -76,6 +78,8 @@ pub enum SpdError {
 pub struct Spd {
     v4: Classifier<u32>,
     v6: Classifier<u128>,
+    /// The rules of `v4`, when they are few.
+    few_v4: Option<Few>,
     actions: Box<[u32]>,
 }
 
@@ -88,6 +92,7 @@ impl Spd {
     pub fn build(policies: &[Policy], seed: Seed) -> Result<Self, SpdError> {
         let (v4, v6) = rule::expand(policies)?;
         Ok(Self {
+            few_v4: Few::new(&v4),
             v4: Classifier::build(&v4, seed),
             v6: Classifier::build(&v6, seed),
             actions: policies.iter().map(|policy| policy.action).collect(),
@@ -133,10 +138,10 @@ impl Spd {
         self.v6.lookup_burst(keys, results);
     }
 
-    /// The IPv4 rules, when they are few enough for [`choose`].
+    /// The IPv4 rules, when they are few.
     #[inline]
-    pub fn few_v4(&self) -> Option<&[Rule<u32>]> {
-        self.v4.few()
+    pub fn few_v4(&self) -> Option<&Few> {
+        self.few_v4.as_ref()
     }
 
     /// The IPv6 rules, when they are few enough for [`choose`].

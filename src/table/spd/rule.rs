@@ -34,7 +34,7 @@ pub enum Ports {
 }
 
 /// The number that stands for a port that cannot be read: above every port.
-const OPAQUE_PORT: u32 = 1 << 16;
+pub(super) const OPAQUE_PORT: u32 = 1 << 16;
 
 /// One policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -174,8 +174,8 @@ pub const FIELDS: [Field; 5] =
 /// Numbers from `low` to `low + span`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range<N> {
-    low: N,
-    span: N,
+    pub(super) low: N,
+    pub(super) span: N,
 }
 
 impl<N: Address> Range<N> {
@@ -193,11 +193,11 @@ impl<N: Address> Range<N> {
 /// A range in every field, for one policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule<A> {
-    source: Range<A>,
-    destination: Range<A>,
-    source_port: Range<u32>,
-    destination_port: Range<u32>,
-    protocol: Range<u32>,
+    pub(super) source: Range<A>,
+    pub(super) destination: Range<A>,
+    pub(super) source_port: Range<u32>,
+    pub(super) destination_port: Range<u32>,
+    pub(super) protocol: Range<u32>,
     /// Place of the policy: lower wins.
     pub policy: u32,
 }

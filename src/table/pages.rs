@@ -1,7 +1,7 @@
 //! Large zeroed memory on huge pages: a table that is hit at random costs a page walk for each access on small ones.
 #![allow(unsafe_code)]
 
-use std::{io, marker::PhantomData, ops::Deref};
+use std::{io, marker::PhantomData, ops::Deref, sync::atomic::AtomicU64};
 
 use memmap2::{MmapMut, MmapOptions};
 
@@ -10,6 +10,9 @@ use memmap2::{MmapMut, MmapOptions};
 /// # Safety
 /// All bytes zero are a value of the type, it holds no reference, and dropping it does nothing.
 pub unsafe trait Zeroed: Sync + Send {}
+
+// SAFETY: a number.
+unsafe impl Zeroed for AtomicU64 {}
 
 /// A slice in memory of its own, all zero at first. Pages that were never written take no memory.
 #[derive(Debug)]
