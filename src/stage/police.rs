@@ -51,7 +51,9 @@ impl Stage for PoliceIn {
         }
         if active & GATEWAYS != 0 {
             let from_vpc = |flags: Flags| flags.has(Flags::FROM_LOCAL);
-            cx.lanes.asked = gateways(cx, burst, cx.lanes.forward & burst.live(), Way::Out, from_vpc);
+            let asked = gateways(cx, burst, cx.lanes.forward & burst.live(), Way::Out, from_vpc);
+            // NAT leads some back to the VPC: they are asked about both ways.
+            cx.lanes.asked = if cx.tables.features.nat { Slots::NONE } else { asked };
         }
     }
 }
