@@ -41,7 +41,15 @@ const CLOUD: &str = "site-to-site/cloud.toml";
 const DIRECT: &str = "direct-connect/gateway.toml";
 const OVERLAP: &str = "nat-overlap/gateway.toml";
 
+const STANDBY: &str = "vpn-standby/gateway.toml";
+
 const CASES: &[Case] = &[
+    (
+        STANDBY,
+        "from 10.200.0.10 to 10.1.0.5 udp 53 in vpc",
+        "wan",
+        &["tunnel idc-a; idc-a (active) is up, idc-a-2 (standby) is up: active idc-a is taken"],
+    ),
     (
         DIRECT,
         "from 10.2.0.10 to 10.1.0.5 udp 53 size 1500 in vpc",

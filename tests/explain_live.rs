@@ -15,6 +15,7 @@ use causeway::{
     control::{
         explain,
         gateway::{Gateway, StartOptions},
+        limits::{self, LimitChange, LimitRequest},
         rekey::{Action, Change},
     },
     io::mem::{MemPort, wire},
@@ -92,8 +93,13 @@ fn key(name: &str) -> Option<String> {
 
 impl Live {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With `more` sections in the file.
+    fn with(more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let text = CONFIG.replace("DIR", dir.path().to_str().unwrap());
+        let text = CONFIG.replace("DIR", dir.path().to_str().unwrap()) + more;
         let config = config::parse(Path::new("live.toml"), &text, &key);
         let config = config.unwrap_or_else(|errors| panic!("{}", errors.to_json())).0;
         let ((lan, lan_end), (wan, wan_end)) = (wire(256), wire(256));
@@ -251,6 +257,50 @@ fn it_knows_the_sessions_of_nat() {
     assert_eq!(live.counts(), counts);
     let rows = live.gateway.nat_sessions(None, &Default::default(), 0, 16);
     assert_eq!(rows["ok"]["rows"].as_array().unwrap().len(), 1, "no session was made by asking");
+    assert!(live.gateway.stop().balances());
+}
+
+#[test]
+fn limits_are_told_with_what_is_there_and_nothing_is_charged() {
+    let mut live =
+        Live::with("[gateway.g.limit]\nout = \"10Mbps\"\n[gateway.g.address_limit]\nout = \"5Mbps\"\n");
+    let counts = live.counts();
+    for _ in 0..2 {
+        let said = live.ask(TO_OTHER);
+        assert_says(
+            &said,
+            "forwarded",
+            &[
+                "limit of address 10.1.0.9 of gateway g, out: 5Mbps at most, 5000 bytes at once",
+                "limit of gateway g, out: 10Mbps at most, 10000 bytes at once; 10000 bytes are there now",
+            ],
+        );
+        assert!(!said.0.contains("by command"), "{}", said.0);
+    }
+    assert_eq!(live.counts(), counts);
+    let known = &live.gateway.built().limits.limits;
+    assert!(known.addresses_of(0).unwrap().table.is_empty(), "no address was entered by asking");
+    // One byte in 8 ms: what is sent now is spent.
+    let request = LimitRequest {
+        limit: LimitChange::Set,
+        gateway: Some("g".into()),
+        outwards: Some("1kbps".into()),
+        ..LimitRequest::default()
+    };
+    let answer = limits::change(&mut live.gateway, &request);
+    assert_eq!(answer["ok"], "in force", "{answer}");
+    let said = live.ask(TO_OTHER);
+    assert_says(
+        &said,
+        "forwarded",
+        &["limit of gateway g, out: 1kbps at most, 4096 bytes at once, set by command; 4096"],
+    );
+    let payload = [0; 1000];
+    for _ in 0..3 {
+        live.through(0, &udp("10.1.0.9", "198.51.100.7", (5000, 53), &payload), 1);
+    }
+    let said = live.ask(&format!("{TO_OTHER} size 1400"));
+    assert_says(&said, "forwarded", &["limit of gateway g, out: 1kbps", "it is spent:"]);
     assert!(live.gateway.stop().balances());
 }
 

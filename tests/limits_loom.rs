@@ -13,9 +13,13 @@ mod addresses;
 #[allow(dead_code)]
 #[path = "../src/table/limit/bucket.rs"]
 mod bucket;
+#[allow(dead_code)]
+#[path = "../src/table/limit/cell.rs"]
+mod cell;
 
-use addresses::{AddressTable, Entered, Traffic, Way};
+use addresses::{AddressTable, Entered};
 use bucket::{Account, Bucket, Cap, Purse, Rate};
+use cell::{Traffic, Way};
 use loom::{sync::Arc, thread};
 
 /// Threads change places so often at most: what goes wrong, goes wrong with fewer.
@@ -129,7 +133,7 @@ fn what_is_found_is_whole() {
                 assert_eq!(table.find(OTHER, OTHER_HASH), None);
             })
         };
-        assert_eq!(table.enter(KEY, HASH, 9), Entered::At(0));
+        assert_eq!(table.enter(KEY, HASH, 9), Entered::At(3));
         reader.join().unwrap();
     });
 }
@@ -139,9 +143,8 @@ fn what_is_found_is_whole() {
 fn entries_are_neither_lost_nor_given_twice() {
     model(|| {
         let table = Arc::new(AddressTable::new(1, 1));
-        assert_eq!(table.enter(KEY, HASH, 0), Entered::At(0));
-        let one = Traffic { passed_packets: 1, passed_bytes: 60, ..Traffic::default() };
-        table.cells(0).unwrap()[0][Way::Out as usize].count(one);
+        assert_eq!(table.enter(KEY, HASH, 0), Entered::At(3));
+        table.share(0).unwrap().cell(3).unwrap().passed(Way::Out).add(60);
         let control = {
             let table = Arc::clone(&table);
             thread::spawn(move || table.remove(KEY, HASH))
@@ -156,7 +159,7 @@ fn entries_are_neither_lost_nor_given_twice() {
             }
             Entered::Busy | Entered::Full => {
                 assert_eq!((table.find(OTHER, OTHER_HASH), table.len()), (None, 0));
-                assert_eq!(table.enter(OTHER, OTHER_HASH, 0), Entered::At(0));
+                assert_eq!(table.enter(OTHER, OTHER_HASH, 0), Entered::At(3));
             }
         }
     });

@@ -690,7 +690,8 @@ section! {
         /// The bytes that may pass at once after a pause, each way.
         "burst" burst: Burst, optional "8 ms of the rate, at least 4 KiB", "\"64kB\"";
         /// How many addresses are known at a time. What comes when all places are taken shares one bucket of the rates
-        /// above. An address takes 128 bytes for each worker, and 160 to 192. A reload with another number forgets all.
+        /// above. An address takes 400 to 800 bytes for each worker, and 550 to 1100; of more than 131,072 half. A reload
+        /// with another number forgets all.
         "addresses" addresses: Ranged<16, 1_048_576>, default "4096", "65536";
         /// After how long without a packet an address is forgotten, with what it was counted.
         "idle" idle: Interval, default "\"300s\"", "\"1h\"";

@@ -138,7 +138,7 @@ impl LimitCare {
 impl WatchedTable {
     fn tick(&mut self, known: &GatewayAddresses, idle: u64, now: u64) {
         let table = &known.table;
-        self.entries.resize(table.capacity() + 1, Watched::default());
+        self.entries.resize(table.common() + 1, Watched::default());
         if self.next == 0 {
             if now < self.due {
                 return;
@@ -270,7 +270,7 @@ fn things(config: &Config, built: &Built) -> Vec<(Level, String, usize, u16)> {
 }
 
 /// What the file says of a limit.
-fn of_file(config: &Config, level: Level, place: usize) -> [Option<Cap>; 2] {
+pub(super) fn of_file(config: &Config, level: Level, place: usize) -> [Option<Cap>; 2] {
     let limit = match level {
         Level::Gateway => config.gateways.get(place).and_then(|g| g.limit.as_ref()),
         Level::Interface => config.interfaces.get(place).and_then(|i| i.limit.as_ref()),
@@ -280,7 +280,11 @@ fn of_file(config: &Config, level: Level, place: usize) -> [Option<Cap>; 2] {
 }
 
 /// What the file says of addresses in a prefix of their own (`None`: of all others); nothing when it says nothing.
-fn of_file_addresses(config: &Config, place: usize, prefix: Option<Prefix>) -> Option<[Option<Cap>; 2]> {
+pub(super) fn of_file_addresses(
+    config: &Config,
+    place: usize,
+    prefix: Option<Prefix>,
+) -> Option<[Option<Cap>; 2]> {
     let limit = config.gateways.get(place)?.address_limit.as_ref()?;
     let Some(prefix) = prefix else { return Some(limit.caps()) };
     let own =
@@ -567,6 +571,7 @@ fn change_addresses(
         (LimitChange::Set, None, _) => {
             let caps = request.over(now)?;
             class.set(caps);
+            built.refresh();
             Ok(caps)
         }
         (LimitChange::Set, Some(prefix), _) => {
@@ -577,6 +582,7 @@ fn change_addresses(
         (LimitChange::Clear, None, file) => {
             let caps = file.unwrap_or_default();
             class.set(caps);
+            built.refresh();
             Ok(caps)
         }
         (LimitChange::Clear, Some(prefix), Some(file)) => {

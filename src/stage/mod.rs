@@ -72,6 +72,9 @@ pub struct Lanes {
     pub forward: Slots,
     /// Packets that come from another gateway: by no interface and out of no tunnel.
     pub crossed: Slots,
+    /// Packets that come from the VPC, as the limits of gateways have found, and do not go back to it: those for what goes
+    /// to it need not ask.
+    pub asked: Slots,
     /// Packets that await a decision of the SPD and then of the route table.
     pub lookup: Slots,
     /// Packets whose next hop is chosen.

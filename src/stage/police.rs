@@ -9,8 +9,6 @@
 //! Packets in a row with the same owner, as a burst has them, are paid for together. What the gateway itself makes, and
 //! what is for it other than ESP, is not asked about: pings, BGP and IKE go on where a limit is reached.
 
-use arrayvec::ArrayVec;
-
 use super::{Cx, Stage, next_hop::NO_TUNNEL};
 use crate::{
     packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
@@ -18,7 +16,7 @@ use crate::{
     table::{
         limit::{
             Account, Cell, GATEWAYS, GatewayAddresses, INTERFACES_OUT, Level, Rate, TUNNELS_OUT, Traffic,
-            WAYS_IN, Way, key_v4,
+            WAYS_IN, Way, hash_v4, key_v4, line, near, word_v4, word_v6,
         },
         prefetch::prefetch_read,
         tables::{NextHop, Tables},
@@ -46,14 +44,16 @@ impl Stage for PoliceIn {
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let active = cx.tables.limits.active.bits();
         let crossed = std::mem::take(&mut cx.lanes.crossed);
+        cx.lanes.asked = Slots::NONE;
         if active & WAYS_IN != 0 {
             let came = (cx.lanes.forward | cx.lanes.esp | cx.lanes.fragments) - crossed;
             ways(cx, burst, came & burst.live(), Way::In, came_by, ip_len);
         }
         if active & GATEWAYS != 0 {
-            let from_vpc = |slot| burst.meta(slot).flags.has(Flags::FROM_LOCAL);
-            let slots = (cx.lanes.forward & burst.live()).filter(from_vpc);
-            gateways(cx, burst, slots, Way::Out);
+            let from_vpc = |flags: Flags| flags.has(Flags::FROM_LOCAL);
+            let asked = gateways(cx, burst, cx.lanes.forward & burst.live(), Way::Out, from_vpc);
+            // NAT leads some back to the VPC: they are asked about both ways.
+            cx.lanes.asked = if cx.tables.features.nat { Slots::NONE } else { asked };
         }
     }
 }
@@ -62,9 +62,10 @@ impl Stage for PoliceInwards {
     const NAME: &'static str = "police-inwards";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        let to_vpc = |slot| !burst.meta(slot).flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED);
-        let slots = (cx.lanes.lookup & burst.live()).filter(to_vpc);
-        gateways(cx, burst, slots, Way::In);
+        // Those that came from the VPC are known already.
+        let lookup = (cx.lanes.lookup & burst.live()) - std::mem::take(&mut cx.lanes.asked);
+        let to_vpc = |flags: Flags| !flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED);
+        gateways(cx, burst, lookup, Way::In, to_vpc);
     }
 }
 
@@ -250,87 +251,197 @@ fn ip_len(_: &Tables, meta: &Meta) -> u64 {
     u64::from(meta.ip_len)
 }
 
-/// Asks the limits of addresses and then of their gateways about packets that go one way.
-fn gateways(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: Way) {
+/// So many cells, and an address's second one is further away than it takes to look at the first.
+const FAR_CELLS: usize = 1 << 14;
+
+/// Asks the limits of addresses and then of their gateways about those of `slots` that go `way`, as `is` says by their
+/// flags. The result is which they are.
+#[inline(always)]
+fn gateways(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: Way, is: impl Fn(Flags) -> bool) -> Slots {
+    let Some(first) = slots.first() else { return Slots::NONE };
+    let number = burst.meta(first).gateway;
+    let tables = cx.tables;
+    let addresses = tables.limits.addresses_of(number);
+    let share = addresses.and_then(|addresses| addresses.table.share(cx.nat.links.own()));
+    let (Some(addresses), Some(share)) = (addresses, share) else {
+        let going = slots.filter(|slot| is(burst.meta(slot).flags));
+        if going.into_iter().all(|slot| burst.meta(slot).gateway == number) {
+            gateway(cx, burst, going, way, number);
+        } else {
+            several(cx, burst, going, way);
+        }
+        return going;
+    };
+    let (cells, seed) = (share.cells(), addresses.seed);
+    let are_far = cells.len() > FAR_CELLS;
+    let (mut hashes, mut others, mut flags) = ([0; BURST], 0, Flags::NONE);
+    let mut going = Slots::NONE;
+    // What is to be read for one packet is on its way while others are looked at.
+    for slot in slots {
+        let meta = burst.meta(slot);
+        if is(meta.flags) {
+            going.insert(slot);
+            others |= meta.gateway ^ number;
+            flags |= meta.flags;
+            let hash = hash_v4(address_v4(meta, way), &seed);
+            if let Some(place) = hashes.get_mut(slot.index()) {
+                *place = hash;
+            }
+            let Some(cell) = line(cells, hash) else { continue };
+            prefetch_read(cell);
+            if are_far && let Some(cell) = line(cells, hash ^ 1) {
+                prefetch_read(cell);
+            }
+        }
+    }
+    if others != 0 {
+        several(cx, burst, going, way);
+        return going;
+    }
+    if flags.has(Flags::V6) {
+        each_address(cx, burst, going, way, addresses);
+    } else {
+        each_v4(cx, burst, going, way, (addresses, cells), &hashes);
+    }
+    gateway(cx, burst, going, way, number);
+    going
+}
+
+/// Asks the limits of the VPC's addresses about IPv4 packets whose cells were asked for.
+#[inline(never)]
+fn each_v4(
+    cx: &Cx<'_>,
+    burst: &mut Burst,
+    slots: Slots,
+    way: Way,
+    (addresses, cells): (&GatewayAddresses, &[Cell]),
+    hashes: &[u64; BURST],
+) {
+    let version = addresses.version();
+    if cells.is_empty() {
+        return;
+    }
+    for slot in slots {
+        let hash = hashes.get(slot.index()).copied().unwrap_or(0);
+        let meta = burst.meta(slot);
+        let near = near(cells, hash, word_v4(address_v4(meta, way)));
+        let bytes = u64::from(meta.ip_len);
+        if !near.is_some_and(|(_, cell)| cell.pass(way, version, bytes)) {
+            one_address(cx, burst, slot, way, addresses, version);
+        }
+    }
+}
+
+/// The same about packets that are in several gateways.
+#[inline(never)]
+fn several(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: Way) {
     let mut left = slots;
     while let Some(first) = left.first() {
         let number = burst.meta(first).gateway;
         let same = left.filter(|slot| burst.meta(slot).gateway == number);
         left -= same;
-        let tables = cx.tables;
-        if let Some(addresses) = tables.limits.addresses_of(number) {
+        if let Some(addresses) = cx.tables.limits.addresses_of(number) {
             each_address(cx, burst, same, way, addresses);
         }
+        gateway(cx, burst, same, way, number);
+    }
+}
+
+/// Asks a gateway's own limit, where it has one.
+#[inline(always)]
+fn gateway(cx: &Cx<'_>, burst: &mut Burst, slots: Slots, way: Way, number: u16) {
+    let pair = cx.tables.limits.of(Level::Gateway, number);
+    if pair.is_some_and(|(pair, _)| pair.way(way).rate.terms().is_some()) {
         let mut run = Run::NONE;
-        for slot in same & burst.live() {
+        for slot in slots & burst.live() {
             run.add(slot, u64::from(burst.meta(slot).ip_len));
         }
         ask(cx, burst, run, way, (Level::Gateway, number), ip_len);
     }
 }
 
-/// So many addresses stay in the caches near the core by themselves.
-const NEAR_ADDRESSES: usize = 4096;
-
-/// The VPC's address in a packet, as a key.
+/// The VPC's address in an IPv4 packet.
 #[inline(always)]
-fn address(cx: &Cx<'_>, burst: &Burst, slot: Slot, way: Way) -> u128 {
-    let meta = burst.meta(slot);
-    if meta.is_v6() {
-        let header = Ipv6::at(burst.bytes(cx.umem, slot), usize::from(meta.l3));
-        header.map_or(0, |header| match way {
-            Way::In => header.destination().to_bits(),
-            Way::Out => header.source().to_bits(),
-        })
-    } else {
-        key_v4(if way == Way::In { meta.dst } else { meta.src })
+const fn address_v4(meta: &Meta, way: Way) -> u32 {
+    match way {
+        Way::In => meta.dst,
+        Way::Out => meta.src,
     }
 }
 
-/// In place of an entry's number: the address is not of the VPC.
-const NOBODY: u32 = u32::MAX;
+/// The VPC's address in an IPv6 packet, as a key.
+#[inline(never)]
+fn key_v6(cx: &Cx<'_>, burst: &Burst, slot: Slot, way: Way) -> u128 {
+    let header = Ipv6::at(burst.bytes(cx.umem, slot), usize::from(burst.meta(slot).l3));
+    header.map_or(0, |header| match way {
+        Way::In => header.destination().to_bits(),
+        Way::Out => header.source().to_bits(),
+    })
+}
 
-/// Asks the limits of the VPC's addresses: first finds all of them, then charges them, so that what is looked up for one
-/// packet is on its way while another one's is looked at.
+/// Asks the limits of the VPC's addresses, of whichever version of IP: first asks for the cell of each, then charges them.
+#[inline(never)]
 fn each_address(cx: &Cx<'_>, burst: &mut Burst, slots: Slots, way: Way, addresses: &GatewayAddresses) {
-    let Some(cells) = addresses.table.cells(cx.nat.links.own()) else { return };
-    if addresses.table.len() > NEAR_ADDRESSES {
-        for slot in slots {
-            if let Some(line) = addresses.table.line(addresses.hash(address(cx, burst, slot, way))) {
-                prefetch_read(line);
-            }
-        }
-    }
-    let mut entries: ArrayVec<u32, BURST> = ArrayVec::new();
+    let Some(share) = addresses.table.share(cx.nat.links.own()) else { return };
+    let (version, cells) = (addresses.version(), share.cells());
+    let mut hashes = [0; BURST];
     for slot in slots {
-        let key = address(cx, burst, slot, way);
-        let entry = addresses.entry(key, addresses.hash(key)).map_or(NOBODY, |entry| entry as u32);
-        if let Some([inwards, outwards]) = cells.get(entry as usize) {
-            prefetch_read(if way == Way::In { inwards } else { outwards });
-        }
-        // As many as slots, so there is room.
-        let _ = entries.try_push(entry);
-    }
-    for (slot, entry) in slots.into_iter().zip(entries) {
-        let Some([inwards, outwards]) = cells.get(entry as usize) else { continue };
-        let cell = if way == Way::In { inwards } else { outwards };
-        let bytes = u64::from(burst.meta(slot).ip_len);
-        if pays(cx, addresses, entry, way, cell, bytes) {
-            cell.count(Traffic { passed_packets: 1, passed_bytes: bytes, ..Traffic::default() });
+        let meta = burst.meta(slot);
+        let hash = if meta.is_v6() {
+            addresses.hash(key_v6(cx, burst, slot, way))
         } else {
-            cell.count(Traffic { dropped_packets: 1, dropped_bytes: bytes, ..Traffic::default() });
-            burst.drop(slot, DropReason::AddressLimit);
+            hash_v4(address_v4(meta, way), &addresses.seed)
+        };
+        if let Some(cell) = line(cells, hash) {
+            prefetch_read(cell);
+        }
+        if let Some(place) = hashes.get_mut(slot.index()) {
+            *place = hash;
+        }
+    }
+    for slot in slots {
+        let hash = hashes.get(slot.index()).copied().unwrap_or(0);
+        let meta = burst.meta(slot);
+        let near = if meta.is_v6() {
+            // The cell says whose it likely is, the entry says it for sure.
+            let near = near(cells, hash, word_v6(hash));
+            near.filter(|(number, _)| addresses.table.is_of(*number, key_v6(cx, burst, slot, way)))
+        } else {
+            near(cells, hash, word_v4(address_v4(meta, way)))
+        };
+        let bytes = u64::from(meta.ip_len);
+        if !near.is_some_and(|(_, cell)| cell.pass(way, version, bytes)) {
+            one_address(cx, burst, slot, way, addresses, version);
         }
     }
 }
 
-/// Whether an address has enough for a packet.
-#[inline(always)]
-fn pays(cx: &Cx<'_>, addresses: &GatewayAddresses, entry: u32, way: Way, cell: &Cell, bytes: u64) -> bool {
-    let Some(terms) = addresses.rate(cell.class(), way).and_then(Rate::terms) else { return true };
-    let Some(bucket) = addresses.table.bucket(entry as usize, way) else { return true };
-    let mut account = Account::open(terms, bucket, &cell.purse);
-    let enough = account.pay_all(bytes, || bytes, cx.now);
-    account.close();
-    enough
+/// Asks the limit of one address, wherever it stands, and lets it buy what it needs.
+#[inline(never)]
+fn one_address(
+    cx: &Cx<'_>,
+    burst: &mut Burst,
+    slot: Slot,
+    way: Way,
+    addresses: &GatewayAddresses,
+    version: u32,
+) {
+    let meta = burst.meta(slot);
+    let bytes = u64::from(meta.ip_len);
+    let key = if meta.is_v6() { key_v6(cx, burst, slot, way) } else { key_v4(address_v4(meta, way)) };
+    let Some(number) = addresses.entry(key) else { return };
+    let Some(share) = addresses.table.share(cx.nat.links.own()) else { return };
+    let (Some(cell), Some(bucket)) = (share.cell(number), addresses.table.bucket(number, way)) else {
+        return;
+    };
+    if cell.pass(way, version, bytes) {
+        return;
+    }
+    let terms = addresses.rate(cell.class(), way).and_then(Rate::terms);
+    if !cell.buy(way, (version, terms), bucket, bytes, cx.now) {
+        if let Some(dropped) = share.dropped(number, way) {
+            dropped.add(bytes);
+        }
+        burst.drop(slot, DropReason::AddressLimit);
+    }
 }

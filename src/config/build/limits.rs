@@ -71,6 +71,7 @@ impl BuiltLimits {
 
     /// Says what limits there are now: to be called after each change.
     pub fn refresh(&self) {
+        self.limits.addresses.iter().flatten().for_each(GatewayAddresses::renew);
         self.limits.active.set(self.limits.present());
     }
 
@@ -90,6 +91,7 @@ impl BuiltLimits {
         let built = built.ok_or("the gateway does not limit its addresses")?;
         if let Some(class) = built.class(prefix).and_then(|class| known.classes.get(class)) {
             class.set(caps);
+            self.refresh();
             return Ok(());
         }
         let vacant = built.sections.iter().skip(1).position(Option::is_none).map(|place| place + 1);
@@ -104,6 +106,7 @@ impl BuiltLimits {
         built.sections.resize(built.sections.len().max(class + 1), None);
         built.sections[class] = Some(prefix);
         classify(known);
+        self.refresh();
         Ok(())
     }
 
@@ -124,6 +127,7 @@ impl BuiltLimits {
         if removed.is_ok() {
             built.sections[class] = None;
             classify(known);
+            self.refresh();
         }
     }
 }
@@ -160,7 +164,7 @@ fn add<A: Address>(
 
 /// Puts every known address into the class that it has now; forgets who has none any more.
 fn classify(known: &GatewayAddresses) {
-    for entry in 0..known.table.capacity() {
+    for entry in 0..known.table.common() {
         let Some(key) = known.table.key(entry) else { continue };
         match known.class_of(key) {
             Some(class) => known.table.set_class(entry, class),
@@ -289,5 +293,5 @@ fn gateway_addresses(
         built.insert(prefix, number as u32 + 1)?;
         built.sections[number + 1] = Some(prefix);
     }
-    Ok((GatewayAddresses { table, classes, v4, v6, seed }, built))
+    Ok((GatewayAddresses::new(table, classes, (v4, v6), seed), built))
 }

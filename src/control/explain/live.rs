@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use super::{
-    run::{frame, sent},
+    run::{Asked, frame, sent},
     *,
 };
 use crate::{
@@ -93,12 +93,14 @@ pub(super) fn run(gateway: &Gateway, packet: &Packet, place: usize) -> Result<Ru
     let details = json!({ "name": name, "pid": std::process::id(), "generation": tables.generation });
     let mut known = vec![Step { stage: "gateway", text, details }];
     known.extend(session.map(|view| tell(gateway, &view)));
+    let limits =
+        Asked::of(&built.limits, Arc::clone(&tables.limits), Some((Arc::clone(&built.limits.limits), now)));
     Ok(Run {
         tables,
         interfaces: built.interfaces.clone(),
         tunnels: built.tunnels.clone(),
         gateways: built.gateways.clone(),
-        limits: crate::config::build::BuiltLimits::default(),
+        limits,
         known,
         waits_for,
         meta,
@@ -131,7 +133,7 @@ fn harmless(gateway: &Gateway) -> Result<Tables, ExplainError> {
     let (config, built) = (gateway.config(), gateway.built());
     let mut tables = Tables::clone(gateway.tables());
     // The gateway's own buckets and counts are its workers'.
-    tables.limits = Arc::default();
+    tables.limits = Arc::new(built.limits.limits.apart());
     let backend = build::backend(config.system.cipher.value).map_err(SingleError::from)?;
     for (place, number) in built.tunnels.iter().enumerate() {
         let Some(tunnel) = tables.tunnels.get_mut(usize::from(*number)) else { continue };

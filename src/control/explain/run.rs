@@ -4,9 +4,28 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
+    config::build::BuiltLimits,
     crypto::aead::{self, Aad, Job},
-    table::{tables::Tables, tunnel::Tunnel},
+    table::{limit::Limits, tables::Tables, tunnel::Tunnel},
 };
+
+/// Limits that a run asks.
+pub(super) struct Asked {
+    /// What it charges: its own.
+    pub(super) limits: Arc<Limits>,
+    /// What they stand for in a running gateway, and what its clock shows.
+    pub(super) real: Option<(Arc<Limits>, u64)>,
+    /// Gateways that count addresses: number, place in the configuration, and prefixes by class.
+    pub(super) addresses: Vec<(u16, usize, Vec<Option<Prefix>>)>,
+}
+
+impl Asked {
+    pub(super) fn of(built: &BuiltLimits, limits: Arc<Limits>, real: Option<(Arc<Limits>, u64)>) -> Self {
+        let addresses =
+            built.addresses.iter().map(|of| (of.gateway, of.place, of.sections.clone())).collect();
+        Self { limits, real, addresses }
+    }
+}
 
 /// The run of one packet, and what it left behind.
 pub(super) struct Run {
@@ -16,8 +35,8 @@ pub(super) struct Run {
     pub(super) interfaces: Vec<u16>,
     pub(super) tunnels: Vec<u16>,
     pub(super) gateways: Vec<u16>,
-    /// Limits; those of a running gateway are left alone.
-    pub(super) limits: crate::config::build::BuiltLimits,
+    /// Limits that the packet was asked about.
+    pub(super) limits: Asked,
     /// What is known beforehand, of a running gateway.
     pub(super) known: Vec<Step>,
     /// Neighbours that the packet, or what follows from it, waits for: by interface number.
@@ -66,7 +85,7 @@ impl Run {
             interfaces: built.interfaces,
             tunnels: built.tunnels,
             gateways: built.gateways,
-            limits: built.limits,
+            limits: Asked::of(&built.limits, Arc::clone(&built.limits.limits), None),
             known: Vec::new(),
             waits_for: Vec::new(),
             meta,

@@ -1,6 +1,7 @@
 //! What a run shows, in the order of the stages.
 
 use super::*;
+use crate::table::tables::Protection;
 
 /// Puts what the run shows into steps.
 pub(super) struct Teller<'a> {
@@ -133,10 +134,37 @@ impl Teller<'_> {
         let through = tunnel.as_ref().map_or_else(String::new, |tunnel| format!(" through tunnel {tunnel}"));
         let read = if stage == "policy-in" { ", read the other way round," } else { "" };
         let (place, line) = (self.at(policy.action.span), self.line(policy.action.span));
-        let text = format!("policy {name}{place} of gateway {gateway}{read} matches: {action}{through}");
-        let details =
-            json!({ "gateway": gateway, "policy": name, "action": action, "tunnel": tunnel, "line": line });
+        let ways = self.standing(policy).filter(|_| stage == "policy");
+        let (chosen, taken) = ways.unwrap_or_default();
+        let text =
+            format!("policy {name}{place} of gateway {gateway}{read} matches: {action}{through}{chosen}");
+        let details = json!({
+            "gateway": gateway, "policy": name, "action": action, "tunnel": tunnel, "line": line, "taken": taken,
+        });
         self.step(stage, text, details);
+    }
+
+    /// Where other tunnels stand by for a policy's: how each is, and which is taken, also alone.
+    fn standing(&self, policy: &crate::config::Policy) -> Option<(String, Option<String>)> {
+        let active = policy.tunnel.as_ref()?.value;
+        let others: Vec<_> = policy.standby.iter().flat_map(|list| &list.value).map(|t| t.value).collect();
+        if others.is_empty() {
+            return None;
+        }
+        let number = |id: crate::config::TunnelId| self.run.tunnels.get(id.0).copied();
+        let numbers: Vec<u16> = others.iter().filter_map(|id| number(*id)).collect();
+        let liveness = &self.run.tables.liveness;
+        let taken = Protection::new(number(active)?, &numbers).choose(liveness);
+        let name = |id: crate::config::TunnelId| self.config.tunnel(id).name.value.to_string();
+        let state = |number: u16| if liveness.tunnel_is_up(number) { "up" } else { "down" };
+        let all = std::iter::once((active, "active")).chain(others.iter().map(|id| (*id, "standby")));
+        let shown: Vec<String> = all
+            .clone()
+            .filter_map(|(id, role)| Some(format!("{} ({role}) is {}", name(id), state(number(id)?))))
+            .collect();
+        let (id, role) = all.clone().find(|(id, _)| number(*id) == Some(taken))?;
+        let taken = name(id);
+        Some((format!("; {}: {role} {taken} is taken", shown.join(", ")), Some(taken)))
     }
 
     pub(super) fn policies_in(&mut self) {

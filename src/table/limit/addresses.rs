@@ -4,18 +4,25 @@
 //! addresses: a worker that finds another at it does not wait, its packet goes by the common entry, as do packets of
 //! addresses for which there is no room. So no address has ever two entries. The control thread removes what is idle.
 //!
-//! An entry is shared by all workers; of each entry each worker has a cell of its own with its purse and its counts.
-//! A worker that has found an entry just before it is removed and given to another address charges the packets of
-//! this one burst to the other. Entries that become free are used again in the order in which they became free, so
-//! that this needs a burst that takes as long as the table takes to go round.
+//! An entry is shared by all workers; of each entry each worker has a cell of its own with its purses and its counts. The
+//! hash of an address names two entries that are neighbours; it has one of them if one is free when it comes, so that a
+//! worker finds nearly every address in the very cache line that it charges, and reads nothing else. The places, which
+//! are a quarter full and small, find all of them.
+//!
+//! A worker that has found an entry just before it is removed and given to another address charges that packet to the
+//! other.
 
 use super::{
-    bucket::{Bucket, Purse},
+    bucket::Bucket,
+    cell::{self, Cell, Count, Traffic, Way, word_v4, word_v6},
     sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, yield_now},
 };
 
 /// Places in which an address may stand, from the one that its hash says.
 const WINDOW: usize = 16;
+/// Up to so many addresses there are four entries for each, else two: an address that is in none of its two neighbours
+/// costs twice as much. That is one in 30 of a full table with four, one in ten with two.
+const ROOMY: usize = 1 << 17;
 /// An empty place. In another one the lower half is [`IS_V6`] and the entry's number and one; the upper half is an IPv4
 /// address, so that the place alone says whose it is, or a part of the hash of an IPv6 one.
 const EMPTY: u64 = 0;
@@ -26,129 +33,15 @@ const NUMBER: u64 = IS_V6 - 1;
 /// The address of an entry that none has: `::`, which no packet may be from or to.
 const NOBODY: u128 = 0;
 
-/// What packets are counted as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Traffic {
-    /// Packets that passed.
-    pub passed_packets: u64,
-    /// Bytes of them.
-    pub passed_bytes: u64,
-    /// Packets that were dropped.
-    pub dropped_packets: u64,
-    /// Bytes of them.
-    pub dropped_bytes: u64,
-}
-
-impl Traffic {
-    /// The two together.
-    #[must_use]
-    pub const fn and(self, other: Self) -> Self {
-        Self {
-            passed_packets: self.passed_packets.wrapping_add(other.passed_packets),
-            passed_bytes: self.passed_bytes.wrapping_add(other.passed_bytes),
-            dropped_packets: self.dropped_packets.wrapping_add(other.dropped_packets),
-            dropped_bytes: self.dropped_bytes.wrapping_add(other.dropped_bytes),
-        }
-    }
-
-    /// What came after `earlier`.
-    #[must_use]
-    pub const fn since(self, earlier: Self) -> Self {
-        Self {
-            passed_packets: self.passed_packets.wrapping_sub(earlier.passed_packets),
-            passed_bytes: self.passed_bytes.wrapping_sub(earlier.passed_bytes),
-            dropped_packets: self.dropped_packets.wrapping_sub(earlier.dropped_packets),
-            dropped_bytes: self.dropped_bytes.wrapping_sub(earlier.dropped_bytes),
-        }
-    }
-}
-
-/// Counts that one thread writes and others read.
-#[derive(Debug, Default)]
-struct Counts([AtomicU64; 4]);
-
-impl Counts {
-    #[inline(always)]
-    fn add(&self, traffic: Traffic) {
-        let [packets, bytes, dropped, dropped_bytes] = &self.0;
-        let add = |count: &AtomicU64, n: u64| {
-            count.store(count.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed)
-        };
-        if traffic.passed_packets > 0 {
-            add(packets, traffic.passed_packets);
-            add(bytes, traffic.passed_bytes);
-        }
-        if traffic.dropped_packets > 0 {
-            add(dropped, traffic.dropped_packets);
-            add(dropped_bytes, traffic.dropped_bytes);
-        }
-    }
-
-    fn get(&self) -> Traffic {
-        let [packets, bytes, dropped, dropped_bytes] = &self.0;
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Traffic {
-            passed_packets: get(packets),
-            passed_bytes: get(bytes),
-            dropped_packets: get(dropped),
-            dropped_bytes: get(dropped_bytes),
-        }
-    }
-
-    fn set(&self, traffic: Traffic) {
-        let [packets, bytes, dropped, dropped_bytes] = &self.0;
-        packets.store(traffic.passed_packets, Ordering::Relaxed);
-        bytes.store(traffic.passed_bytes, Ordering::Relaxed);
-        dropped.store(traffic.dropped_packets, Ordering::Relaxed);
-        dropped_bytes.store(traffic.dropped_bytes, Ordering::Relaxed);
-    }
-}
-
-/// Which way a packet goes, as the VPC sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Way {
-    /// In: to the VPC.
-    In,
-    /// Out: from the VPC.
-    Out,
-}
-
-/// One worker's part of an entry and a way: a cache line.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub struct Cell {
-    /// What the worker has taken of the entry's bucket.
-    pub purse: Purse,
-    counts: Counts,
-    /// The class of the address: here, since the worker has this line in hand anyway.
-    class: AtomicU32,
-}
-
-impl Cell {
-    /// The class of the address.
-    #[inline(always)]
-    #[must_use]
-    pub fn class(&self) -> usize {
-        self.class.load(Ordering::Relaxed) as usize
-    }
-
-    /// Counts. Only the worker whose cell it is may.
-    #[inline(always)]
-    pub fn count(&self, traffic: Traffic) {
-        self.counts.add(traffic);
-    }
-}
-
-/// An address.
+/// An address, as all workers share it.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Entry {
     high: AtomicU64,
     low: AtomicU64,
     buckets: [Bucket; 2],
-    /// What the cells had counted before this address was entered, by way.
-    before: [Counts; 2],
+    /// What the workers had counted before this address was entered, by way: passed and dropped.
+    before: [[Count; 2]; 2],
 }
 
 impl Entry {
@@ -165,6 +58,68 @@ impl Entry {
     fn set_key(&self, key: u128) {
         self.high.store((key >> 64) as u64, Ordering::Relaxed);
         self.low.store(key as u64, Ordering::Relaxed);
+    }
+}
+
+/// What one worker keeps: it alone counts and pays here.
+#[derive(Debug)]
+pub struct Share {
+    /// By entry.
+    cells: Box<[Cell]>,
+    /// Of the common entry.
+    common: Cell,
+    /// What it dropped, by entry and way.
+    dropped: Box<[[Count; 2]]>,
+}
+
+/// The cell in which an address with this hash stands first of all: for whoever asks for it before it is needed.
+/// `cells` are a power of two.
+#[inline(always)]
+#[must_use]
+pub fn line(cells: &[Cell], hash: u64) -> Option<&Cell> {
+    cells.get(hash as usize & cells.len().wrapping_sub(1))
+}
+
+/// The entry whose cell says `word`, and the cell, if it is one of the two neighbours where nearly all addresses stand.
+/// The choice between the two is no branch: it would be mispredicted.
+#[inline(always)]
+#[must_use]
+pub fn near(cells: &[Cell], hash: u64, word: u64) -> Option<(usize, &Cell)> {
+    let other = line(cells, hash)?.word() != word;
+    let hash = hash ^ u64::from(other);
+    let cell = line(cells, hash)?;
+    (cell.word() == word).then_some((hash as usize & cells.len().wrapping_sub(1), cell))
+}
+
+impl Share {
+    fn new(entries: usize) -> Self {
+        Self { cells: make(entries), common: Cell::default(), dropped: make(entries + 1) }
+    }
+
+    /// All cells but that of the common entry: a power of two.
+    #[inline(always)]
+    #[must_use]
+    pub fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    /// The cell of an entry.
+    #[must_use]
+    pub fn cell(&self, entry: usize) -> Option<&Cell> {
+        if entry == self.cells.len() { Some(&self.common) } else { self.cells.get(entry) }
+    }
+
+    /// Where to count what is dropped.
+    #[must_use]
+    pub fn dropped(&self, entry: usize, way: Way) -> Option<&Count> {
+        Some(way.of(self.dropped.get(entry)?))
+    }
+
+    fn counted(&self, entry: usize, way: Way) -> Traffic {
+        let get = |count: Option<&Count>| count.map_or([0; 2], Count::get);
+        let [passed_packets, passed_bytes] = get(self.cell(entry).map(|cell| cell.passed(way)));
+        let [dropped_packets, dropped_bytes] = get(self.dropped(entry, way));
+        Traffic { passed_packets, passed_bytes, dropped_packets, dropped_bytes }
     }
 }
 
@@ -197,23 +152,30 @@ pub const fn key_v4(address: u32) -> u128 {
     0xffff << 32 | address as u128
 }
 
+/// Whether a key is an IPv4 address's.
+#[inline(always)]
+const fn is_v4(key: u128) -> bool {
+    key >> 32 == 0xffff
+}
+
 /// The table.
 #[derive(Debug)]
 pub struct AddressTable {
     /// See [`EMPTY`].
     places: Box<[AtomicU64]>,
-    /// The last one is the common entry.
+    /// The last one is the common entry. The others are a power of two, more than there may be addresses.
     entries: Box<[Entry]>,
-    /// By worker, entry and way.
-    cells: Box<[Box<[[Cell; 2]]>]>,
+    /// By worker.
+    shares: Box<[Share]>,
+    capacity: usize,
     /// Held by whoever enters or removes an address.
     claimed: AtomicBool,
-    /// Numbers of free entries: a ring from `first_free`, of `free` numbers.
-    ring: Box<[AtomicU32]>,
-    first_free: AtomicU32,
-    free: AtomicU32,
+    /// How many addresses there are.
+    used: AtomicU32,
     /// Addresses that were not entered because there was no room.
     refused: AtomicU64,
+    /// The newest version of rates.
+    version: AtomicU32,
 }
 
 fn make<T: Default>(count: usize) -> Box<[T]> {
@@ -225,29 +187,30 @@ impl AddressTable {
     #[must_use]
     pub fn new(capacity: usize, workers: usize) -> Self {
         let capacity = capacity.clamp(1, 1 << 24);
+        let entries = (capacity * if capacity <= ROOMY { 4 } else { 2 }).next_power_of_two().max(4);
         Self {
-            // A quarter full at most: nearly every address stands in its first place, and no branch is mispredicted.
+            // A quarter full at most: hardly an address stands far from its first place.
             places: make((4 * capacity).next_power_of_two().max(WINDOW)),
-            entries: make(capacity + 1),
-            cells: (0..workers.max(1)).map(|_| make(capacity + 1)).collect(),
+            entries: make(entries + 1),
+            shares: (0..workers.max(1)).map(|_| Share::new(entries)).collect(),
+            capacity,
             claimed: AtomicBool::default(),
-            ring: (0..capacity as u32).map(AtomicU32::new).collect(),
-            first_free: AtomicU32::default(),
-            free: AtomicU32::new(capacity as u32),
+            used: AtomicU32::default(),
             refused: AtomicU64::default(),
+            version: AtomicU32::default(),
         }
     }
 
     /// How many addresses it holds at most.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.ring.len()
+        self.capacity
     }
 
     /// How many addresses it holds.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.capacity() - self.free.load(Ordering::Relaxed) as usize
+        self.used.load(Ordering::Relaxed) as usize
     }
 
     /// Whether it holds none.
@@ -262,11 +225,23 @@ impl AddressTable {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// The entry for all addresses that have none.
+    /// A version that no rates had before; never 0.
+    pub fn new_version(&self) -> u32 {
+        self.version.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1)
+    }
+
+    /// The entry for all addresses that have none: behind all others.
     #[inline(always)]
     #[must_use]
     pub fn common(&self) -> usize {
-        self.ring.len()
+        self.entries.len().wrapping_sub(1)
+    }
+
+    /// What one worker keeps.
+    #[inline(always)]
+    #[must_use]
+    pub fn share(&self, worker: usize) -> Option<&Share> {
+        self.shares.get(worker)
     }
 
     #[inline(always)]
@@ -274,17 +249,17 @@ impl AddressTable {
         self.places.get((hash as usize).wrapping_add(step) & (self.places.len() - 1))
     }
 
-    /// Where the address may stand: for whoever asks for it before it is needed.
-    #[inline(always)]
-    #[must_use]
-    pub fn line(&self, hash: u64) -> Option<&AtomicU64> {
-        self.place(hash, 0)
-    }
-
     /// What a place of the address says, but for the number.
     #[inline(always)]
     const fn mark(key: u128, hash: u64) -> u64 {
-        if key >> 32 == 0xffff { (key as u64) << 32 } else { hash >> 32 << 32 | IS_V6 }
+        if is_v4(key) { (key as u64) << 32 } else { hash >> 32 << 32 | IS_V6 }
+    }
+
+    /// Whether an entry is of this address. Of IPv4 a word or a mark has said it already.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of(&self, entry: usize, key: u128) -> bool {
+        self.entries.get(entry).is_some_and(|entry| entry.is_of(key))
     }
 
     /// The entry that a place is of, when it has this mark and key.
@@ -292,12 +267,12 @@ impl AddressTable {
     fn entry_at(&self, word: u64, mark: u64, key: u128) -> Option<usize> {
         let number = (word & NUMBER).wrapping_sub(1) as usize;
         let likely = word & !NUMBER == mark && word != EMPTY && word & NUMBER != 0;
-        let is_it = likely && (mark & IS_V6 == 0 || self.entries.get(number)?.is_of(key));
+        let is_it = likely && (mark & IS_V6 == 0 || self.is_of(number, key));
         is_it.then_some(number)
     }
 
     /// The entry of an address.
-    #[inline(always)]
+    #[inline]
     #[must_use]
     pub fn find(&self, key: u128, hash: u64) -> Option<usize> {
         let mark = Self::mark(key, hash);
@@ -310,7 +285,7 @@ impl AddressTable {
     /// Enters an address, if nobody else is at it, in `class`.
     #[cold]
     pub fn enter(&self, key: u128, hash: u64, class: u32) -> Entered {
-        if self.free.load(Ordering::Relaxed) == 0 {
+        if self.len() == self.capacity {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Entered::Full;
         }
@@ -330,25 +305,39 @@ impl AddressTable {
         let place = (0..WINDOW)
             .filter_map(|step| self.place(hash, step))
             .find(|place| place.load(Ordering::Relaxed) == EMPTY);
-        let free = self.free.load(Ordering::Relaxed);
-        let (Some(place), true) = (place, free > 0) else {
+        let used = self.used.load(Ordering::Relaxed);
+        let vacant = self.vacant(hash).filter(|_| (used as usize) < self.capacity);
+        let (Some(place), Some((number, entry))) = (place, vacant) else {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Entered::Full;
         };
-        let first = self.first_free.load(Ordering::Relaxed);
-        let number = self.ring.get(first as usize).map_or(0, |number| number.load(Ordering::Relaxed));
-        self.first_free.store((first + 1) % self.ring.len() as u32, Ordering::Relaxed);
-        self.free.store(free - 1, Ordering::Relaxed);
-        if let Some(entry) = self.entries.get(number as usize) {
-            for (way, before) in [Way::In, Way::Out].into_iter().zip(&entry.before) {
-                before.set(self.counted(number as usize, way));
-            }
-            entry.buckets.iter().for_each(Bucket::reset);
-            self.set_class(number as usize, class);
-            entry.set_key(key);
+        self.used.store(used + 1, Ordering::Relaxed);
+        for (way, [passed, dropped]) in [Way::In, Way::Out].into_iter().zip(&entry.before) {
+            let counted = self.counted(number, way);
+            passed.set([counted.passed_packets, counted.passed_bytes]);
+            dropped.set([counted.dropped_packets, counted.dropped_bytes]);
         }
-        place.store(Self::mark(key, hash) | u64::from(number + 1), Ordering::Release);
-        Entered::At(number as usize)
+        entry.buckets.iter().for_each(Bucket::reset);
+        self.set_class(number, class);
+        entry.set_key(key);
+        let word = if is_v4(key) { word_v4(key as u32) } else { word_v6(hash) };
+        self.cells(number).for_each(|cell| {
+            cell.forget_version();
+            cell.set_word(word);
+        });
+        place.store(Self::mark(key, hash) | (number as u64 + 1), Ordering::Release);
+        Entered::At(number)
+    }
+
+    /// The entry that an address with this hash gets: one of the two where [`near`] looks, or the next that is
+    /// free.
+    fn vacant(&self, hash: u64) -> Option<(usize, &Entry)> {
+        let mask = self.common().wrapping_sub(1);
+        let first = hash as usize & mask;
+        let further = (2..=mask).map(|step| first.wrapping_add(step) & mask);
+        let numbers = [first, first ^ 1].into_iter().chain(further);
+        let mut entries = numbers.filter_map(|number| Some((number, self.entries.get(number)?)));
+        entries.find(|(number, entry)| entry.key() == NOBODY && *number != self.common())
     }
 
     /// Removes an address. For the control thread: it waits for a worker that enters one just now.
@@ -359,17 +348,14 @@ impl AddressTable {
         let mark = Self::mark(key, hash);
         let at = (0..WINDOW)
             .filter_map(|step| self.place(hash, step))
-            .find_map(|place| Some((place, self.entry_at(place.load(Ordering::Relaxed), mark, key)? as u32)));
+            .find_map(|place| Some((place, self.entry_at(place.load(Ordering::Relaxed), mark, key)?)));
         if let Some((place, number)) = at {
             place.store(EMPTY, Ordering::Relaxed);
-            if let Some(entry) = self.entries.get(number as usize) {
+            self.cells(number).for_each(|cell| cell.set_word(cell::NOBODY));
+            if let Some(entry) = self.entries.get(number) {
                 entry.set_key(NOBODY);
             }
-            let (first, free) = (self.first_free.load(Ordering::Relaxed), self.free.load(Ordering::Relaxed));
-            if let Some(last) = self.ring.get((first as usize + free as usize) % self.ring.len()) {
-                last.store(number, Ordering::Relaxed);
-            }
-            self.free.store(free + 1, Ordering::Relaxed);
+            self.used.store(self.used.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
         }
         self.claimed.store(false, Ordering::Release);
     }
@@ -381,41 +367,31 @@ impl AddressTable {
         (key != NOBODY).then_some(key)
     }
 
+    /// The cells of an entry, of all workers.
+    fn cells(&self, entry: usize) -> impl Iterator<Item = &Cell> {
+        self.shares.iter().filter_map(move |share| share.cell(entry))
+    }
+
     /// The class of an entry.
     #[must_use]
     pub fn class(&self, entry: usize) -> u32 {
-        let cells = self.cells.first().and_then(|cells| cells.get(entry));
-        cells.map_or(0, |[cell, _]| cell.class.load(Ordering::Relaxed))
+        self.cells(entry).next().map_or(0, |cell| cell.class() as u32)
     }
 
     /// Puts an entry into a class.
     pub fn set_class(&self, entry: usize, class: u32) {
-        for cell in self.cells.iter().filter_map(|cells| cells.get(entry)).flatten() {
-            cell.class.store(class, Ordering::Relaxed);
-        }
-    }
-
-    /// A worker's cells, by entry and way.
-    #[inline(always)]
-    #[must_use]
-    pub fn cells(&self, worker: usize) -> Option<&[[Cell; 2]]> {
-        self.cells.get(worker).map(|cells| &**cells)
+        self.cells(entry).for_each(|cell| cell.set_class(class));
     }
 
     /// The bucket of an entry, one way.
     #[inline(always)]
     #[must_use]
     pub fn bucket(&self, entry: usize, way: Way) -> Option<&Bucket> {
-        let [inwards, outwards] = &self.entries.get(entry)?.buckets;
-        Some(if way == Way::In { inwards } else { outwards })
+        Some(way.of(&self.entries.get(entry)?.buckets))
     }
 
     fn counted(&self, entry: usize, way: Way) -> Traffic {
-        let cells = self.cells.iter().filter_map(|cells| cells.get(entry));
-        cells.fold(Traffic::default(), |sum, [inwards, outwards]| {
-            let cell = if way == Way::In { inwards } else { outwards };
-            sum.and(cell.counts.get())
-        })
+        self.shares.iter().fold(Traffic::default(), |sum, share| sum.and(share.counted(entry, way)))
     }
 
     /// The entry of this number, where there is an address in it; also the common one.
@@ -427,8 +403,12 @@ impl AddressTable {
             return None;
         }
         let [before_in, before_out] = &entry.before;
-        let traffic = [(Way::In, before_in), (Way::Out, before_out)]
-            .map(|(way, before)| self.counted(number, way).since(before.get()));
+        let traffic = [(Way::In, before_in), (Way::Out, before_out)].map(|(way, [passed, dropped])| {
+            let ([passed_packets, passed_bytes], [dropped_packets, dropped_bytes]) =
+                (passed.get(), dropped.get());
+            let before = Traffic { passed_packets, passed_bytes, dropped_packets, dropped_bytes };
+            self.counted(number, way).since(before)
+        });
         Some(View { key, class: self.class(number), traffic })
     }
 }

@@ -61,6 +61,8 @@ pub struct Rate {
     cost: AtomicU64,
     /// Units that the burst takes to earn.
     burst: AtomicU64,
+    /// Bytes of a chunk.
+    spare: AtomicU64,
     /// The same as it was set: bits a second, and bytes.
     set: [AtomicU64; 2],
 }
@@ -70,6 +72,7 @@ pub struct Rate {
 pub struct Terms {
     cost: u64,
     burst: u64,
+    spare: u64,
 }
 
 impl Rate {
@@ -77,6 +80,7 @@ impl Rate {
     pub fn set(&self, cap: Option<Cap>) {
         if let Some(terms) = cap.map(Terms::of) {
             self.burst.store(terms.burst, Ordering::Relaxed);
+            self.spare.store(terms.spare, Ordering::Relaxed);
         }
         // Released, and the burst left when the cap is lifted: a cost is never seen with a burst of 0, with which
         // nothing passes.
@@ -99,7 +103,8 @@ impl Rate {
     #[must_use]
     pub fn terms(&self) -> Option<Terms> {
         let cost = self.cost.load(Ordering::Acquire);
-        if cost == 0 { None } else { Some(Terms { cost, burst: self.burst.load(Ordering::Relaxed) }) }
+        let [burst, spare] = [&self.burst, &self.spare].map(|word| word.load(Ordering::Relaxed));
+        if cost == 0 { None } else { Some(Terms { cost, burst, spare }) }
     }
 }
 
@@ -109,7 +114,8 @@ impl Terms {
         let cost = ((8_000_000_000_u64 << UNITS << PLACES) + rate / 2) / rate;
         let burst = (u128::from(cap.burst.max(LEAST_BURST)) * u128::from(cost)) >> PLACES;
         // No more than a year.
-        Self { cost, burst: burst.min(u128::from(u64::MAX >> 4)) as u64 }
+        let terms = Self { cost, burst: burst.min(u128::from(u64::MAX >> 4)) as u64, spare: 0 };
+        Self { spare: (terms.chunk() << PLACES) / cost, ..terms }
     }
 
     #[inline(always)]
@@ -154,6 +160,36 @@ impl Bucket {
             }
         }
         0
+    }
+
+    /// Buys `bytes` and, where there is enough, those of a chunk beside them, at `now` (ns). The result is the bytes that
+    /// were bought: none when there is not enough for `bytes`.
+    pub fn buy(&self, terms: Terms, bytes: u64, now: u64) -> u64 {
+        let now = ORIGIN + (now << UNITS);
+        let (least, most) = (terms.price(bytes), terms.price(bytes + terms.spare));
+        let mut spent = self.spent.load(Ordering::Relaxed);
+        for _ in 0..TRIALS {
+            let from = spent.max(now.saturating_sub(terms.burst));
+            let there = now.saturating_sub(from);
+            let (bought, price) = if there >= most { (bytes + terms.spare, most) } else { (bytes, least) };
+            if there < price {
+                return 0;
+            }
+            let new = from + price;
+            match self.spent.compare_exchange_weak(spent, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return bought,
+                Err(other) => spent = other,
+            }
+        }
+        0
+    }
+
+    /// The bytes that are there at `now` (ns); nothing is taken.
+    #[must_use]
+    pub fn left(&self, terms: Terms, now: u64) -> u64 {
+        let now = ORIGIN + (now << UNITS);
+        let from = self.spent.load(Ordering::Relaxed).max(now.saturating_sub(terms.burst));
+        ((u128::from(now.saturating_sub(from)) << PLACES) / u128::from(terms.cost.max(1))) as u64
     }
 
     /// Full again: for another owner.

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod bucket;
+mod cell;
 mod gateway_addresses;
 mod sync;
 
@@ -18,9 +19,10 @@ use std::sync::{
     atomic::{AtomicU8, Ordering},
 };
 
-pub use addresses::{AddressTable, Cell, Entered, Traffic, View, Way, key_v4};
+pub use addresses::{AddressTable, Entered, Share, View, key_v4, line, near};
 pub use bucket::{Account, Bucket, Cap, GREATEST, GREATEST_BURST, LEAST, LEAST_BURST, Purse, Rate, Terms};
-pub use gateway_addresses::{Class, GatewayAddresses};
+pub use cell::{Cell, Count, Traffic, Way, word_v4, word_v6};
+pub use gateway_addresses::{Class, GatewayAddresses, hash_v4};
 
 /// Alone on its cache lines.
 #[derive(Debug, Default)]
@@ -48,6 +50,14 @@ impl Meter {
     pub fn account(&self, worker: usize) -> Option<Account<'_>> {
         let terms = self.rate.terms()?;
         Some(Account::open(terms, &self.bucket.0, &self.purses.get(worker)?.0))
+    }
+}
+
+impl Meter {
+    /// The bytes that are there at `now` (ns), but for what workers have taken already; nothing without a limit.
+    #[must_use]
+    pub fn left(&self, now: u64) -> Option<u64> {
+        Some(self.bucket.0.left(self.rate.terms()?, now))
     }
 }
 
@@ -166,6 +176,40 @@ impl Limits {
     #[must_use]
     pub fn addresses_of(&self, gateway: u16) -> Option<&GatewayAddresses> {
         self.addresses.get(usize::from(gateway))?.as_ref()
+    }
+
+    /// The same limits with full buckets of their own, for one worker: to ask what they would say, so that nothing is
+    /// charged to these.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        let none = Arc::new(Pair::new(1));
+        let pairs = |pairs: &[Arc<Pair>]| {
+            let apart = |pair: &Arc<Pair>| {
+                let caps = [&pair.inwards, &pair.outwards].map(|meter| meter.rate.cap());
+                if caps == [None; 2] {
+                    return Arc::clone(&none);
+                }
+                let own = Pair::new(1);
+                [&own.inwards, &own.outwards].into_iter().zip(caps).for_each(|(own, cap)| own.rate.set(cap));
+                Arc::new(own)
+            };
+            pairs.iter().map(apart).collect()
+        };
+        let of_addresses = |known: &GatewayAddresses| {
+            let table = Arc::new(AddressTable::new(1, 1));
+            let prefixes = (Arc::clone(&known.v4), Arc::clone(&known.v6));
+            GatewayAddresses::new(table, Arc::clone(&known.classes), prefixes, known.seed)
+        };
+        let apart = Self {
+            gateways: pairs(&self.gateways),
+            interfaces: pairs(&self.interfaces),
+            tunnels: pairs(&self.tunnels),
+            addresses: self.addresses.iter().map(|known| known.as_ref().map(of_addresses)).collect(),
+            active: Arc::default(),
+            first_rows: self.first_rows,
+        };
+        apart.active.set(apart.present());
+        apart
     }
 
     /// The bits of what there is, by what is in force now.
