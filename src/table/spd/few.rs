@@ -128,7 +128,7 @@ pub struct Few {
 }
 
 impl Few {
-    /// Up to [`MOST`] rules in order of priority. `None` when they are more.
+    /// Up to eight rules in order of priority. `None` when they are more.
     pub fn new(rules: &[Rule<u32>]) -> Option<Self> {
         if rules.len() > MOST {
             return None;
