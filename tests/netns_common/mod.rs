@@ -175,10 +175,11 @@ impl Site {
         text
     }
 
-    /// Sends one ping, and then so many at once, and requires that every one is answered. `rest` is where to and how.
+    /// Sends so many pings, one and then the others at once, and requires that every one is answered. `rest` is where to
+    /// and how.
     #[track_caller]
     pub fn pings(&self, namespace: &str, count: u64, rest: &str) {
-        for count in [1, count] {
+        for count in [1, count - 1].into_iter().filter(|count| *count > 0) {
             self.echoes(namespace, count, &echoes::burst(count, rest));
         }
     }
