@@ -215,7 +215,7 @@ fn config(path: &Path, text: &str, cx: &mut Context<'_>) -> Option<Config> {
         cx.report(problem);
         return None;
     }
-    // The document is let go before anything is checked: of a large file it is the largest part.
+    // Of a large file the document is large: nobody needs it any more once it is decoded.
     let mut draft = document::decode(&document::parse(text, cx), path, cx);
     if !cx.incomplete {
         check::all(&mut draft, cx);
