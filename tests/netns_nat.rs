@@ -131,22 +131,26 @@ elif what == "many":
             s.sendall(b"x" * (size + n) + b"\n")
             who, heard = s.makefile().readline().split()
             return who, int(heard) == size + n + 1, own
+    # Kept, lest a port comes twice.
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(source[1])]
     def datagram(n):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.bind((source[0], 0))
-            s.connect((address, port))
-            s.settimeout(5)
-            for _ in range(4):
-                s.send(b"y" * (100 + n))
-                try:
-                    who, heard, total = s.recv(65536).decode().split()
-                    return who, int(total) == 121 * (100 + n), s.getsockname()[1]
-                except TimeoutError:
-                    pass
-            return "nobody", False, 0
+        s = sockets[n]
+        s.bind((source[0], 0))
+        s.connect((address, port))
+        s.settimeout(5)
+        for _ in range(4):
+            s.send(b"y" * (100 + n))
+            try:
+                who, heard, total = s.recv(65536).decode().split()
+                return who, int(total) == 121 * (100 + n), s.getsockname()[1]
+            except TimeoutError:
+                pass
+        return "nobody", False, 0
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(stream, range(source[1]))) + list(pool.map(datagram, range(source[1])))
-    print("good", sum(good for _, good, _ in answers), len({(n < source[1], who) for n, (who, _, _) in enumerate(answers)}), sum(int(who.rpartition(":")[2]) & 1 == own & 1 for who, _, own in answers))
+    # The kernel may give a port again that a stream has had.
+    flows, outside = ({(n < source[1], answer[part]) for n, answer in enumerate(answers)} for part in (2, 0))
+    print("good", sum(good for _, good, _ in answers), len(outside) + len(answers) - len(flows), sum(int(who.rpartition(":")[2]) & 1 == own & 1 for who, _, own in answers))
 elif what == "refused":
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.bind(source)
@@ -560,9 +564,10 @@ fn two_workers_carry_it_whichever_queue_it_comes_by() {
     for back in ["", "-R"] {
         nat.iperf(64, back);
     }
-    let handed = nat.site.counter("gateway", "worker", "handed_over");
-    assert!(handed > 1000, "{handed} packets were handed over");
-    assert_eq!(handed, nat.site.counter("gateway", "worker", "taken_over"));
+    let counted = |column| nat.site.counter("gateway", "worker", column);
+    assert!(counted("handed_over") > 1000, "{} packets were handed over", counted("handed_over"));
+    // The last may be on their way.
+    until("packets are lost between workers", || counted("taken_over") == counted("handed_over"));
     let drops = nat.site.drops("gateway");
     let known = ["packet-too-big", "nat-handover-full", "arp-consumed"];
     assert!(drops.iter().all(|(name, count)| *count == 0 || known.contains(&name.as_str())), "{drops:?}");
