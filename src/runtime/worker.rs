@@ -1,23 +1,28 @@
 //! The poll-mode loop of one core.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod commands;
+mod end;
+
 use std::{sync::Arc, time::Duration};
 
 use arrayvec::ArrayVec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Clock, Command, Mailbox, Pipeline, Retired, Snapshot, Waker};
+use super::{Clock, Mailbox, Pipeline, Waker};
 use crate::{
     io::{PacketIo, PortHealth},
     packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links, Umem},
     stage::{
-        Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed, filler,
-        next_hop::SILENT_NEIGHBOUR, probe,
+        Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed,
+        next_hop::SILENT_NEIGHBOUR,
     },
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},
     wire::ethernet::{EtherType, Ethernet},
 };
+
+pub use self::end::Ledger;
 
 /// What a worker does when there is nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,38 +47,6 @@ const PENDING_TIME: u64 = 3_000_000_000;
 const PORT_STATS_INTERVAL: u64 = 100_000_000;
 /// How long host TAPs are left alone, in ns, when the last look found nothing: each look is a system call.
 const HOST_INTERVAL: u64 = 20_000;
-/// Commands taken up in one round.
-const COMMANDS_PER_ROUND: usize = 32;
-
-/// The balance of a worker's packets: where each one went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Ledger {
-    /// Taken from ports and host TAPs.
-    pub received: u64,
-    /// Made here.
-    pub originated: u64,
-    /// Handed to ports.
-    pub sent: u64,
-    /// Handed to the host.
-    pub delivered: u64,
-    /// Waiting now: for neighbours, or for room in a port.
-    pub waiting: u64,
-    /// Dropped, for all reasons.
-    pub dropped: u64,
-    /// Taken from other workers.
-    pub taken_over: u64,
-    /// Handed to other workers.
-    pub handed_over: u64,
-}
-
-impl Ledger {
-    /// Whether every packet is accounted for.
-    #[must_use]
-    pub const fn balances(&self) -> bool {
-        self.received + self.originated + self.taken_over
-            == self.sent + self.delivered + self.waiting + self.dropped + self.handed_over
-    }
-}
 
 /// One core's work: a queue of each port, and the pipeline between them.
 #[derive(Debug)]
@@ -508,80 +481,6 @@ impl<P: PacketIo> Worker<P> {
         moved
     }
 
-    /// Takes up what the control thread sent.
-    fn commands(&mut self, now: u64) {
-        for _ in 0..COMMANDS_PER_ROUND {
-            let Some(command) = self.mailbox.take() else { return };
-            match command {
-                Command::Snapshot(Snapshot { tables, counters, nat }) => {
-                    if nat.is_some() {
-                        self.nat.tables = nat;
-                    }
-                    let tables = std::mem::replace(&mut self.tables, tables);
-                    let counters = counters.map(|new| {
-                        new.carry_from(&self.counters);
-                        std::mem::replace(&mut self.counters, new)
-                    });
-                    self.mailbox.give_back(Retired::Snapshot(Snapshot { tables, counters, nat: None }));
-                    self.counters.worker(WorkerColumn::Snapshots, 1);
-                }
-                Command::Keepalive { tunnel } => {
-                    let made = filler::keepalive(&self.tables, &mut self.pool, tunnel);
-                    self.fill(made, WorkerColumn::Keepalives);
-                }
-                Command::Dummies { tunnel, count } => {
-                    for _ in 0..count {
-                        // Any numbers will do that look like none in particular.
-                        let random = self.out.next_identification().wrapping_mul(40_503) >> 3;
-                        let made = filler::dummy(&self.tables, &mut self.pool, tunnel, random);
-                        self.fill(made, WorkerColumn::Dummies);
-                    }
-                }
-                Command::Probe { way, probe } => {
-                    let made = probe::make(&self.tables, &mut self.pool, way, &probe, now);
-                    self.fill(made, WorkerColumn::Probes);
-                }
-                Command::Transmit { port, interface, frame: bytes } => {
-                    self.originate(port, interface, &bytes);
-                    self.mailbox.give_back(Retired::Frame(bytes));
-                }
-                Command::EndSession { id, incarnation } => {
-                    if let Some(nat) = &mut self.nat.tables {
-                        nat.delete(&self.counters, id, incarnation, now);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sends what keeps a tunnel busy, or asks whether a way is good, with the next packets; there is no harm in doing
-    /// without one.
-    fn fill(&mut self, made: Option<Resumed>, column: WorkerColumn) {
-        let Some(packet) = made else { return };
-        if let Err(error) = self.out.resumed.try_push(packet) {
-            self.pool.free(error.element().frame);
-            return;
-        }
-        self.counters.worker(column, 1);
-        self.counters.worker(WorkerColumn::Originated, 1);
-    }
-
-    fn originate(&mut self, port: u16, interface: u16, bytes: &[u8]) {
-        self.counters.worker(WorkerColumn::Originated, 1);
-        let queue = self.out.ports.get_mut(usize::from(port)).filter(|queue| !queue.is_full());
-        let Some(queue) = queue else {
-            self.counters.drops(Some(interface), DropReason::TxFull, 1);
-            return;
-        };
-        match self.pool.alloc_with(bytes) {
-            Some(frame) => {
-                self.counters.interface_out(interface, 1, frame.len() as u64);
-                queue.push(frame);
-            }
-            None => self.counters.drops(Some(interface), DropReason::NoBuffer, 1),
-        }
-    }
-
     /// Sleeps until a frame comes, or for a millisecond.
     fn sleep(&mut self) {
         self.counters.worker(WorkerColumn::Sleeps, 1);
@@ -643,74 +542,6 @@ impl<P: PacketIo> Worker<P> {
         let queued: usize = self.out.ports.iter().chain(&self.out.hosts).map(|queue| queue.len()).sum();
         let held = self.nat.tables.as_ref().map_or(0, |nat| nat.waiting());
         (self.out.pending.len() + self.out.resumed.len() + queued + held) as u64
-    }
-
-    /// Sends what is on its way, drops what waits, and takes every frame home.
-    pub fn end(&mut self, now: u64) {
-        self.commands(now);
-        self.resume(now);
-        for _ in 0..64 {
-            self.ports.iter_mut().for_each(|port| port.complete(&mut self.pool));
-            if self.transmit() == 0 {
-                break;
-            }
-        }
-        for packet in self.out.pending.drain(..) {
-            self.counters.drops(None, DropReason::Shutdown, 1);
-            self.pool.free(packet.frame);
-        }
-        if let Some(nat) = &mut self.nat.tables {
-            nat.give_up(&self.counters, &mut self.pool);
-        }
-        self.out.reassembly.clear(&mut self.pool, &self.counters);
-        for queue in self.out.ports.iter_mut().chain(&mut self.out.hosts) {
-            for frame in queue.drain(..) {
-                self.counters.drops(None, DropReason::Shutdown, 1);
-                self.pool.free(frame);
-            }
-        }
-        (0..self.ports.len()).for_each(|number| self.port_stats(number));
-        for port in self.ports.iter_mut().chain(self.hosts.iter_mut().map(|(port, _)| port)) {
-            port.shutdown(&mut self.pool);
-        }
-    }
-
-    /// Takes home what other workers handed to this one too late, and the buffers that they gave back: to be done when
-    /// all workers have ended, and twice, since each may still owe the others.
-    pub fn collect_handed(&mut self) {
-        let (pool, counters) = (&mut self.pool, &self.counters);
-        let n = self.nat.links.take(usize::MAX, |packet| {
-            counters.drops(None, DropReason::Shutdown, 1);
-            pool.free(packet.frame);
-        });
-        self.counters.worker(WorkerColumn::TakenOver, n as u64);
-        self.nat.links.settle(&mut self.pool);
-    }
-
-    /// The balance of this worker's packets.
-    #[must_use]
-    pub fn ledger(&self) -> Ledger {
-        let read = |column| self.counters.read_worker(column);
-        Ledger {
-            received: read(WorkerColumn::Received),
-            originated: read(WorkerColumn::Originated),
-            sent: read(WorkerColumn::Sent),
-            delivered: read(WorkerColumn::Delivered),
-            waiting: self.waiting(),
-            dropped: DropReason::ALL.iter().map(|reason| self.counters.read_drops(*reason)).sum(),
-            taken_over: read(WorkerColumn::TakenOver),
-            handed_over: read(WorkerColumn::HandedOver),
-        }
-    }
-
-    /// Frames that are neither in the pool nor anywhere a packet may be: none, unless there is a bug.
-    #[must_use]
-    pub fn frames_missing(&self) -> usize {
-        let held: usize =
-            self.ports.iter().chain(self.hosts.iter().map(|(port, _)| port)).map(PacketIo::held).sum();
-        let waiting = self.frames_waiting() as usize + self.out.reassembly.frames();
-        let owned = self.pool.owned().saturating_add_signed(self.nat.links.gained() as isize);
-        owned.saturating_sub(self.pool.available() + held + waiting)
     }
 
     /// What it counts.
