@@ -39,7 +39,7 @@ fn search(bench: &mut Bench, source: &mut Source, maximum: f64, passed: f64, mos
 pub fn rates(wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<()> {
     settings(wanted, |setting: Setting| {
         let mut source = Source::load(ROOM)?;
-        let mut benches = setting.benches(&source, wanted)?;
+        let mut benches = setting.benches(&mut source, wanted)?;
         println!(
             "\n{:44} {:>7} {:>8} {:>8} {:>8}  Mpps offered, trials of {TIME:?}; at 95 % of max, {TRIALS} trials",
             "", "max", "no loss", "of max", "0.5 %"

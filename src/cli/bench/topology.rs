@@ -311,8 +311,10 @@ impl Topology {
             .map_err(miette::Report::new)
     }
 
-    /// The key of this name, made at random when it is first asked for.
-    fn key(&self, name: &str) -> String {
+    /// The key of this name, made at random when it is first asked for, as hexadecimal digits: key, then salt. Packets
+    /// into tunnel `t0` are sealed with `B0`.
+    #[must_use]
+    pub fn key(&self, name: &str) -> String {
         let make = || {
             let mut bytes = vec![0; self.profile.key_bits / 8 + 4];
             rand::rng().fill_bytes(&mut bytes);
