@@ -46,11 +46,11 @@ impl Setting {
             if (kind == Kind::Bare || wanted(&self.row(kind)))
                 && let Some(subject) = Subject::new(kind, self.bytes)?
             {
-                benches.push(Bench::new(subject, source, self.sink)?);
+                let mut bench = Bench::new(subject, source, self.sink)?;
+                // One after the other: they would be in each other's way on the core.
+                bench.start(source)?;
+                benches.push(bench);
             }
-        }
-        for bench in &mut benches {
-            bench.start(source)?;
         }
         Ok(benches)
     }

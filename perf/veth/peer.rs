@@ -10,7 +10,7 @@
 use std::{
     fs::File,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::OnceLock,
     thread,
     time::{Duration, Instant},
@@ -129,7 +129,7 @@ impl Process {
                     println!("{}: not measured. {}", peer.name(), process.last_words());
                     return Ok(None);
                 }
-                return Err(process.failed());
+                return Err(process.failed(status));
             }
             if let Ok(text) = std::fs::read_to_string(&id_file)
                 && let Some(id) = text.trim().parse().ok().and_then(Pid::from_raw)
@@ -149,14 +149,15 @@ impl Process {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    fn failed(&self) -> Box<dyn std::error::Error + Send + Sync> {
-        format!("{} ended, see {}:\n{}", self.peer.name(), self.log.display(), self.last_words()).into()
+    fn failed(&self, status: ExitStatus) -> Box<dyn std::error::Error + Send + Sync> {
+        let (peer, log) = (self.peer.name(), self.log.display());
+        format!("{peer} ended by itself, {status}; see {log}:\n{}", self.last_words()).into()
     }
 
     /// Lets it work, or makes it rest while another has its turn.
     pub fn work(&mut self, work: bool) -> Result<()> {
-        if self.child.try_wait()?.is_some() {
-            return Err(self.failed());
+        if let Some(status) = self.child.try_wait()? {
+            return Err(self.failed(status));
         }
         Ok(kill_process(self.id, if work { Signal::CONT } else { Signal::STOP })?)
     }
@@ -173,11 +174,13 @@ impl Process {
 
     /// Ends it as a user would.
     pub fn end(&mut self) -> Result<()> {
-        if self.child.try_wait()?.is_some() {
-            return Err(self.failed());
+        if let Some(status) = self.child.try_wait()? {
+            return Err(self.failed(status));
         }
         kill_process(self.id, Signal::CONT)?;
         kill_process(self.id, Signal::INT)?;
+        // Some wait for the end of their input too.
+        drop(self.child.stdin.take());
         let since = Instant::now();
         while self.child.try_wait()?.is_none() {
             if since.elapsed() > PATIENCE {
