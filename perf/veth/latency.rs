@@ -209,7 +209,10 @@ fn kernel(bytes: usize) -> Result<(Way, [String; 2])> {
          ip route add 10.64.0.0/10 via 10.63.0.2; ip route add 198.18.0.0/15 via 192.0.2.2
          sysctl -qw net.ipv4.ip_forward=1"
     ))?;
-    Ok((Way::Kernel(Box::new(Frames::new(Kind::Forward, bytes)?.without_tags())), ["k0f".into(), "k1f".into()]))
+    Ok((
+        Way::Kernel(Box::new(Frames::new(Kind::Forward, bytes)?.without_tags())),
+        ["k0f".into(), "k1f".into()],
+    ))
 }
 
 /// Measures every row that is wanted, and the kernel beside it.

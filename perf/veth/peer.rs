@@ -65,11 +65,6 @@ impl Peer {
             Self::SecgwIn => "secgw-in",
         }
     }
-
-    /// Whether it knows no VLANs, so that frames have to come without.
-    pub const fn wants_no_tags(self) -> bool {
-        !matches!(self, Self::Testpmd)
-    }
 }
 
 /// Says what starts peers; without this there are none.

@@ -103,7 +103,7 @@ impl Frames {
     /// Those of a kind; `bytes` is the length towards the VPC.
     pub fn new(kind: Kind, bytes: usize) -> Result<Self> {
         let profile = named(kind.profile()).ok_or("no such profile")??;
-        let topology = Topology::new(&profile);
+        let mut topology = Topology::new(&profile);
         let traffic = Traffic::new(&topology, Size::Bytes(bytes as u16));
         let report = |error: miette::Report| format!("{error:?}");
         let peer = (profile.direction == Direction::Open)
@@ -112,7 +112,8 @@ impl Frames {
                 Ok(gateway(&topology.peer(1024).map_err(report)?, ports)?)
             })
             .transpose()?;
-        let tagged = !matches!(kind, Kind::Peer(peer) if peer.wants_no_tags());
+        let tagged = !peer::are_wanted();
+        topology.tagged = tagged;
         Ok(Self { topology, traffic, peer, tagged, clock: Clock::new() })
     }
 
@@ -134,11 +135,7 @@ impl Frames {
         })
     }
 
-    fn each_tagged(
-        &mut self,
-        count: usize,
-        mut take: impl FnMut(usize, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn each_tagged(&mut self, count: usize, mut take: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let flows = &self.topology.flows;
         let Some(peer) = &mut self.peer else {
             let mut frame = Vec::new();
