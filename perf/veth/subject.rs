@@ -1,8 +1,8 @@
 //! What frames are sent through: a forwarder that only moves frames, a worker with the whole pipeline, or a peer.
 
-use std::{thread, time::Duration};
+use std::{sync::OnceLock, thread, time::Duration};
 
-use af_xdp::Device;
+use af_xdp::{BusyPoll, Device};
 use causeway::{
     cli::bench::{
         profile::{Direction, Size, named},
@@ -25,7 +25,7 @@ use causeway::{
 };
 
 use super::{
-    lab::{Result, processor_time, veth},
+    lab::{Result, processor_time, shell, veth},
     peer::{self, Peer, Process},
 };
 
@@ -33,6 +33,19 @@ use super::{
 const BUFFERS: usize = 16_384;
 /// How long this core is left to a peer before we look again.
 const LOOK: Duration = Duration::from_micros(500);
+
+static BUSY_POLL: OnceLock<u32> = OnceLock::new();
+static DEFER: OnceLock<()> = OnceLock::new();
+
+/// Lets our own ports busy-poll for so many microseconds a call, as `busy_poll` in a configuration does.
+pub fn busy_poll(micros: u32) {
+    let _ = BUSY_POLL.set(micros);
+}
+
+/// Has the kernel hold interrupts of our devices back, for whoever busy-polls.
+pub fn defer_interrupts() {
+    let _ = DEFER.set(());
+}
 
 /// What happens to a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,12 +232,20 @@ impl Subject {
         let names: [String; 2] = std::array::from_fn(|port| format!("gw{}-{port}", kind.number()));
         for name in &names {
             veth(name, &format!("{name}f"))?;
+            if DEFER.get().is_some() {
+                // The directory of this network namespace is not the one that is mounted.
+                shell(&format!(
+                    "unshare -m sh -ec 'mount -t sysfs none /sys; cd /sys/class/net/{name}
+                     echo 2 >napi_defer_hard_irqs; echo 200000 >gro_flush_timeout'"
+                ))?;
+            }
         }
         let mut devices = Vec::new();
         let mut ports = |pool: &mut FramePool| -> Result<Vec<XdpPort>> {
             let shared = share(pool.umem())?;
-            let options =
+            let mut options =
                 XdpOptions { attach: Attach::Native, division: Division::Exclusive, ..Default::default() };
+            options.socket.busy_poll = BUSY_POLL.get().map(|micros| BusyPoll { micros: *micros, budget: 64 });
             let mut ports = Vec::new();
             for name in &names {
                 let (device, opened) = XdpDevice::open(&shared, name, &options, std::slice::from_mut(pool))?;

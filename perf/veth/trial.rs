@@ -52,6 +52,8 @@ pub struct Outcome {
     pub offered_rate: f64,
     /// Frames of those that did not reach the far end.
     pub lost: u64,
+    /// Frames of those that our rings had no room for; the others did not fit into the device's. Unknown (0) of peers.
+    pub lost_in_rings: u64,
     /// Frames sent for each call that makes the kernel send. Unknown (NaN) of peers.
     pub batch: f64,
 }
@@ -159,6 +161,7 @@ impl Bench {
             offered,
             offered_rate: source.rate()?,
             lost: offered.saturating_sub(delivered),
+            lost_in_rings: 0,
             batch: f64::NAN,
         };
         let (Some(before), Some(after)) = (before, after) else { return Ok(outcome) };
@@ -173,6 +176,7 @@ impl Bench {
             )
             .into());
         }
+        outcome.lost_in_rings = in_rings;
         outcome.batch = sent as f64 / gained(|c| c.kicks).max(1) as f64;
         Ok(outcome)
     }
