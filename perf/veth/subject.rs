@@ -31,8 +31,8 @@ use super::{
 
 /// Buffers of each subject: the fill rings of two ports, and what is under way.
 const BUFFERS: usize = 16_384;
-/// How long this core is left to a peer before we look again.
-const LOOK: Duration = Duration::from_micros(500);
+/// How long this core is left to a peer before we look again. Looking costs it some microseconds.
+const LOOK: Duration = Duration::from_millis(5);
 
 static BUSY_POLL: OnceLock<u32> = OnceLock::new();
 static DEFER: OnceLock<()> = OnceLock::new();
