@@ -127,11 +127,11 @@ impl Bench {
         let source = &*source;
         thread::sleep(PAUSE);
 
-        self.subject.wake(true)?;
         let before = self.subject.counts();
         let (at_far_end, refused) = (self.delivered(source)?, self.entrance_drops()?);
         let done = AtomicBool::new(false);
         source.stop(false)?;
+        self.subject.wake(true)?;
         let ready = Barrier::new(2);
         let (rate, of_processor) = thread::scope(|scope| -> Result<_> {
             // On its own core before this one is busy: this one would not let it go.
