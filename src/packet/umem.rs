@@ -159,6 +159,20 @@ impl Umem {
         true
     }
 
+    /// Copies the bytes of `piece` behind those of the packet. `false`, and no change, when the chunk has no room for
+    /// them.
+    #[must_use]
+    pub fn append(&self, frame: &mut Frame, piece: &Frame) -> bool {
+        let (before, bytes) = (frame.len(), self.bytes(piece));
+        if !self.grow_back(frame, bytes.len()) {
+            return false;
+        }
+        if let Some((_, behind)) = self.bytes_mut(frame).split_at_mut_checked(before) {
+            behind.copy_from_slice(bytes);
+        }
+        true
+    }
+
     /// Keeps the `len` bytes from offset `at` of the packet on, and puts `front` bytes in front of them and `behind` behind:
     /// what [`Frame::reframe`] and [`grow_back`](Self::grow_back) do one after the other. `false`, and no change, when the
     /// packet has not as many bytes, or the chunk.
@@ -353,6 +367,20 @@ mod tests {
         pool.free(a);
         pool.free(b);
         assert_eq!(pool.available(), 4);
+    }
+
+    #[test]
+    fn one_packet_goes_behind_another_where_there_is_room() {
+        let mut pool = pool(2);
+        let umem = Arc::clone(pool.umem());
+        let mut a = pool.alloc_with(&[1; 1000]).unwrap();
+        let b = pool.alloc_with(&[2; 500]).unwrap();
+        assert!(umem.append(&mut a, &b));
+        assert_eq!(umem.bytes(&a), [vec![1; 1000], vec![2; 500]].concat());
+        assert!(!umem.append(&mut a, &b));
+        assert_eq!(a.len(), 1500);
+        pool.free(a);
+        pool.free(b);
     }
 
     #[test]
