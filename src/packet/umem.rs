@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::{Frame, HEADROOM, prefetch::prefetch_address};
 
-pub use af_xdp::HugePages;
+pub use af_xdp::{HUGE_PAGE, HugePages};
 
 /// Why a UMEM cannot be made.
 #[derive(Debug, Error)]
@@ -28,6 +28,19 @@ pub enum UmemError {
     /// No chunks, or more than can be numbered.
     #[error("{0} buffers are not to be had: there must be from 1 to {max}", max = MAX_CHUNKS)]
     Count(usize),
+    /// There are too few huge pages.
+    #[error(
+        "cannot map {bytes} bytes on huge pages: {source}; reserve {pages} that are free, with `sysctl \
+         vm.nr_hugepages={pages}` where none are in use, or write huge_pages = \"auto\" in [system]"
+    )]
+    HugePages {
+        /// Bytes that were asked for.
+        bytes: usize,
+        /// Pages that they take.
+        pages: usize,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// The kernel gave no memory.
     #[error("cannot map {bytes} bytes for packets: {source}")]
     Map {
@@ -63,8 +76,10 @@ impl Umem {
         let chunks = u32::try_from(count).ok().filter(|n| (1..=MAX_CHUNKS as u32).contains(n));
         let chunks = chunks.ok_or(UmemError::Count(count))?;
         let bytes = count * chunk_size;
-        let memory =
-            MappedMemory::new(count, chunk_size, pages).map_err(|source| UmemError::Map { bytes, source })?;
+        let memory = MappedMemory::new(count, chunk_size, pages).map_err(|source| match pages {
+            HugePages::Require => UmemError::HugePages { bytes, pages: bytes.div_ceil(HUGE_PAGE), source },
+            _ => UmemError::Map { bytes, source },
+        })?;
         let first = NEXT_CHUNK
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(chunks))
             .map_err(|_| UmemError::Count(count))?;

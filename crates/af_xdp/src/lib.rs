@@ -58,7 +58,7 @@ mod umem;
 pub use device::{Device, LinkState};
 pub use error::Error;
 pub use link::{Hook, XdpLink};
-pub use memory::{HugePages, MappedMemory, Memory};
+pub use memory::{HUGE_PAGE, HugePages, MappedMemory, Memory};
 pub use namespace::Namespace;
 pub use ring::{Consumer, Peeked, Producer, Reservation, RingStorage};
 pub use socket::{BusyPoll, Kick, Mode, Socket, SocketConfig, Statistics};
