@@ -849,9 +849,14 @@ fn a_pinned_program_stays_and_is_replaced_in_place() {
         id.map(|id| id.parse::<u32>().unwrap())
     };
     // Made again under the same name, a device is another one, whose former pin means nothing.
-    for _ in 0..2 {
+    // One beyond a page takes the program for frames in pieces, each time.
+    for mtu in [1500, 1500, 9001] {
         veth("gw.1", "peer", 1);
-        let (umem, mut pools) = pools(1);
+        ip(&format!("link set gw.1 mtu {mtu}"));
+        ip(&format!("link set peer mtu {mtu}"));
+        let memory = Umem::new(1024, if mtu > 1500 { 16384 } else { 2048 }, HugePages::Never).unwrap();
+        let umem = share(&memory).unwrap();
+        let mut pools = memory.into_pools(1);
         let options = XdpOptions { pin: Some(pins.to_owned()), ..options(Attach::Native) };
         let mut before = None;
         for _ in 0..3 {
@@ -859,7 +864,7 @@ fn a_pinned_program_stays_and_is_replaced_in_place() {
             assert_eq!(device.attached.hook, Hook::Native);
             assert_ne!(attached(), before, "the new program");
             before = attached();
-            let sent = frames(10);
+            let sent = if mtu > 1500 { jumbo_frames(10) } else { frames(10) };
             Peer::new("peer").send(&sent);
             assert_eq!(receive(&mut ports[0], &mut pools[0], 10), sent);
             ports[0].shutdown(&mut pools[0]);

@@ -635,3 +635,23 @@ pub fn tables(gateway: &Gateway) -> Vec<(String, usize, usize, u64)> {
     };
     gateway.built().limits.addresses.iter().filter_map(of).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_that_never_lets_the_longest_packet_pass_is_refused() {
+        let set = |rate: &str, burst: Option<&str>, longest| {
+            let inwards = Some(rate.to_string());
+            let request = LimitRequest { inwards, burst: burst.map(String::from), ..LimitRequest::default() };
+            request.over([None; 2], longest)
+        };
+        assert_eq!(set("1Mbps", None, 1500), Ok([Some(Cap { rate: 1_000_000, burst: 4096 }), None]));
+        let refused = set("1Mbps", None, 9001).unwrap_err();
+        assert!(refused.contains("packets of 9001") && refused.contains("9KiB or more"), "{refused}");
+        assert!(set("1Gbps", Some("9000B"), 9001).is_err());
+        assert_eq!(set("1Mbps", Some("9KiB"), 9001), Ok([Some(Cap { rate: 1_000_000, burst: 9216 }), None]));
+        assert_eq!(set("none", None, 9001), Ok([None; 2]));
+    }
+}

@@ -1,10 +1,6 @@
 //! Packets of 9000 bytes and more, in buffers of 16384: through NAT and a tunnel, and to lines that take less.
 
-use super::{
-    common::{frame::*, *},
-    icmp_error,
-    sites::*,
-};
+use super::{common::frame::*, icmp_error, sites::*};
 
 /// Packets of 9001 bytes, as clouds' dedicated lines have them, and room for a tunnel around them.
 fn jumbo(end: u8, kind: Kind) -> String {
