@@ -15,7 +15,7 @@ use crate::{
     table::{
         address::Address,
         hash::HashKey,
-        prefetch::prefetch_read,
+        prefetch::{prefetch_read, prefetch_write},
         sad::{NO_SA, Sad, SadKey},
         tables::Tables,
         tunnel::SaIn,
@@ -91,6 +91,8 @@ struct Path<'a> {
     ends: (u32, u32),
     gateway: u16,
     proto: u8,
+    /// The newest number accepted, as the first packet found it: other workers write to its line.
+    newest: u64,
 }
 
 impl Path<'_> {
@@ -202,25 +204,26 @@ impl EspOpen {
                 }
                 Err(reason) => return refuse(reason),
             };
-            let (sa, number) = match &path {
+            let (sa, number, newest) = match &path {
                 _ if FAR => {
                     let number = self.entry(slot).sa;
                     match admit(tables, counters, number, bytes, meta) {
-                        Ok(sa) => (sa, number),
+                        Ok(sa) => (sa, number, sa.window.newest()),
                         Err(reason) => return refuse(reason),
                     }
                 }
-                Some(path) if path.is_of(header.spi, meta) => (path.sa, path.number),
+                Some(path) if path.is_of(header.spi, meta) => (path.sa, path.number, path.newest),
                 _ => match find(tables, counters, header.spi, bytes, meta) {
                     Ok(new) => {
                         let new = path.insert(new);
-                        (new.sa, new.number)
+                        (new.sa, new.number, new.newest)
                     }
                     Err(reason) => return refuse(reason),
                 },
             };
-            let sequence = if sa.esn { sa.window.esn_guess(header.sequence) } else { header.sequence.into() };
-            if let Err(reason) = sa.check(sequence) {
+            let low = header.sequence;
+            let sequence = if sa.esn { sa.window.esn_guess_at(newest, low) } else { low.into() };
+            if let Err(reason) = sa.check_at(newest, sequence) {
                 return refuse(refusal(counters, sa, reason));
             }
             let packet = bytes.get_mut(header.at..header.end).unwrap_or(&mut []);
@@ -291,15 +294,26 @@ impl EspOpen {
     /// Marks the numbers of opened packets in a window that other workers mark too, and returns those accepted.
     #[inline(never)]
     fn mark_all(&mut self, counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots) -> Slots {
-        let slots: ArrayVec<Slot, BURST> = good.into_iter().collect();
-        let numbers: ArrayVec<u64, BURST> = good.into_iter().map(|slot| self.entry(slot).sequence).collect();
-        let mut kept = Slots::NONE;
-        sa.mark_all(&numbers, |place, result| {
-            if let Some(&slot) = slots.get(place) {
-                kept.insert_if(slot, accepted(counters, burst, slot, sa, result));
+        // Its lines come from the other workers' caches while the numbers are put in a row.
+        prefetch_write(&*sa.window);
+        let ends = [good.first(), good.last()].into_iter().flatten();
+        ends.filter_map(|slot| sa.window.line(self.entry(slot).sequence as u32)).for_each(prefetch_write);
+        let (mut numbers, mut n) = ([0; BURST], 0);
+        for (number, slot) in numbers.iter_mut().zip(good) {
+            *number = self.entry(slot).sequence;
+            n += 1;
+        }
+        let mut refused = Slots::NONE;
+        sa.mark_all(numbers.get(..n).unwrap_or(&[]), |place, result| match result {
+            Ok(lateness) => counters.sa_lateness(sa.index, lateness),
+            Err(reason) => {
+                let Some(slot) = good.into_iter().nth(place) else { return };
+                refused.insert(slot);
+                let reason = refusal(counters, sa, reason);
+                failed(counters, burst, slot, sa, reason);
             }
         });
-        kept
+        good - refused
     }
 }
 
@@ -444,7 +458,8 @@ fn find<'a>(
     };
     let number = number.unwrap_or(NO_SA);
     let sa = admit(tables, counters, number, bytes, meta)?;
-    Ok(Path { sa, number, ends: (meta.src, meta.dst), gateway: meta.gateway, proto: meta.proto })
+    let newest = sa.window.newest();
+    Ok(Path { sa, number, ends: (meta.src, meta.dst), gateway: meta.gateway, proto: meta.proto, newest })
 }
 
 /// The association of this number, if the packet may come by it.
