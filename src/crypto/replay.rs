@@ -10,14 +10,17 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use arrayvec::ArrayVec;
 use thiserror::Error;
 
 /// Sequence numbers of a word.
 const BITS: u32 = 32;
 /// Number of the block that a sequence number is in.
 const BLOCK_SHIFT: u32 = BITS.trailing_zeros();
-/// Words of a cache line.
-const LINE: usize = 8;
+/// Numbers that are marked at once.
+const AT_ONCE: usize = 64;
+/// Words of a [`Line`].
+const LINE: usize = 16;
 /// From this many blocks on (2^36 numbers), which of two truncated block numbers is the newer is not known.
 const AMBIGUOUS: u64 = 1 << 31;
 
@@ -55,18 +58,22 @@ pub enum Refused {
 ///   such a jump at the same moment could both accept one number.
 #[repr(align(64))]
 pub struct Window {
-    /// The newest number accepted.
-    top: AtomicU64,
     /// Block number in the high half, a bit a number in the low half. Empty when replays are not checked.
     ring: Box<[Line]>,
     size: u64,
-    /// One worker at a time marks: plain loads and stores do.
-    exclusive: bool,
+    /// The newest number accepted: here when one worker at a time marks, for which plain loads and stores do.
+    near: AtomicU64,
+    /// When several mark, here: each time one of them writes it the others lose its line, and nothing else with it.
+    apart: Option<Box<Apart>>,
 }
 
-/// Words that workers take from each other together, and with nothing else.
 #[derive(Default)]
-#[repr(align(64))]
+#[repr(align(128))]
+struct Apart(AtomicU64);
+
+/// Words that workers take from each other, with nothing else: two cache lines, as processors fetch them in pairs.
+#[derive(Default)]
+#[repr(align(128))]
 struct Line([AtomicU64; LINE]);
 
 impl Window {
@@ -83,7 +90,8 @@ impl Window {
         let size = size.clamp(Self::LEAST, Self::GREATEST).next_power_of_two();
         // Words begin with block 0 and no number seen: older than, or the same as, whatever comes.
         let ring = (0..(2 * size / BITS).div_ceil(LINE as u32)).map(|_| Line::default()).collect();
-        Self { top: AtomicU64::new(0), ring, size: size.into(), exclusive }
+        let apart = if exclusive { None } else { Some(Box::default()) };
+        Self { ring, size: size.into(), near: AtomicU64::new(0), apart }
     }
 
     /// A window that goes on after `newest`, of which it is not known what came before it: nothing up to there is
@@ -99,13 +107,20 @@ impl Window {
     #[inline]
     #[must_use]
     pub const fn is_shared(&self) -> bool {
-        !self.exclusive
+        self.apart.is_some()
+    }
+
+    /// Where the newest number stands: for whoever asks for its line before it is needed.
+    #[inline]
+    #[must_use]
+    pub fn top(&self) -> &AtomicU64 {
+        self.apart.as_ref().map_or(&self.near, |apart| &apart.0)
     }
 
     /// Refuses every number up to `newest` from now on. An exclusive window only before a worker has it.
     pub fn raise(&self, newest: u64) {
         if self.ring.is_empty() {
-            self.top.fetch_max(newest, Relaxed);
+            self.top().fetch_max(newest, Relaxed);
             return;
         }
         if newest == 0 {
@@ -168,14 +183,14 @@ impl Window {
     #[must_use]
     pub fn disabled() -> Self {
         // The guess is then the number nearest to the newest one.
-        Self { top: AtomicU64::new(0), ring: Box::default(), size: 1 << 31, exclusive: false }
+        Self { ring: Box::default(), size: 1 << 31, near: AtomicU64::new(0), apart: Some(Box::default()) }
     }
 
     /// The newest number accepted, 0 before the first.
     #[inline]
     #[must_use]
     pub fn newest(&self) -> u64 {
-        self.top.load(Relaxed)
+        self.top().load(Relaxed)
     }
 
     /// The whole number of a packet that carries its low half (RFC 4303 appendix A2.2): the only number with that
@@ -245,8 +260,8 @@ impl Window {
         let next = (sequence > top) & (sequence ^ top < u64::from(BITS));
         match self.word(sequence) {
             // Nearly always: newer, and in the block of the newest, so that no word is to be brought to a new one.
-            Some(word) if next & self.exclusive => {
-                self.top.store(sequence, Relaxed);
+            Some(word) if next & !self.is_shared() => {
+                self.near.store(sequence, Relaxed);
                 word.store(with_bit(word.load(Relaxed), sequence)?, Relaxed);
                 Ok(0)
             }
@@ -278,11 +293,26 @@ impl Window {
     /// what that would return of every number but those that are newer than all before: of these it is `Ok(0)`.
     ///
     /// Workers that share a window take its lines from each other. Here the newest number is raised once, and a word
-    /// changed once for all numbers in a row that rise in it, where [`Self::mark`] does both for each.
+    /// changed once for all numbers in a row that rise in it, where [`Self::mark`] does both for each; and what to do is
+    /// worked out first, so that lines asked for before have the time to come.
     #[inline]
     pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
-        let ends = numbers.iter().fold((u64::MAX, 0), |(least, most), &n| (n.min(least), n.max(most)));
-        let (oldest, newest) = ends;
+        for (number, numbers) in numbers.chunks(AT_ONCE).enumerate() {
+            self.mark_some(numbers, |place, result| each(number * AT_ONCE + place, result));
+        }
+    }
+
+    /// As [`Self::mark_all`], of at most [`AT_ONCE`] numbers.
+    #[inline]
+    fn mark_some(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        let mut runs: ArrayVec<Run, AT_ONCE> = ArrayVec::new();
+        let (mut oldest, mut newest, mut rest) = (u64::MAX, 0, numbers);
+        while let Some(run) = Run::first(rest) {
+            (oldest, newest) = (run.oldest.min(oldest), run.newest.max(newest));
+            rest = rest.get(run.numbers..).unwrap_or(&[]);
+            // As many as numbers at most, so there is room.
+            let _ = runs.try_push(run);
+        }
         let mut top = self.newest();
         // None of them makes another late, so it makes no difference which is shown to `top` first.
         let near = newest.saturating_sub(oldest) < self.size;
@@ -292,7 +322,7 @@ impl Window {
             self.renew(before, newest);
         }
         let (mut place, mut rest) = (0, numbers);
-        while let Some(run) = Run::first(rest) {
+        for &run in &runs {
             if !near {
                 top = top.max(self.newest());
                 self.advance(run.newest);
@@ -329,14 +359,14 @@ impl Window {
                         return behind.for_each(|(place, number)| each(place, Ok(top - number)));
                     }
                 }
-                _ => return self.mark_some(word, numbers, top, each),
+                _ => return self.mark_each(word, numbers, top, each),
             }
         }
     }
 
     /// As [`Self::mark_run`], where not all of the numbers are accepted.
     #[cold]
-    fn mark_some(
+    fn mark_each(
         &self,
         word: &AtomicU64,
         numbers: &[u64],
@@ -391,7 +421,7 @@ impl Window {
             if sequence <= top {
                 return Ok(top - sequence);
             }
-            if self.replace(&self.top, top, sequence) {
+            if self.replace(self.top(), top, sequence) {
                 return Err(top);
             }
         }
@@ -436,7 +466,7 @@ impl Window {
     /// Stores `new` if `old` is still there.
     #[inline]
     fn replace(&self, place: &AtomicU64, old: u64, new: u64) -> bool {
-        if self.exclusive {
+        if !self.is_shared() {
             place.store(new, Relaxed);
             return true;
         }
@@ -532,7 +562,7 @@ impl fmt::Debug for Window {
         f.debug_struct("Window")
             .field("newest", &self.newest())
             .field("size", &if self.ring.is_empty() { 0 } else { self.size })
-            .field("exclusive", &self.exclusive)
+            .field("exclusive", &!self.is_shared())
             .finish()
     }
 }

@@ -228,6 +228,7 @@ mod tests {
             prop_assert_eq!(list(x & y), &a & &b);
             prop_assert_eq!(list(x - y), &a - &b);
             prop_assert_eq!(x.first().map(Slot::index), a.first().copied());
+            prop_assert_eq!(x.last().map(Slot::index), a.last().copied());
         }
     }
 

@@ -17,15 +17,18 @@ use std::{
 
 use crate::{
     io::PacketIo,
-    packet::{FramePool, FrameQueue},
+    packet::{BURST, FramePool, FrameQueue},
     runtime::Clock,
 };
 
 /// Packets that the receive ring holds.
 pub const RING: u64 = 1024;
-/// Packets of a common wire by which a worker may be ahead of the others: with what they hold, less than the replay
-/// window of 1024.
-pub const LEAD: u64 = 640;
+/// Packets of a common wire by which a worker may be ahead of the others, when there are so many: with what they hold,
+/// less than the replay window of 1024. Each holds a burst, among which there are about as many packets of every other.
+const fn lead(workers: usize) -> u64 {
+    let held = 2 * BURST * workers;
+    if held + BURST < 1024 { 1024 - held as u64 } else { BURST as u64 }
+}
 
 /// Frames, one behind the other.
 #[derive(Debug, Default, Clone)]
@@ -70,6 +73,8 @@ impl Feed {
 #[derive(Debug)]
 pub struct Wire {
     at: Vec<Line>,
+    /// Packets by which one may be ahead of the others.
+    lead: u64,
 }
 
 #[derive(Debug, Default)]
@@ -80,14 +85,14 @@ impl Wire {
     /// The wire of so many workers.
     #[must_use]
     pub fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Self { at: (0..workers).map(|_| Line::default()).collect() })
+        Arc::new(Self { at: (0..workers).map(|_| Line::default()).collect(), lead: lead(workers) })
     }
 
     /// The place up to which a worker may take packets.
     fn limit(&self, own: usize) -> u64 {
         let others = self.at.iter().enumerate().filter(|(number, _)| *number != own);
         let least = others.map(|(_, line)| line.0.load(Relaxed)).min();
-        least.map_or(u64::MAX, |least| least.saturating_add(LEAD))
+        least.map_or(u64::MAX, |least| least.saturating_add(self.lead))
     }
 
     fn set(&self, own: usize, place: u64) {
@@ -450,12 +455,12 @@ mod tests {
             }
             taken
         };
-        assert_eq!(run(&mut ports[0]), LEAD / 2);
-        assert_eq!(run(&mut ports[1]), LEAD);
+        assert_eq!(run(&mut ports[0]), lead(2) / 2);
+        assert_eq!(run(&mut ports[1]), lead(2));
         let mut rest = 0;
         while !(ports[0].is_done() && ports[1].is_done()) {
             rest += run(&mut ports[0]) + run(&mut ports[1]);
         }
-        assert_eq!(rest, 4000 - LEAD / 2 - LEAD);
+        assert_eq!(rest, 4000 - lead(2) / 2 - lead(2));
     }
 }
