@@ -455,7 +455,7 @@ impl Window {
     fn word(&self, sequence: u64) -> Option<&AtomicU64> {
         // The ring's length is a power of two, or zero, where nothing is found.
         let (mask, block) = (self.ring.len().wrapping_sub(1), (sequence >> BLOCK_SHIFT) as usize);
-        self.ring.get(block / LINE & mask).and_then(|line| line.0.get(block % LINE))
+        self.ring.get((block / LINE) & mask).and_then(|line| line.0.get(block % LINE))
     }
 
     /// Words of the ring.

@@ -30,8 +30,9 @@ const fn lead(workers: usize) -> u64 {
     if held + BURST < 1024 { 1024 - held as u64 } else { BURST as u64 }
 }
 
-/// Frames, one behind the other.
+/// Frames, one behind the other. What a worker reads for every packet here is in no line that another writes to.
 #[derive(Debug, Default, Clone)]
+#[repr(align(128))]
 pub struct Feed {
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -135,8 +136,10 @@ struct Source {
     gap: u64,
     /// Packets that have come, lost ones included.
     come: u64,
-    /// Those in the ring, by number.
-    ring: VecDeque<Range<u64>>,
+    /// The oldest in the ring, by number: here, and not in memory that may share its line with another worker's.
+    front: Range<u64>,
+    /// Those behind them, where some between were lost.
+    behind: VecDeque<Range<u64>>,
     waiting: u64,
     lost: u64,
     /// Which were taken, in order.
@@ -159,9 +162,11 @@ impl Source {
         };
         let room = (RING - self.waiting).min(come - self.come);
         if room > 0 {
-            match self.ring.back_mut() {
-                Some(last) if last.end == self.come => last.end += room,
-                _ => self.ring.push_back(self.come..self.come + room),
+            let come = self.come..self.come + room;
+            match self.behind.back_mut().unwrap_or(&mut self.front) {
+                last if last.is_empty() => *last = come,
+                last if last.end == come.start => last.end = come.end,
+                _ => self.behind.push_back(come),
             }
         }
         self.waiting += room;
@@ -175,8 +180,7 @@ impl Source {
 
     /// Packets up to `most` that are next in the ring, as one range.
     fn next(&self, most: u64) -> Range<u64> {
-        let Some(first) = self.ring.front() else { return 0..0 };
-        first.start..first.end.min(first.start + most)
+        self.front.start..self.front.end.min(self.front.start + most)
     }
 
     fn take(&mut self, taken: Range<u64>) {
@@ -185,11 +189,11 @@ impl Source {
             return;
         }
         self.waiting -= n;
-        if let Some(first) = self.ring.front_mut() {
-            first.start = taken.end;
-            if first.is_empty() {
-                self.ring.pop_front();
-            }
+        self.front.start = taken.end;
+        if self.front.is_empty()
+            && let Some(next) = self.behind.pop_front()
+        {
+            self.front = next;
         }
         if self.gap > 0 {
             self.taken.push(taken);
@@ -236,7 +240,8 @@ impl BenchPort {
             clock: clock.clone(),
             gap,
             come: 0,
-            ring: VecDeque::with_capacity(RING as usize + 1),
+            front: 0..0,
+            behind: VecDeque::with_capacity(RING as usize + 1),
             waiting: 0,
             lost: 0,
             taken,
@@ -330,8 +335,8 @@ impl PacketIo for BenchPort {
         let n = (taken.end - taken.start) as usize;
         source.take(taken);
         if let Some((wire, own)) = &source.order.wire {
-            let next = source.ring.front().map(|range| range.start as usize);
-            match next.and_then(|next| source.order.feed.places.get(next)) {
+            let next = source.next(1).next();
+            match next.and_then(|next| source.order.feed.places.get(next as usize)) {
                 Some(place) => wire.set(*own, *place),
                 None if source.is_done() => wire.set(*own, u64::MAX),
                 None => {}
