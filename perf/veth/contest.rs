@@ -40,9 +40,19 @@ impl Setting {
     }
 
     /// The subjects of the rows that are wanted, and the bare forwarder, ready to run.
-    pub fn benches(&self, source: &Source, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Bench>> {
-        let kinds = Kind::ALL.into_iter().filter(|kind| *kind == Kind::Bare || wanted(&self.row(*kind)));
-        kinds.map(|kind| Bench::new(Subject::new(kind, self.bytes)?, source, self.sink)).collect()
+    pub fn benches(&self, source: &mut Source, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Bench>> {
+        let mut benches = Vec::new();
+        for kind in Kind::all() {
+            if (kind == Kind::Bare || wanted(&self.row(kind)))
+                && let Some(subject) = Subject::new(kind, self.bytes)?
+            {
+                let mut bench = Bench::new(subject, source, self.sink)?;
+                // One after the other: they would be in each other's way on the core.
+                bench.start(source)?;
+                benches.push(bench);
+            }
+        }
+        Ok(benches)
     }
 }
 
@@ -52,7 +62,7 @@ pub fn settings(
     work: impl Fn(Setting) -> Result<()> + Sync,
 ) -> Result<()> {
     for setting in Setting::ALL {
-        if Kind::ALL.iter().any(|kind| wanted(&setting.row(*kind))) {
+        if Kind::all().iter().any(|kind| wanted(&setting.row(*kind))) {
             let run = || enter().and_then(|()| work(setting));
             thread::scope(|scope| scope.spawn(run).join()).map_err(|_| "a run panicked")??;
         }
@@ -64,7 +74,7 @@ pub fn settings(
 pub fn rates(wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<()> {
     settings(wanted, |setting| {
         let mut source = Source::load(ROOM)?;
-        let mut benches = setting.benches(&source, wanted)?;
+        let mut benches = setting.benches(&mut source, wanted)?;
         let trial = Trial { rate: TOO_FAST, warm_up: WARM_UP, time: TIME };
         let mut outcomes: Vec<Vec<Outcome>> = benches.iter().map(|_| Vec::new()).collect();
         for _ in 0..TURNS {

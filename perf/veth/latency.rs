@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use causeway::{
@@ -33,6 +33,7 @@ use super::{
     contest::{Setting, settings},
     lab::{Result, SOURCE_CORE, pin, shell, veth},
     subject::{Frames, Kind, Subject},
+    trial::PEER_START,
 };
 
 /// Packets of each turn, and turns.
@@ -71,6 +72,30 @@ impl Prober {
         let ports = ports.try_into().map_err(|_| "two ports were asked for")?;
         let histogram = Histogram::new_with_bounds(1, 1_000_000_000, 3)?;
         Ok(Self { ports, pool, clock: Clock::new(), histogram, _devices: devices })
+    }
+
+    /// Waits until a peer lets a frame through.
+    fn wait(&mut self, frame: &[u8]) -> Result<()> {
+        let Self { ports: [to, from], pool, .. } = self;
+        let (mut queue, mut came) = (FrameQueue::new(), FrameQueue::new());
+        let since = Instant::now();
+        while from.rx_burst(pool, &mut came, 1) == 0 {
+            if since.elapsed() > PEER_START {
+                return Err("no frame comes through".into());
+            }
+            queue.push(pool.alloc_with(frame).ok_or("the prober has no buffers")?);
+            to.tx_burst(pool, &mut queue);
+            thread::sleep(PAUSE);
+            to.complete(pool);
+        }
+        came.drain(..).for_each(|frame| pool.free(frame));
+        // What was on its way.
+        thread::sleep(PAUSE);
+        while from.rx_burst(pool, &mut came, 64) > 0 {
+            came.drain(..).for_each(|frame| pool.free(frame));
+            from.complete(pool);
+        }
+        Ok(())
     }
 
     /// Sends these frames one by one.
@@ -128,15 +153,22 @@ impl Way {
     /// One turn. A worker works on this thread meanwhile.
     fn turn(&mut self, prober: &mut Prober) -> Result<()> {
         let mut frames = Vec::new();
-        let tagged = matches!(self, Self::Subject(_));
         self.frames().each(PACKETS, |_, bytes| {
-            let mut frame = bytes.to_vec();
-            if !tagged {
-                frame.drain(12..16);
-            }
-            frames.push(frame);
+            frames.push(bytes.to_vec());
             Ok(())
         })?;
+        let is_peer = matches!(self, Self::Subject(subject) if matches!(subject.kind, Kind::Peer(_)));
+        if let Self::Subject(subject) = self {
+            subject.wake(true)?;
+        }
+        if is_peer && prober.histogram.is_empty() {
+            let mut first = Vec::new();
+            self.frames().each(1, |_, bytes| {
+                first = bytes.to_vec();
+                Ok(())
+            })?;
+            prober.wait(&first)?;
+        }
         thread::sleep(PAUSE);
         let (ready, done) = (Barrier::new(2), AtomicBool::new(false));
         thread::scope(|scope| {
@@ -148,13 +180,19 @@ impl Way {
                 result
             });
             ready.wait();
-            if let Self::Subject(subject) = self {
+            if let Self::Subject(subject) = self
+                && !is_peer
+            {
                 while !done.load(Ordering::Acquire) {
                     subject.round();
                 }
             }
             probing.join().map_err(|_| "the prober panicked")?
-        })
+        })?;
+        if let Self::Subject(subject) = self {
+            subject.wake(false)?;
+        }
+        Ok(())
     }
 }
 
@@ -171,7 +209,10 @@ fn kernel(bytes: usize) -> Result<(Way, [String; 2])> {
          ip route add 10.64.0.0/10 via 10.63.0.2; ip route add 198.18.0.0/15 via 192.0.2.2
          sysctl -qw net.ipv4.ip_forward=1"
     ))?;
-    Ok((Way::Kernel(Box::new(Frames::new(Kind::Forward, bytes)?)), ["k0f".into(), "k1f".into()]))
+    Ok((
+        Way::Kernel(Box::new(Frames::new(Kind::Forward, bytes)?.without_tags())),
+        ["k0f".into(), "k1f".into()],
+    ))
 }
 
 /// Measures every row that is wanted, and the kernel beside it.
@@ -182,8 +223,8 @@ pub fn rows(wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<()> {
             return Ok(());
         }
         let mut ways = vec![kernel(setting.bytes)?];
-        for kind in Kind::ALL.into_iter().filter(|kind| wanted(&setting.row(*kind))) {
-            let subject = Subject::new(kind, setting.bytes)?;
+        for kind in Kind::all().into_iter().filter(|kind| wanted(&setting.row(*kind))) {
+            let Some(subject) = Subject::new(kind, setting.bytes)? else { continue };
             let far = subject.far.clone();
             ways.push((Way::Subject(Box::new(subject)), far));
         }

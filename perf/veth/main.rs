@@ -16,6 +16,9 @@
 //! veth, "XDP" that it runs an XDP program, which makes the kernel copy each frame once more. veth measures the kernel:
 //! an skb for each frame sent, and the far end's receive path, are on our core.
 //!
+//! With `--peers=perf/peers/dpdk` DPDK's programs take turns with ours, see `perf/peers/README.md`.
+//! `--busy-poll=MICROSECONDS` and `--defer-interrupts` say how the kernel is to poll the devices of ours.
+//!
 //! On a machine that others use too: `chrt -f 50 cargo bench --bench veth -- rate`. After each run there is a pause of
 //! 60 ms, so that others go on.
 
@@ -24,12 +27,22 @@ mod contest;
 mod lab;
 mod latency;
 mod loss;
+mod peer;
 mod source;
 mod subject;
 mod trial;
 
 fn main() -> lab::Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let (options, words): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
+    if let Some(program) = options.iter().find_map(|option| option.strip_prefix("--peers=")) {
+        peer::started_by(program.into());
+    }
+    if let Some(micros) = options.iter().find_map(|option| option.strip_prefix("--busy-poll=")) {
+        subject::busy_poll(micros.parse()?);
+    }
+    if options.iter().any(|option| option == "--defer-interrupts") {
+        subject::defer_interrupts();
+    }
     let wanted =
         |group: &str, row: &str| words.iter().all(|word| format!("{group} {row}").contains(word.as_str()));
     bare::rows(&|row| wanted("ports", row))?;

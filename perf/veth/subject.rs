@@ -1,6 +1,8 @@
-//! What frames are sent through: a forwarder that only moves frames, or a worker with the whole pipeline.
+//! What frames are sent through: a forwarder that only moves frames, a worker with the whole pipeline, or a peer.
 
-use af_xdp::Device;
+use std::{sync::OnceLock, thread, time::Duration};
+
+use af_xdp::{BusyPoll, Device};
 use causeway::{
     cli::bench::{
         profile::{Direction, Size, named},
@@ -22,10 +24,28 @@ use causeway::{
     runtime::Clock,
 };
 
-use super::lab::{Result, veth};
+use super::{
+    lab::{Result, processor_time, shell, veth},
+    peer::{self, Peer, Process},
+};
 
 /// Buffers of each subject: the fill rings of two ports, and what is under way.
 const BUFFERS: usize = 16_384;
+/// How long this core is left to a peer before we look again. Looking costs it some microseconds.
+const LOOK: Duration = Duration::from_millis(5);
+
+static BUSY_POLL: OnceLock<u32> = OnceLock::new();
+static DEFER: OnceLock<()> = OnceLock::new();
+
+/// Lets our own ports busy-poll for so many microseconds a call, as `busy_poll` in a configuration does.
+pub fn busy_poll(micros: u32) {
+    let _ = BUSY_POLL.set(micros);
+}
+
+/// Has the kernel hold interrupts of our devices back, for whoever busy-polls.
+pub fn defer_interrupts() {
+    let _ = DEFER.set(());
+}
 
 /// What happens to a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +58,19 @@ pub enum Kind {
     Gateway,
     /// ESP open, SPD, 1:1 NAT, LPM.
     Inbound,
+    /// Another program.
+    Peer(Peer),
 }
 
 impl Kind {
-    /// All of them, the one that the others are compared with first.
-    pub const ALL: [Self; 4] = [Self::Bare, Self::Forward, Self::Gateway, Self::Inbound];
+    /// Our own, the one that the others are compared with first.
+    pub const OURS: [Self; 4] = [Self::Bare, Self::Forward, Self::Gateway, Self::Inbound];
+
+    /// Ours, and the peers if they are to be measured.
+    pub fn all() -> Vec<Self> {
+        let peers = Peer::ALL.into_iter().filter(|_| peer::are_wanted()).map(Self::Peer);
+        Self::OURS.into_iter().chain(peers).collect()
+    }
 
     /// As it is written in rows.
     pub const fn name(self) -> &'static str {
@@ -51,20 +79,26 @@ impl Kind {
             Self::Forward => "pipeline: forward",
             Self::Gateway => "pipeline: gateway",
             Self::Inbound => "pipeline: inbound",
+            Self::Peer(peer) => peer.name(),
         }
+    }
+
+    /// Number of its devices.
+    fn number(self) -> usize {
+        Self::all().iter().position(|kind| *kind == self).unwrap_or(0)
     }
 
     const fn profile(self) -> &'static str {
         match self {
-            Self::Bare | Self::Forward => "forward-16",
-            Self::Gateway => "gateway",
-            Self::Inbound => "gateway-in",
+            Self::Bare | Self::Forward | Self::Peer(Peer::Testpmd | Peer::L3fwd) => "forward-16",
+            Self::Gateway | Self::Peer(Peer::SecgwOut) => "gateway",
+            Self::Inbound | Self::Peer(Peer::SecgwIn) => "gateway-in",
         }
     }
 
     /// Whether every frame must be one that was never sent before: a replayed one would be dropped.
     pub const fn wants_new_frames(self) -> bool {
-        matches!(self, Self::Inbound)
+        matches!(self, Self::Inbound | Self::Peer(Peer::SecgwIn))
     }
 }
 
@@ -74,6 +108,7 @@ pub struct Frames {
     traffic: Traffic,
     /// Seals what is to be opened.
     peer: Option<Single<MemPort>>,
+    tagged: bool,
     clock: Clock,
 }
 
@@ -81,7 +116,7 @@ impl Frames {
     /// Those of a kind; `bytes` is the length towards the VPC.
     pub fn new(kind: Kind, bytes: usize) -> Result<Self> {
         let profile = named(kind.profile()).ok_or("no such profile")??;
-        let topology = Topology::new(&profile);
+        let mut topology = Topology::new(&profile);
         let traffic = Traffic::new(&topology, Size::Bytes(bytes as u16));
         let report = |error: miette::Report| format!("{error:?}");
         let peer = (profile.direction == Direction::Open)
@@ -90,11 +125,30 @@ impl Frames {
                 Ok(gateway(&topology.peer(1024).map_err(report)?, ports)?)
             })
             .transpose()?;
-        Ok(Self { topology, traffic, peer, clock: Clock::new() })
+        let tagged = !peer::are_wanted();
+        topology.tagged = tagged;
+        Ok(Self { topology, traffic, peer, tagged, clock: Clock::new() })
+    }
+
+    /// Leaves the VLAN tags out.
+    pub fn without_tags(mut self) -> Self {
+        self.tagged = false;
+        self
     }
 
     /// Gives the next `count` frames to `take`.
     pub fn each(&mut self, count: usize, mut take: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+        if self.tagged {
+            return self.each_tagged(count, take);
+        }
+        self.each_tagged(count, |number, bytes| {
+            let mut frame = bytes.to_vec();
+            frame.drain(12..16);
+            take(number, &frame)
+        })
+    }
+
+    fn each_tagged(&mut self, count: usize, mut take: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let flows = &self.topology.flows;
         let Some(peer) = &mut self.peer else {
             let mut frame = Vec::new();
@@ -145,6 +199,7 @@ pub struct Counts {
 enum Engine {
     Bare(Box<Bare>),
     Pipeline(Box<Single<XdpPort>>),
+    Peer(Process),
 }
 
 struct Bare {
@@ -170,18 +225,27 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Makes devices, opens them, and builds the gateway. `bytes` is the length of a frame towards the VPC.
-    pub fn new(kind: Kind, bytes: usize) -> Result<Self> {
+    /// Makes devices, opens them, and builds the gateway. `bytes` is the length of a frame towards the VPC. None: it is
+    /// a peer that is not to be had.
+    pub fn new(kind: Kind, bytes: usize) -> Result<Option<Self>> {
         let frames = Frames::new(kind, bytes)?;
-        let names: [String; 2] = std::array::from_fn(|port| format!("gw{}-{port}", kind as u8));
+        let names: [String; 2] = std::array::from_fn(|port| format!("gw{}-{port}", kind.number()));
         for name in &names {
             veth(name, &format!("{name}f"))?;
+            if DEFER.get().is_some() {
+                // The directory of this network namespace is not the one that is mounted.
+                shell(&format!(
+                    "unshare -m sh -ec 'mount -t sysfs none /sys; cd /sys/class/net/{name}
+                     echo 2 >napi_defer_hard_irqs; echo 200000 >gro_flush_timeout'"
+                ))?;
+            }
         }
         let mut devices = Vec::new();
         let mut ports = |pool: &mut FramePool| -> Result<Vec<XdpPort>> {
             let shared = share(pool.umem())?;
-            let options =
+            let mut options =
                 XdpOptions { attach: Attach::Native, division: Division::Exclusive, ..Default::default() };
+            options.socket.busy_poll = BUSY_POLL.get().map(|micros| BusyPoll { micros: *micros, budget: 64 });
             let mut ports = Vec::new();
             for name in &names {
                 let (device, opened) = XdpDevice::open(&shared, name, &options, std::slice::from_mut(pool))?;
@@ -190,7 +254,10 @@ impl Subject {
             }
             Ok(ports)
         };
-        let engine = if kind == Kind::Bare {
+        let engine = if let Kind::Peer(peer) = kind {
+            let Some(process) = Process::start(peer, &names, &frames.topology)? else { return Ok(None) };
+            Engine::Peer(process)
+        } else if kind == Kind::Bare {
             let mut pools = Umem::new(BUFFERS, 2048, HugePages::Auto)?.into_pools(1);
             let mut pool = pools.pop().ok_or("no frames")?;
             let ports = ports(&mut pool)?.try_into().map_err(|_| "two ports were asked for")?;
@@ -209,7 +276,7 @@ impl Subject {
         };
         let (entrance, exit) = entrance(frames.topology.profile.direction);
         let far = [format!("{}f", names[entrance]), format!("{}f", names[exit])];
-        Ok(Self { kind, frames, far, entrance, engine, clock: Clock::new(), _devices: devices })
+        Ok(Some(Self { kind, frames, far, entrance, engine, clock: Clock::new(), _devices: devices }))
     }
 
     /// The device that frames are to be sent through to come in.
@@ -231,11 +298,32 @@ impl Subject {
                 moved
             }
             Engine::Pipeline(single) => single.worker.round(self.clock.now()),
+            Engine::Peer(_) => {
+                // It does so by itself, on this core.
+                thread::sleep(LOOK);
+                0
+            }
         }
     }
 
-    /// Where frames are now. Costs system calls.
-    pub fn counts(&mut self) -> Counts {
+    /// Lets a peer work, or rest.
+    pub fn wake(&mut self, awake: bool) -> Result<()> {
+        match &mut self.engine {
+            Engine::Peer(process) => process.work(awake),
+            _ => Ok(()),
+        }
+    }
+
+    /// Seconds that what does the work has run.
+    pub fn processor_time(&self) -> Result<f64> {
+        match &self.engine {
+            Engine::Peer(process) => process.processor_time(),
+            _ => processor_time(),
+        }
+    }
+
+    /// Where frames are now; nobody knows that of a peer. Costs system calls.
+    pub fn counts(&mut self) -> Option<Counts> {
         let mut counts = Counts::default();
         let ports: &mut [XdpPort] = match &mut self.engine {
             Engine::Bare(bare) => {
@@ -248,12 +336,13 @@ impl Subject {
                     (ledger.received, ledger.sent, ledger.dropped);
                 single.worker.ports_mut()
             }
+            Engine::Peer(_) => return None,
         };
         for stats in ports.iter_mut().map(PacketIo::stats) {
             counts.refused += stats.rx_ring_full + stats.rx_dropped;
             counts.kicks += stats.tx_kicks;
         }
-        counts
+        Some(counts)
     }
 
     /// Ends it, and strikes the balance: every frame must be home, and every packet accounted for.
@@ -278,6 +367,7 @@ impl Subject {
                     return Err(format!("{ledger:?}, {missing} frames are missing, {drops:?}").into());
                 }
             }
+            Engine::Peer(mut process) => process.end()?,
         }
         Ok(())
     }

@@ -12,15 +12,17 @@ use std::{
 use af_xdp::XdpLink;
 
 use super::{
-    lab::{Result, SOURCE_CORE, driver_count, frames_in, pin, processor_time},
+    lab::{Result, SOURCE_CORE, driver_count, frames_in, pin},
     source::{Order, Source},
-    subject::{Counts, Subject},
+    subject::{Counts, Kind, Subject},
 };
 
 /// Different frames where frames may come again.
 pub const DIFFERENT: usize = 1024;
 /// How long a source may take to send its first frame.
 const START: Duration = Duration::from_secs(1);
+/// How long a peer may take until a frame comes through it.
+pub const PEER_START: Duration = Duration::from_secs(60);
 /// How long nothing must move for a run to be over.
 const QUIET: Duration = Duration::from_millis(2);
 /// Between two runs others get the processor: they may need it, and the kernel would take it in the middle of a run.
@@ -50,7 +52,9 @@ pub struct Outcome {
     pub offered_rate: f64,
     /// Frames of those that did not reach the far end.
     pub lost: u64,
-    /// Frames sent for each call that makes the kernel send.
+    /// Frames of those that our rings had no room for; the others did not fit into the device's. Unknown (0) of peers.
+    pub lost_in_rings: u64,
+    /// Frames sent for each call that makes the kernel send. Unknown (NaN) of peers.
     pub batch: f64,
 }
 
@@ -80,6 +84,27 @@ impl Bench {
         if self.sink.is_some() { source.in_sinks() } else { frames_in(&self.subject.far[1]) }
     }
 
+    /// Waits for a peer until frames come through it, and lets it rest.
+    pub fn start(&mut self, source: &mut Source) -> Result<()> {
+        if !matches!(self.subject.kind, Kind::Peer(_)) {
+            return Ok(());
+        }
+        let (since, device) = (Instant::now(), self.subject.source_device()?.index());
+        let before = self.delivered(source)?;
+        while self.delivered(source)? == before {
+            if since.elapsed() > PEER_START {
+                return Err(format!("no frame comes through {}", self.subject.kind.name()).into());
+            }
+            self.subject.wake(true)?;
+            self.subject.frames.each(1, |number, bytes| source.set(number, bytes))?;
+            source.order(&Order { device, length: self.length, frames: 1, rate: None, most: 1 })?;
+            source.stop(false)?;
+            source.run(QUIET, 1)?;
+            thread::sleep(PAUSE);
+        }
+        self.subject.wake(false)
+    }
+
     /// Sends frames through. `room` is how many different ones the source holds.
     ///
     /// Fails if any frame is neither at the far end nor counted as lost somewhere.
@@ -106,6 +131,7 @@ impl Bench {
         let (at_far_end, refused) = (self.delivered(source)?, self.entrance_drops()?);
         let done = AtomicBool::new(false);
         source.stop(false)?;
+        self.subject.wake(true)?;
         let ready = Barrier::new(2);
         let (rate, of_processor) = thread::scope(|scope| -> Result<_> {
             // On its own core before this one is busy: this one would not let it go.
@@ -124,10 +150,21 @@ impl Bench {
             measured
         })?;
         self.drain(&done);
+        self.subject.wake(false)?;
 
         let (after, offered) = (self.subject.counts(), source.sent()?);
         let delivered = self.delivered(source)? - at_far_end;
         let refused = self.entrance_drops()? - refused;
+        let mut outcome = Outcome {
+            rate,
+            of_processor,
+            offered,
+            offered_rate: source.rate()?,
+            lost: offered.saturating_sub(delivered),
+            lost_in_rings: 0,
+            batch: f64::NAN,
+        };
+        let (Some(before), Some(after)) = (before, after) else { return Ok(outcome) };
         let gained = |of: fn(&Counts) -> u64| of(&after) - of(&before);
         let (received, sent, dropped) = (gained(|c| c.received), gained(|c| c.sent), gained(|c| c.dropped));
         let in_rings = gained(|c| c.refused);
@@ -139,15 +176,9 @@ impl Bench {
             )
             .into());
         }
-        let batch = sent as f64 / gained(|c| c.kicks).max(1) as f64;
-        Ok(Outcome {
-            rate,
-            of_processor,
-            offered,
-            offered_rate: source.rate()?,
-            lost: offered - delivered,
-            batch,
-        })
+        outcome.lost_in_rings = in_rings;
+        outcome.batch = sent as f64 / gained(|c| c.kicks).max(1) as f64;
+        Ok(outcome)
     }
 
     /// Frames that the device at the entrance did not take from the source.
@@ -158,19 +189,26 @@ impl Bench {
     fn measure(&mut self, source: &Source, trial: &Trial, done: &AtomicBool) -> Result<(f64, f64)> {
         // The source starts when the kernel has made its pool of pages, which takes as long as its grace periods do.
         let since = Instant::now();
-        while self.subject.round() == 0 && since.elapsed() < START {}
+        let none = self.delivered(source)?;
+        let is_peer = matches!(self.subject.kind, Kind::Peer(_));
+        while self.subject.round() == 0 && since.elapsed() < START {
+            if is_peer && self.delivered(source)? > none {
+                break;
+            }
+        }
         self.work(trial.warm_up, done);
-        let (before, used) = (self.delivered(source)?, processor_time()?);
+        let (before, used) = (self.delivered(source)?, self.subject.processor_time()?);
         let time = self.work(trial.time, done).as_secs_f64();
         let millions = (self.delivered(source)? - before) as f64 / 1e6;
-        Ok((millions / time, millions / (processor_time()? - used)))
+        Ok((millions / time, millions / (self.subject.processor_time()? - used)))
     }
 
     /// Works for so long, or until the source is done.
     fn work(&mut self, time: Duration, done: &AtomicBool) -> Duration {
+        let rounds = if matches!(self.subject.kind, Kind::Peer(_)) { 1 } else { 16 };
         let since = Instant::now();
         while since.elapsed() < time && !done.load(Ordering::Relaxed) {
-            for _ in 0..16 {
+            for _ in 0..rounds {
                 self.subject.round();
             }
         }
@@ -179,8 +217,10 @@ impl Bench {
 
     /// Goes on until the source is done and nothing has moved for a while.
     fn drain(&mut self, done: &AtomicBool) {
+        // Nobody says when a peer's rings are empty.
+        let quiet = if matches!(self.subject.kind, Kind::Peer(_)) { 5 * QUIET } else { QUIET };
         let mut last = Instant::now();
-        while !done.load(Ordering::Acquire) || last.elapsed() < QUIET {
+        while !done.load(Ordering::Acquire) || last.elapsed() < quiet {
             if self.subject.round() > 0 {
                 last = Instant::now();
             }

@@ -1,6 +1,10 @@
 //! Network devices by name: index, MTU, address, queues, state.
 
-use std::{ffi::CString, fmt, io, mem, os::fd::AsRawFd};
+use std::{
+    ffi::CString,
+    fmt, io, mem,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use crate::{Error, sys};
 
@@ -104,24 +108,31 @@ impl Device {
 
     /// Whether it is up, down or gone. A few system calls.
     pub fn state(&self) -> LinkState {
-        let mut name = [0; libc::IF_NAMESIZE];
-        // SAFETY: the buffer has the size this call asks for.
-        let found = unsafe { libc::if_indextoname(self.index, name.as_mut_ptr()) };
-        if found.is_null() {
+        control_socket().map_or(LinkState::Down, |control| self.state_by(&control))
+    }
+
+    /// The same by a socket that is there already: to make one for every look costs more than the look does.
+    pub(crate) fn state_by(&self, control: &OwnedFd) -> LinkState {
+        let mut request = interface_request("");
+        request.ifr_ifru.ifru_ifindex = self.index as i32;
+        // SAFETY: SIOCGIFNAME reads and writes an `ifreq`.
+        if unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) } < 0 {
             return LinkState::Gone;
         }
-        match self.flags() {
-            Ok(flags) if flags & libc::IFF_UP != 0 && self.has_carrier(flags) => LinkState::Up,
+        match self.flags(control) {
+            Ok(flags) if flags & libc::IFF_UP != 0 && self.has_carrier(control, flags) => LinkState::Up,
             _ => LinkState::Down,
         }
     }
 
     /// Whether it has a carrier now. The flags say so up to a second late, since the kernel spares its listeners; they are
     /// for drivers that cannot be asked.
-    fn has_carrier(&self, flags: i32) -> bool {
+    fn has_carrier(&self, control: &OwnedFd, flags: i32) -> bool {
         // struct ethtool_value: cmd, data.
         let mut link = [ETHTOOL_GLINK, 0];
-        self.ethtool(&mut link).map_or(flags & libc::IFF_RUNNING != 0, |()| link[1] != 0)
+        let data = link.as_mut_ptr();
+        self.ioctl_by(control, libc::SIOCETHTOOL as _, |ifreq| ifreq.ifr_ifru.ifru_data = data.cast())
+            .map_or(flags & libc::IFF_RUNNING != 0, |_| link[1] != 0)
     }
 
     /// Sets it up.
@@ -129,7 +140,7 @@ impl Device {
     /// # Errors
     /// [`Error::Privilege`] without CAP_NET_ADMIN, [`Error::DeviceMissing`] when it is gone.
     pub fn set_up(&self) -> Result<(), Error> {
-        let flags = self.flags()? | libc::IFF_UP;
+        let flags = self.flags(&control_socket()?)? | libc::IFF_UP;
         self.ioctl(libc::SIOCSIFFLAGS as _, |request| request.ifr_ifru.ifru_flags = flags as i16)?;
         Ok(())
     }
@@ -207,8 +218,8 @@ impl Device {
         self.ioctl(libc::SIOCETHTOOL as _, |ifreq| ifreq.ifr_ifru.ifru_data = data.cast()).map(drop)
     }
 
-    fn flags(&self) -> Result<i32, Error> {
-        let request = self.ioctl(libc::SIOCGIFFLAGS as _, |_| ())?;
+    fn flags(&self, control: &OwnedFd) -> Result<i32, Error> {
+        let request = self.ioctl_by(control, libc::SIOCGIFFLAGS as _, |_| ())?;
         // SAFETY: SIOCGIFFLAGS fills this member.
         Ok(i32::from(unsafe { request.ifr_ifru.ifru_flags }))
     }
@@ -219,14 +230,21 @@ impl Device {
         number: libc::Ioctl,
         prepare: impl FnOnce(&mut libc::ifreq),
     ) -> Result<libc::ifreq, Error> {
-        let socket = sys::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)
-            .map_err(|source| Error::System { call: "socket", source })?;
+        self.ioctl_by(&control_socket()?, number, prepare)
+    }
+
+    fn ioctl_by(
+        &self,
+        control: &OwnedFd,
+        number: libc::Ioctl,
+        prepare: impl FnOnce(&mut libc::ifreq),
+    ) -> Result<libc::ifreq, Error> {
         let mut request = interface_request(&self.name);
         prepare(&mut request);
         // SAFETY: every request used here reads and writes an `ifreq`; data pointers set by `prepare` lead to
         // memory of the caller that outlives the call.
         // Some ethtool commands answer with a positive number, of what they could do in part only.
-        if unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw mut request) } >= 0 {
+        if unsafe { libc::ioctl(control.as_raw_fd(), number, &raw mut request) } >= 0 {
             return Ok(request);
         }
         let source = io::Error::last_os_error();
@@ -238,6 +256,11 @@ impl Device {
             _ => Error::System { call: "ioctl", source },
         })
     }
+}
+
+/// A socket for requests about the devices of the calling thread's network namespace.
+pub(crate) fn control_socket() -> Result<OwnedFd, Error> {
+    sys::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).map_err(|source| Error::System { call: "socket", source })
 }
 
 /// An empty request about the device of that name, cut to the length a name may have.

@@ -10,7 +10,8 @@ use std::{
 };
 
 use crate::{
-    AddressRing, Consumer, DescriptorRing, Device, Error, LinkState, Producer, Umem, storage::MappedRing, sys,
+    AddressRing, Consumer, DescriptorRing, Device, Error, LinkState, Producer, Umem, device::control_socket,
+    storage::MappedRing, sys,
 };
 
 /// How frames get between the device and the UMEM.
@@ -122,6 +123,8 @@ pub struct Socket {
     pub completion: Consumer<AddressRing>,
     // Declared before `umem`: the socket closes before its memory can go.
     fd: Arc<OwnedFd>,
+    /// For questions about the device.
+    control: OwnedFd,
     umem: Umem,
     device: Device,
     queue: u32,
@@ -174,6 +177,7 @@ impl Socket {
             // SAFETY: as for `rx`.
             completion: unsafe { Consumer::new(completion) },
             fd: Arc::new(fd),
+            control: control_socket()?,
             umem: umem.clone(),
             device: device.clone(),
             queue,
@@ -304,7 +308,7 @@ impl Socket {
 
     /// Whether the device can carry frames. A few system calls.
     pub fn link_state(&self) -> LinkState {
-        self.device.state()
+        self.device.state_by(&self.control)
     }
 
     /// Closes the socket and waits until the kernel no longer reaches its frames: none is left in a transmit queue

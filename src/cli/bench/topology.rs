@@ -77,6 +77,8 @@ pub struct Topology {
     pub outside: Vec<Prefix>,
     /// The flows.
     pub flows: Vec<Flow>,
+    /// Whether the gateway's interfaces are VLANs. The peer's always are.
+    pub tagged: bool,
     keys: std::cell::RefCell<HashMap<String, String>>,
 }
 
@@ -109,7 +111,7 @@ impl Topology {
                 }
             })
             .collect();
-        Self { profile: profile.clone(), outside, flows, keys: std::cell::RefCell::default() }
+        Self { profile: profile.clone(), outside, flows, tagged: true, keys: std::cell::RefCell::default() }
     }
 
     /// Whether the routes stand in the configuration; otherwise they are to be put into the table.
@@ -133,7 +135,7 @@ impl Topology {
             "[gateway.vpc]\nprefixes = [{}]\n",
             if profile.version == 6 { "\"2001:db8:64::/48\"" } else { "\"10.64.0.0/10\"" }
         );
-        ports(&mut text, profile, 1, profile.ways);
+        ports(&mut text, profile, 1, profile.ways, self.tagged);
         self.tunnels(&mut text, ("192.0.2.1", "192.0.2.2"), ("A", "B"));
         self.limits(&mut text);
         if profile.nat {
@@ -185,7 +187,7 @@ impl Topology {
     pub fn peer(&self, buffers: usize) -> Result<Config, miette::Report> {
         let mut text = system(&self.profile, "peer", buffers);
         text.push_str("[gateway.vpc]\n");
-        ports(&mut text, &self.profile, 2, 1);
+        ports(&mut text, &self.profile, 2, 1, true);
         self.tunnels(&mut text, ("192.0.2.2", "192.0.2.1"), ("B", "A"));
         text.push_str("[[gateway.vpc.route]]\nto = \"0.0.0.0/0\"\nvia = \"10.63.0.2\"\n");
         let (base, share) = (if self.profile.nat { TRANSLATED } else { HOSTS }, self.share());
@@ -311,8 +313,10 @@ impl Topology {
             .map_err(miette::Report::new)
     }
 
-    /// The key of this name, made at random when it is first asked for.
-    fn key(&self, name: &str) -> String {
+    /// The key of this name, made at random when it is first asked for, as hexadecimal digits: key, then salt. Packets
+    /// into tunnel `t0` are sealed with `B0`.
+    #[must_use]
+    pub fn key(&self, name: &str) -> String {
         let make = || {
             let mut bytes = vec![0; self.profile.key_bits / 8 + 4];
             rand::rng().fill_bytes(&mut bytes);
@@ -334,7 +338,7 @@ fn system(profile: &Profile, name: &str, buffers: usize) -> String {
 
 /// The ports and interfaces; `number` is the last number of the address on the wan, which has a prefix for each of the
 /// `ways` that share.
-fn ports(text: &mut String, profile: &Profile, number: u8, ways: usize) {
+fn ports(text: &mut String, profile: &Profile, number: u8, ways: usize, tagged: bool) {
     let mtu = Ports::of(&profile.sizes).mtu;
     let (lan, wan) = match profile.version {
         6 => ("2001:db8:1::1/64".to_string(), format!("2001:db8:2::{number}/64")),
@@ -344,6 +348,7 @@ fn ports(text: &mut String, profile: &Profile, number: u8, ways: usize) {
         }
     };
     for (name, vlan, side, address) in [("lan", VLANS[LAN], "local", lan), ("wan", VLANS[WAN], "peer", wan)] {
+        let vlan = if tagged { vlan } else { 0 };
         let _ = write!(
             text,
             "[port.{name}]\ndriver = \"memory\"\nmtu = {mtu}\n[interface.{name}]\nport = \"{name}\"\nvlan = {vlan}\n\
