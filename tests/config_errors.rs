@@ -114,6 +114,12 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("side = \"peer\"", "side = \"peer\"\nhost_tap = \"eth1\"", "duplicate-device", "host_tap", "one port's"),
     ("vlan = 7", "", "duplicate-vlan", "[interface.hub]", "its own VLAN"),
     ("device = \"eth1\"", "device = \"eth1\"\nmtu = 1775", "mtu-exceeds-buffer", "1775", "at most 1774"),
+    ("device = \"eth1\"", "device = \"eth1\"\nmtu = 1775", "mtu-exceeds-buffer", "1775", "buffer_size = 4096"),
+    ("device = \"eth1\"", "device = \"eth1\"\nmtu = 3823", "mtu-exceeds-buffer", "3823", "buffer_size = 8192"),
+    ("device = \"eth1\"", "device = \"eth1\"\nmtu = 9001", "mtu-exceeds-buffer", "9001", "buffer_size = 16384"),
+    ("device = \"eth1\"", "device = \"eth1\"\nmtu = 16120", "mtu-exceeds-buffer", "16120", "at most 1774"),
+    ("device = \"eth1\"", "device = \"eth1\"\nmtu = 16129", "out-of-range", "16129", "16128"),
+    ("buffers = 65536", "buffers = 65536\nbuffer_size = 12288", "out-of-range", "12288", "16384"),
     ("vlan = 7", "vlan = 7\nmtu = 1600", "mtu-exceeds-port", "1600", "at most 1500"),
     ("[port.other]", "[port.idle]\ndriver = \"memory\"\n[port.other]", "unused-port", "[port.idle]", "[interface.NAME]"),
     ("buffers = 65536", "buffers = 4096", "few-buffers", "4096", "16384"),
@@ -359,6 +365,41 @@ fn limits_that_cannot_be_are_refused() {
         let line = found["line"].as_u64().unwrap() as usize;
         let first = GOOD.lines().count();
         assert!((first + 1..=first + 3).contains(&line), "{section}: {found:#}");
+    }
+}
+
+#[test]
+fn limits_must_hold_the_longest_packet() {
+    let jumbo = GOOD
+        .replace("buffers = 65536", "buffers = 65536\nbuffer_size = 16384")
+        .replace("device = \"eth1\"", "device = \"eth1\"\nmtu = 9001");
+    for (section, fits) in [
+        ("[gateway.vpc.limit]\nin = \"8Mbps\"", false),
+        ("[gateway.vpc.limit]\nin = \"10Mbps\"", true),
+        ("[gateway.vpc.limit]\nin = \"8Mbps\"\nburst = \"9000B\"", false),
+        ("[gateway.vpc.limit]\nin = \"8Mbps\"\nburst = \"9001B\"", true),
+        ("[gateway.vpc.limit]\nin = \"1Gbps\"\nout = \"1Mbps\"", false),
+        ("[gateway.vpc.limit]\nin = \"none\"\nout = \"1Gbps\"", true),
+        ("[interface.wan.limit]\nout = \"1Mbps\"", false),
+        ("[tunnel.dc.limit]\nout = \"1Mbps\"", false),
+        ("[gateway.vpc.address_limit]\nout = \"1Mbps\"", false),
+        ("[gateway.vpc.address_limit]\nout = \"1Mbps\"\nburst = \"9KiB\"", true),
+        (
+            "[gateway.vpc.address_limit]\n\
+             [[gateway.vpc.address_limit.own]]\naddress = [\"10.2.0.1\"]\nin = \"1Mbps\"",
+            false,
+        ),
+    ] {
+        let found = problems(&format!("{jumbo}{section}\n")).to_json();
+        let errors = found.as_array().unwrap();
+        assert_eq!(errors.len(), usize::from(!fits), "{section}: {errors:#?}");
+        for error in errors {
+            assert_eq!(error["code"], "config::burst-below-mtu");
+            assert!(error["help"].as_str().unwrap().contains("burst = \"9KiB\""), "{error:#}");
+        }
+        // With smaller packets every one of these is good.
+        let small = problems(&format!("{GOOD}{section}\n")).to_json();
+        assert_eq!(small.as_array().unwrap().len(), 0, "{section}: {small:#}");
     }
 }
 

@@ -294,6 +294,7 @@ fn the_table_of_drivers_is_sorted_and_makes_sense() {
     for driver in drivers::DRIVERS {
         assert!(driver.zero_copy.is_none_or(|version| Some(version) >= driver.native), "{driver:?}");
         assert!(driver.native.is_some() || driver.max_mtu.is_none(), "{driver:?}");
+        assert!(driver.fragments().is_none_or(|version| Some(version) >= driver.native), "{driver:?}");
     }
 }
 
@@ -329,6 +330,7 @@ fn carrier_mtu_and_queues_are_looked_at() {
     let mut machine = Machine::good();
     machine.device("eth0", "ice", 2);
     machine.device("eth1", "sfc", 3);
+    machine.device("eth2", "ixgbe", 4);
     machine.write("sys/class/net/eth0/carrier", "0");
     is(machine.check(&["eth0"], "carrier"), Warning, "no", "cable");
     machine.write("sys/class/net/eth0/flags", "0x1002");
@@ -341,9 +343,23 @@ fn carrier_mtu_and_queues_are_looked_at() {
     is(mtu("eth0", 1770), Good, "1770", "");
     is(mtu("eth0", 1771), Info, "1771", "4 KiB");
     is(mtu("eth0", 3046), Info, "3046", "4 KiB");
-    is(mtu("eth0", 3047), Problem, "3047", "`ip link set eth0 mtu 3046`");
+    // Its driver has fragments.
+    is(mtu("eth0", 3047), Info, "3047", "4 KiB");
+    is(mtu("eth0", 9001), Info, "9001", "takes buffers of 16 KiB: `buffer_size = 16384`");
+    is(mtu("eth1", 3818), Info, "3818", "4 KiB");
+    is(mtu("eth1", 3819), Info, "3819", "8 KiB");
+    is(mtu("eth1", 7914), Info, "7914", "8 KiB");
+    is(mtu("eth1", 7915), Info, "7915", "16 KiB");
+    is(mtu("eth1", 16106), Info, "16106", "16 KiB");
+    is(mtu("eth1", 16107), Problem, "16107", "`ip link set eth1 mtu 16106`");
+    machine.write("proc/sys/kernel/osrelease", "6.5.1-amd64\n");
+    is(mtu("eth0", 9001), Problem, "9001", "come with Linux 6.6");
     is(mtu("eth1", 3818), Info, "3818", "4 KiB");
     is(mtu("eth1", 3819), Problem, "3819", "`ip link set eth1 mtu 3818`");
+    machine.write("proc/sys/kernel/osrelease", "6.1.0-amd64\n");
+    is(mtu("eth0", 3047), Problem, "3047", "`ip link set eth0 mtu 3046`");
+    machine.write("proc/sys/kernel/osrelease", "6.12.9-amd64\n");
+    is(mtu("eth2", 9001), Problem, "9001", "`ip link set eth2 mtu 3050`");
 
     machine.answer(
         "-l eth0",

@@ -272,7 +272,7 @@ fn present(seed: u64, all: std::ops::Range<usize>, which: Which<'_>, taken: &[At
         }
         for number in numbers {
             let sa = which();
-            if sa.check(number as u64).is_ok() && sa.mark(number as u64).is_ok() {
+            if sa.check_at(sa.window.newest(), number as u64).is_ok() && sa.mark(number as u64).is_ok() {
                 taken[number].fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -630,6 +630,108 @@ fn larger_buffers_carry_larger_frames() {
     });
 }
 
+/// Frames of 60 bytes to those of an MTU of 9001, in no order.
+fn jumbo_frames(count: usize) -> Vec<Vec<u8>> {
+    let lengths = [60, 9015, 3840, 1514, 3841, 7680, 64, 9014, 7681, 2048, 4096, 5000];
+    let lengths = (0..count).map(|i| (lengths[i % lengths.len()] + i / lengths.len()).min(9015));
+    let fill = |len: usize| (0..len).map(|i| (i * 7 + i / 256 + len) as u8).collect::<Vec<u8>>();
+    lengths.map(|len| ethernet(UNICAST, EXPERIMENT, &fill(len - 14))).collect()
+}
+
+#[test]
+fn jumbo_frames_come_in_pieces_and_go_in_pieces() {
+    for (attach, buffer) in [(Attach::Native, 16384), (Attach::Generic, 16384), (Attach::Native, 8192)] {
+        in_namespace(move || {
+            veth("gw", "peer", 1);
+            let longest = if buffer == 8192 { 7000 } else { 9001 };
+            ip(&format!("link set gw mtu {longest}"));
+            ip(&format!("link set peer mtu {longest}"));
+            let umem = Umem::new(1024, buffer, HugePages::Never).unwrap();
+            let shared = share(&umem).unwrap();
+            let mut pools = umem.into_pools(1);
+            let (device, mut ports) = XdpDevice::open(&shared, "gw", &options(attach), &mut pools).unwrap();
+            let hook = if attach == Attach::Generic { Hook::Generic } else { Hook::Native };
+            assert_eq!(device.attached.hook, hook);
+            let mut sent = jumbo_frames(96);
+            sent.retain(|frame| frame.len() <= longest + 14);
+            let mut peer = Peer::new("peer");
+            // More than the rings hold, so that every descriptor is used again.
+            for chunk in std::iter::repeat_n(sent.chunks(24), 10).flatten() {
+                peer.send(chunk);
+                assert_eq!(receive(&mut ports[0], &mut pools[0], chunk.len()), chunk);
+                send(&mut ports[0], &mut pools[0], chunk);
+                assert_eq!(peer.receive(chunk.len()), chunk);
+            }
+            let stats = ports[0].stats();
+            assert_eq!((stats.rx_dropped, stats.invalid_descriptors), (0, 0));
+            assert_eq!(ports[0].shutdown(&mut pools[0]), 0);
+            all_home(&pools);
+        });
+    }
+}
+
+#[test]
+fn jumbo_frames_that_find_no_room_to_be_sent_wait() {
+    in_namespace(|| {
+        veth("gw", "peer", 1);
+        ip("link set gw mtu 9001");
+        ip("link set peer mtu 9001");
+        let umem = Umem::new(1024, 16384, HugePages::Never).unwrap();
+        let shared = share(&umem).unwrap();
+        let mut pools = umem.into_pools(1);
+        let options =
+            XdpOptions { socket: SocketConfig { tx_size: 8, ..small() }, ..options(Attach::Native) };
+        let (_device, mut ports) = XdpDevice::open(&shared, "gw", &options, &mut pools).unwrap();
+        let sent = vec![jumbo_frames(2).pop().unwrap(); 4];
+        let mut frames = FrameQueue::new();
+        frames.extend(sent.iter().map(|bytes| pools[0].alloc_with(bytes).unwrap()));
+        // Three pieces each: two packets fit eight descriptors.
+        let mut peer = Peer::new("peer");
+        assert_eq!(ports[0].tx_burst(&mut pools[0], &mut frames), 2);
+        while !frames.is_empty() {
+            ports[0].complete(&mut pools[0]);
+            ports[0].tx_burst(&mut pools[0], &mut frames);
+        }
+        assert_eq!(peer.receive(4), sent);
+        assert_eq!(ports[0].shutdown(&mut pools[0]), 0);
+        all_home(&pools);
+    });
+}
+
+#[test]
+fn jumbo_frames_pass_where_xdp_is_not_to_be_had() {
+    in_namespace(|| {
+        veth("gw", "peer", 1);
+        ip("link set gw mtu 9001");
+        ip("link set peer mtu 9001");
+        let mut pools = Umem::new(512, 16384, HugePages::Never).unwrap().into_pools(1);
+        let mut port = PacketPort::open(&Device::by_name("gw").unwrap(), &PacketConfig::default()).unwrap();
+        let (sent, mut peer) = (jumbo_frames(48), Peer::new("peer"));
+        peer.send(&sent);
+        assert_eq!(receive(&mut port, &mut pools[0], sent.len()), sent);
+        send(&mut port, &mut pools[0], &sent);
+        assert_eq!(peer.receive(sent.len()), sent);
+        assert_eq!((port.stats().rx_dropped, port.stats().invalid_descriptors), (0, 0));
+        port.shutdown(&mut pools[0]);
+        all_home(&pools);
+    });
+}
+
+#[test]
+fn an_mtu_beyond_a_page_needs_buffers_for_it() {
+    in_namespace(|| {
+        veth("gw", "peer", 1);
+        ip("link set gw mtu 9001");
+        let umem = Umem::new(1024, 4096, HugePages::Never).unwrap();
+        let shared = share(&umem).unwrap();
+        let mut pools = umem.into_pools(1);
+        let error = XdpDevice::open(&shared, "gw", &options(Attach::Native), &mut pools).unwrap_err();
+        assert!(matches!(error, XdpError::Mtu { mtu: 9001, chunk: 4096, largest: 3818, .. }), "{error}");
+        assert!(error.to_string().contains("buffer_size = 16384"), "{error}");
+        all_home(&pools);
+    });
+}
+
 #[test]
 fn ports_can_move_to_the_thread_of_their_worker() {
     fn can_move<T: Send>() {}
@@ -747,9 +849,14 @@ fn a_pinned_program_stays_and_is_replaced_in_place() {
         id.map(|id| id.parse::<u32>().unwrap())
     };
     // Made again under the same name, a device is another one, whose former pin means nothing.
-    for _ in 0..2 {
+    // One beyond a page takes the program for frames in pieces, each time.
+    for mtu in [1500, 1500, 9001] {
         veth("gw.1", "peer", 1);
-        let (umem, mut pools) = pools(1);
+        ip(&format!("link set gw.1 mtu {mtu}"));
+        ip(&format!("link set peer mtu {mtu}"));
+        let memory = Umem::new(1024, if mtu > 1500 { 16384 } else { 2048 }, HugePages::Never).unwrap();
+        let umem = share(&memory).unwrap();
+        let mut pools = memory.into_pools(1);
         let options = XdpOptions { pin: Some(pins.to_owned()), ..options(Attach::Native) };
         let mut before = None;
         for _ in 0..3 {
@@ -757,7 +864,7 @@ fn a_pinned_program_stays_and_is_replaced_in_place() {
             assert_eq!(device.attached.hook, Hook::Native);
             assert_ne!(attached(), before, "the new program");
             before = attached();
-            let sent = frames(10);
+            let sent = if mtu > 1500 { jumbo_frames(10) } else { frames(10) };
             Peer::new("peer").send(&sent);
             assert_eq!(receive(&mut ports[0], &mut pools[0], 10), sent);
             ports[0].shutdown(&mut pools[0]);

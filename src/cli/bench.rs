@@ -28,7 +28,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use self::{
     measure::Effort,
-    profile::{Profile, Size},
+    profile::{PORTS, Ports, Profile, Size},
     report::{Report, Row, Setting},
     rfc2544::Throughput,
     rig::{Rig, RigError},
@@ -217,11 +217,14 @@ fn cores(count: usize) -> Result<Vec<Option<usize>>, String> {
     Ok(cores.iter().skip(cores.len() - count).map(|id| Some(id.id)).collect())
 }
 
-/// The profile with its ordinary sizes, and with those that need larger buffers.
+/// The profile with its sizes for each kind of ports.
 fn groups(profile: &Profile) -> Vec<Profile> {
-    let (small, large): (Vec<Size>, Vec<Size>) = profile.sizes.iter().partition(|size| size.is_ordinary());
-    let with = |sizes| Profile { sizes, ..profile.clone() };
-    [small, large].into_iter().filter(|sizes| !sizes.is_empty()).map(with).collect()
+    let of = |ports: &Ports| {
+        let fits = |size: &Size| Ports::of(&[*size]) == *ports;
+        let sizes: Vec<Size> = profile.sizes.iter().copied().filter(fits).collect();
+        (!sizes.is_empty()).then(|| Profile { sizes, ..profile.clone() })
+    };
+    PORTS.iter().filter_map(of).collect()
 }
 
 /// Measures several workers beside one; prints each row when it is there.

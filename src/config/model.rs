@@ -369,8 +369,10 @@ section! {
         "idle" idle: Idle, default "{ sleep_after = \"50us\" }", "\"spin\"";
         /// Frame buffers per worker.
         "buffers" buffers: PowerOfTwo<256, 1_048_576>, default "16384", "32768";
-        /// The bytes of a frame buffer. An MTU above 1770 needs 4096. It also bounds what can be put together of
-        /// fragments to the gateway itself: 1792 bytes behind the IP header with 2048, 3840 with 4096.
+        /// The bytes of a frame buffer. An MTU above 1770 needs 4096, one above 3818 needs 8192, and jumbo frames of 9000
+        /// need 16384. What is more than 4096 AF_XDP receives in pieces that are copied together (Linux 6.6 or newer), and
+        /// takes memory: 16384 buffers of 16384 bytes are 256 MiB for each worker. It also bounds what can be put together
+        /// of fragments to the gateway itself: 256 bytes less, behind the IP header.
         "buffer_size" buffer_size: BufferSize, default "2048", "4096";
         /// Whether the buffers lie in huge pages.
         "huge_pages" huge_pages: HugePages, default "\"auto\"", "\"require\"";
@@ -406,7 +408,7 @@ section! {
         "mac" mac: Mac, optional "the device's own; for driver `memory` one made from the names", "\"02:00:00:00:00:01\"";
         /// The largest IP packet, without Ethernet header and VLAN tags. Header, tags and 256 bytes of headroom
         /// must fit into the buffer with it.
-        "mtu" mtu: Ranged<576, 3840>, default "1500", "1600";
+        "mtu" mtu: Ranged<576, 16_128>, default "1500", "1600";
         /// Descriptors of each ring.
         "ring" ring: PowerOfTwo<64, 32_768>, default "2048", "4096";
         /// Whether the NIC passes on frames for other MAC addresses.
@@ -483,7 +485,7 @@ section! {
         /// Its addresses, each with the length of the prefix that is directly connected.
         "addresses" addresses: Vec<At<InterfaceAddress>>, default "[]", "[\"192.0.2.1/30\", \"2001:db8::1/64\"]";
         /// The largest IP packet.
-        "mtu" mtu: Ranged<576, 3840>, derived "the port's", "1400";
+        "mtu" mtu: Ranged<576, 16_128>, derived "the port's", "1400";
         /// A TAP device for packets to the interface's own addresses, so that ping, BGP or IKE of the host work.
         "host_tap" host_tap: DeviceName, optional "such packets are answered here or dropped", "\"cw-wan\"";
         /// How long a way out that works again stays out of use, so that traffic does not come and go with every fault.
@@ -540,14 +542,14 @@ section! {
         "icmp_errors" icmp_errors: IcmpErrors, default "\"quoted\"", "\"headers\"";
         /// The largest inner packet. The line that carries the tunnel and what is learned of its path (RFC 1191, RFC
         /// 8201) may lower it, but for IPv6 never below 1280: then the sealed packet is divided.
-        "mtu" mtu: Ranged<576, 3840>, derived "what fits the interface that has `local`", "1446";
+        "mtu" mtu: Ranged<576, 16_128>, derived "what fits the interface that has `local`", "1446";
         /// The largest TCP segment that connections through the tunnel may agree on, both ways. `"auto"` is what fits the
         /// tunnel's MTU as it is at the time. Helps where ICMP is blocked.
         "mss" mss: Mss, optional "connections agree on what they like", "\"auto\"";
         /// After how long without a packet a NAT keepalive is sent (RFC 3948 2.3). Only with encapsulation `udp`.
         "keepalive" keepalive: Interval, optional "no keepalives", "\"20s\"";
         /// Pads inner packets to this size, so that their own does not show (RFC 4303 2.7). Larger ones stay as they are.
-        "tfc" tfc: Ranged<64, 3840>, optional "packets are not padded", "1400";
+        "tfc" tfc: Ranged<64, 16_128>, optional "packets are not padded", "1400";
         /// How many dummy packets are sent, so that traffic does not show (RFC 4303 2.6).
         "dummy" dummy: PacketsPerSecond, optional "no dummy packets", "\"10/s\"";
         /// How long a way out that works again stays out of use, so that traffic does not come and go with every fault.

@@ -281,6 +281,9 @@ impl Value for Vlan {
 pub struct BufferSize(u32);
 
 impl BufferSize {
+    /// What there is, ascending.
+    pub const ALL: [u32; 4] = [2048, 4096, 8192, 16_384];
+
     /// In bytes.
     pub fn get(self) -> u32 {
         self.0
@@ -303,23 +306,19 @@ impl Value for BufferSize {
                 return None;
             }
         };
-        match bytes {
-            2048 => Some(BufferSize(2048)),
-            4096 => Some(BufferSize(4096)),
-            _ => {
-                // AF_XDP takes aligned chunks of these two sizes on machines with pages of 4 KiB.
-                let problem = Problem::new("out-of-range", span, "buffers have 2048 or 4096 bytes");
-                cx.report(problem.help("write 2048, or 4096 for an MTU above 1770"));
-                None
-            }
+        let size = Self::ALL.into_iter().find(|size| u64::from(*size) == bytes);
+        if size.is_none() {
+            let problem = Problem::new("out-of-range", span, "buffers have 2048, 4096, 8192 or 16384 bytes");
+            cx.report(problem.help("write 2048; 4096 for an MTU above 1770, or 16384 for one of 9000"));
         }
+        size.map(BufferSize)
     }
 
     fn shape() -> Shape {
         Shape {
-            words: "2048 or 4096".into(),
+            words: "2048, 4096, 8192 or 16384".into(),
             example: "2048".into(),
-            schema: json!({ "enum": [2048, 4096, "2KiB", "4KiB"] }),
+            schema: json!({ "enum": [2048, 4096, 8192, 16384, "2KiB", "4KiB", "8KiB", "16KiB"] }),
         }
     }
 }

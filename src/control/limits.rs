@@ -470,8 +470,8 @@ pub enum LimitChange {
 }
 
 impl LimitRequest {
-    /// What is in force after the change, where `now` is before.
-    fn over(&self, now: [Option<Cap>; 2]) -> Result<[Option<Cap>; 2], String> {
+    /// What is in force after the change, where `now` is before. What would never let the longest packet pass is refused.
+    fn over(&self, now: [Option<Cap>; 2], longest: u64) -> Result<[Option<Cap>; 2], String> {
         let rate = |text: &Option<String>| text.as_deref().map(read_rate).transpose();
         let burst: Option<Burst> = self.burst.as_deref().map(read_burst).transpose()?;
         let (inwards, outwards): (Option<LimitRate>, Option<LimitRate>) =
@@ -481,12 +481,26 @@ impl LimitRequest {
         }
         let only_burst = inwards.is_none() && outwards.is_none();
         let [now_in, now_out] = now;
-        Ok([(inwards, now_in), (outwards, now_out)].map(|(wanted, now)| match (wanted, burst) {
+        let caps = [(inwards, now_in), (outwards, now_out)].map(|(wanted, now)| match (wanted, burst) {
             (Some(rate), burst) => cap(Some(rate), burst),
             (None, Some(Burst(burst))) if only_burst => now.map(|now| Cap { burst, ..now }),
             (None, _) => now,
-        }))
+        });
+        match caps.iter().flatten().find(|cap| cap.burst < longest) {
+            Some(cap) => Err(format!(
+                "with a burst of {} bytes packets of {longest}, the MTU of a port, would never pass: say a burst of {}KiB \
+                 or more",
+                cap.burst,
+                longest.div_ceil(1024)
+            )),
+            None => Ok(caps),
+        }
     }
+}
+
+/// The MTU of the port that has the largest.
+fn longest_packet(config: &Config) -> u64 {
+    config.ports.iter().map(|port| u64::from(port.mtu.get())).max().unwrap_or(0)
 }
 
 fn caps_of(pair: &Pair) -> [Option<Cap>; 2] {
@@ -530,7 +544,7 @@ fn try_change(gateway: &mut Gateway, request: &LimitRequest) -> Result<(String, 
     let built = &gateway.built().limits;
     let (pair, _) = built.limits.of(level, number).ok_or("it has no limits")?;
     let caps = match request.limit {
-        LimitChange::Set => request.over(caps_of(pair))?,
+        LimitChange::Set => request.over(caps_of(pair), longest_packet(gateway.config()))?,
         LimitChange::Clear => of_file(gateway.config(), level, place),
     };
     let [inwards, outwards] = caps;
@@ -566,16 +580,17 @@ fn change_addresses(
     let class = class.and_then(|class| known.classes.get(class as usize));
     let class = class.ok_or_else(|| format!("{address} is not in the gateway's `prefixes`"))?;
     let now = [class.inwards.cap(), class.outwards.cap()];
+    let longest = longest_packet(gateway.config());
     let built = &mut gateway.built_mut().limits;
     match (request.limit, prefix, file) {
         (LimitChange::Set, None, _) => {
-            let caps = request.over(now)?;
+            let caps = request.over(now, longest)?;
             class.set(caps);
             built.refresh();
             Ok(caps)
         }
         (LimitChange::Set, Some(prefix), _) => {
-            let caps = request.over(now)?;
+            let caps = request.over(now, longest)?;
             built.set_addresses(number, prefix, caps)?;
             Ok(caps)
         }
@@ -619,4 +634,24 @@ pub fn tables(gateway: &Gateway) -> Vec<(String, usize, usize, u64)> {
         Some((name, table.len(), table.capacity(), table.refused()))
     };
     gateway.built().limits.addresses.iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_that_never_lets_the_longest_packet_pass_is_refused() {
+        let set = |rate: &str, burst: Option<&str>, longest| {
+            let inwards = Some(rate.to_string());
+            let request = LimitRequest { inwards, burst: burst.map(String::from), ..LimitRequest::default() };
+            request.over([None; 2], longest)
+        };
+        assert_eq!(set("1Mbps", None, 1500), Ok([Some(Cap { rate: 1_000_000, burst: 4096 }), None]));
+        let refused = set("1Mbps", None, 9001).unwrap_err();
+        assert!(refused.contains("packets of 9001") && refused.contains("9KiB or more"), "{refused}");
+        assert!(set("1Gbps", Some("9000B"), 9001).is_err());
+        assert_eq!(set("1Mbps", Some("9KiB"), 9001), Ok([Some(Cap { rate: 1_000_000, burst: 9216 }), None]));
+        assert_eq!(set("none", None, 9001), Ok([None; 2]));
+    }
 }

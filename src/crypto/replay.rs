@@ -10,12 +10,17 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use arrayvec::ArrayVec;
 use thiserror::Error;
 
 /// Sequence numbers of a word.
 const BITS: u32 = 32;
 /// Number of the block that a sequence number is in.
 const BLOCK_SHIFT: u32 = BITS.trailing_zeros();
+/// Numbers that are marked at once.
+const AT_ONCE: usize = 64;
+/// Words of a [`Line`].
+const LINE: usize = 16;
 /// From this many blocks on (2^36 numbers), which of two truncated block numbers is the newer is not known.
 const AMBIGUOUS: u64 = 1 << 31;
 
@@ -43,7 +48,7 @@ pub enum Refused {
 ///   comes later with the same number finds the bit set, or the word about a newer block. It needs no order
 ///   between `top` and the words, so all accesses are relaxed.
 /// - *Nothing inside is refused.* A window of `size` numbers touches at most `size / 32 + 1` blocks, the newest of
-///   them that of `top`. The ring has `size / 16` words, which is at least as many from a size of 64 on. The next
+///   them that of `top`. The ring has at least `size / 16` words, which is as many from a size of 64 on. The next
 ///   newer block in the word of a block inside is therefore newer than `top`.
 /// - *Block numbers are kept to 32 bits* and compared as RFC 1982 compares serial numbers, which is right when
 ///   the two are less than 2^31 blocks (2^36 packets) apart. Whoever advances `top` brings each word passed over
@@ -53,14 +58,23 @@ pub enum Refused {
 ///   such a jump at the same moment could both accept one number.
 #[repr(align(64))]
 pub struct Window {
-    /// The newest number accepted.
-    top: AtomicU64,
     /// Block number in the high half, a bit a number in the low half. Empty when replays are not checked.
-    ring: Box<[AtomicU64]>,
+    ring: Box<[Line]>,
     size: u64,
-    /// One worker at a time marks: plain loads and stores do.
-    exclusive: bool,
+    /// The newest number accepted: here when one worker at a time marks, for which plain loads and stores do.
+    near: AtomicU64,
+    /// When several mark, here: each time one of them writes it the others lose its line, and nothing else with it.
+    apart: Option<Box<Apart>>,
 }
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Apart(AtomicU64);
+
+/// Words that workers take from each other, with nothing else: two cache lines, as processors fetch them in pairs.
+#[derive(Default)]
+#[repr(align(128))]
+struct Line([AtomicU64; LINE]);
 
 impl Window {
     /// The least size in sequence numbers.
@@ -75,8 +89,9 @@ impl Window {
     pub fn new(size: u32, exclusive: bool) -> Self {
         let size = size.clamp(Self::LEAST, Self::GREATEST).next_power_of_two();
         // Words begin with block 0 and no number seen: older than, or the same as, whatever comes.
-        let ring = (0..2 * size / BITS).map(|_| AtomicU64::new(0)).collect();
-        Self { top: AtomicU64::new(0), ring, size: size.into(), exclusive }
+        let ring = (0..(2 * size / BITS).div_ceil(LINE as u32)).map(|_| Line::default()).collect();
+        let apart = if exclusive { None } else { Some(Box::default()) };
+        Self { ring, size: size.into(), near: AtomicU64::new(0), apart }
     }
 
     /// A window that goes on after `newest`, of which it is not known what came before it: nothing up to there is
@@ -92,13 +107,20 @@ impl Window {
     #[inline]
     #[must_use]
     pub const fn is_shared(&self) -> bool {
-        !self.exclusive
+        self.apart.is_some()
+    }
+
+    /// Where the newest number stands: for whoever asks for its line before it is needed.
+    #[inline]
+    #[must_use]
+    pub fn top(&self) -> &AtomicU64 {
+        self.apart.as_ref().map_or(&self.near, |apart| &apart.0)
     }
 
     /// Refuses every number up to `newest` from now on. An exclusive window only before a worker has it.
     pub fn raise(&self, newest: u64) {
         if self.ring.is_empty() {
-            self.top.fetch_max(newest, Relaxed);
+            self.top().fetch_max(newest, Relaxed);
             return;
         }
         if newest == 0 {
@@ -140,7 +162,7 @@ impl Window {
     /// Marks, in each block of the ring up to that of `newest`, the numbers that `seen` says of it.
     fn merge(&self, newest: u64, seen: impl Fn(u64) -> u32) {
         let last = newest >> BLOCK_SHIFT;
-        for block in (last + 1).saturating_sub(self.ring.len() as u64)..=last {
+        for block in (last + 1).saturating_sub(self.words())..=last {
             let Some(word) = self.word(block << BLOCK_SHIFT) else { return };
             let seen = u64::from(block as u32) << BITS | u64::from(seen(block));
             loop {
@@ -161,14 +183,14 @@ impl Window {
     #[must_use]
     pub fn disabled() -> Self {
         // The guess is then the number nearest to the newest one.
-        Self { top: AtomicU64::new(0), ring: Box::default(), size: 1 << 31, exclusive: false }
+        Self { ring: Box::default(), size: 1 << 31, near: AtomicU64::new(0), apart: Some(Box::default()) }
     }
 
     /// The newest number accepted, 0 before the first.
     #[inline]
     #[must_use]
     pub fn newest(&self) -> u64 {
-        self.top.load(Relaxed)
+        self.top().load(Relaxed)
     }
 
     /// The whole number of a packet that carries its low half (RFC 4303 appendix A2.2): the only number with that
@@ -176,10 +198,23 @@ impl Window {
     #[inline]
     #[must_use]
     pub fn esn_guess(&self, low: u32) -> u64 {
+        self.esn_guess_at(self.newest(), low)
+    }
+
+    /// As [`Self::esn_guess`] when [`Self::newest`] was this.
+    #[inline]
+    #[must_use]
+    pub const fn esn_guess_at(&self, newest: u64, low: u32) -> u64 {
         // The RFC's two cases are one when the edge is kept in 64 bits, where it cannot go below zero either.
-        let edge = self.newest().saturating_sub(self.size - 1);
-        let guess = edge & !u64::from(u32::MAX) | u64::from(low);
-        if guess < edge { guess.checked_add(1 << 32).unwrap_or(guess) } else { guess }
+        let edge = newest.saturating_sub(self.size - 1);
+        let guess = edge & !(u32::MAX as u64) | low as u64;
+        if guess >= edge {
+            return guess;
+        }
+        match guess.checked_add(1 << 32) {
+            Some(next) => next,
+            None => guess,
+        }
     }
 
     /// Whether a number would be accepted: to be asked before a packet is authenticated.
@@ -188,17 +223,27 @@ impl Window {
     /// Why it would not be.
     #[inline]
     pub fn check(&self, sequence: u64) -> Result<(), Refused> {
-        // No number newer than the newest was seen.
-        if sequence > self.newest() { Ok(()) } else { self.check_word(sequence) }
+        self.check_at(self.newest(), sequence)
     }
 
-    /// As [`Self::check`], by the number's word.
-    fn check_word(&self, sequence: u64) -> Result<(), Refused> {
+    /// As [`Self::check`] when [`Self::newest`] was this. Whoever asks for many numbers looks it up once: it stands in a
+    /// line that other workers write to.
+    ///
+    /// # Errors
+    /// Why it would not be.
+    #[inline]
+    pub fn check_at(&self, newest: u64, sequence: u64) -> Result<(), Refused> {
+        // No number newer than the newest was seen.
+        if sequence > newest { Ok(()) } else { self.check_word(newest, sequence) }
+    }
+
+    /// As [`Self::check_at`], by the number's word.
+    fn check_word(&self, newest: u64, sequence: u64) -> Result<(), Refused> {
         let Some(word) = self.word(sequence) else { return Ok(()) };
         if sequence == 0 {
             return Err(Refused::Zero);
         }
-        if self.newest().saturating_sub(sequence) >= self.size {
+        if newest.saturating_sub(sequence) >= self.size {
             return Err(Refused::Late);
         }
         with_bit(word.load(Relaxed), sequence).map(|_| ())
@@ -215,8 +260,8 @@ impl Window {
         let next = (sequence > top) & (sequence ^ top < u64::from(BITS));
         match self.word(sequence) {
             // Nearly always: newer, and in the block of the newest, so that no word is to be brought to a new one.
-            Some(word) if next & self.exclusive => {
-                self.top.store(sequence, Relaxed);
+            Some(word) if next & !self.is_shared() => {
+                self.near.store(sequence, Relaxed);
                 word.store(with_bit(word.load(Relaxed), sequence)?, Relaxed);
                 Ok(0)
             }
@@ -244,77 +289,108 @@ impl Window {
         }
     }
 
-    /// Accepts several numbers in their order, as [`Self::mark`] one after the other does; `each` is told of every one,
-    /// by its place, what that would return.
+    /// Accepts several numbers in their order, as [`Self::mark`] one after the other does. `each` is told, by its place,
+    /// what that would return of every number but those that are newer than all before: of these it is `Ok(0)`.
     ///
     /// Workers that share a window take its lines from each other. Here the newest number is raised once, and a word
-    /// changed once for all numbers in a row that stand in it, where [`Self::mark`] does both for each.
+    /// changed once for all numbers in a row that rise in it, where [`Self::mark`] does both for each; and what to do is
+    /// worked out first, so that lines asked for before have the time to come.
     #[inline]
     pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
-        let (Some(&newest), Some(oldest)) = (numbers.iter().max(), numbers.iter().min()) else { return };
+        for (number, numbers) in numbers.chunks(AT_ONCE).enumerate() {
+            self.mark_some(numbers, |place, result| each(number * AT_ONCE + place, result));
+        }
+    }
+
+    /// As [`Self::mark_all`], of at most [`AT_ONCE`] numbers.
+    #[inline]
+    fn mark_some(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+        let mut runs: ArrayVec<Run, AT_ONCE> = ArrayVec::new();
+        let (mut oldest, mut newest, mut rest) = (u64::MAX, 0, numbers);
+        while let Some(run) = Run::first(rest) {
+            (oldest, newest) = (run.oldest.min(oldest), run.newest.max(newest));
+            rest = rest.get(run.numbers..).unwrap_or(&[]);
+            // As many as numbers at most, so there is room.
+            let _ = runs.try_push(run);
+        }
         let mut top = self.newest();
         // None of them makes another late, so it makes no difference which is shown to `top` first.
-        let near = newest - oldest < self.size;
-        if near {
-            self.advance(newest);
+        let near = newest.saturating_sub(oldest) < self.size;
+        let mut passed = if near { self.show(newest).err() } else { None };
+        // Now, where that sets words outright.
+        if let Some(before) = passed.take_if(|before| is_ambiguous(*before, newest)) {
+            self.renew(before, newest);
         }
         let (mut place, mut rest) = (0, numbers);
-        while let Some(&first) = rest.first() {
-            let same = |number: &&u64| **number >> BLOCK_SHIFT == first >> BLOCK_SHIFT;
-            let n = rest.iter().take_while(same).count();
-            let (run, after) = rest.split_at_checked(n).unwrap_or((rest, &[]));
-            let newest = run.iter().copied().max().unwrap_or(0);
+        for &run in &runs {
             if !near {
                 top = top.max(self.newest());
-                self.advance(newest);
+                self.advance(run.newest);
             }
-            self.mark_run(run, top, |number, result| each(place + number, result));
-            (place, rest, top) = (place + n, after, top.max(newest));
+            let (numbers, after) = rest.split_at_checked(run.numbers).unwrap_or((rest, &[]));
+            self.mark_run(run, numbers, top, |number, result| each(place + number, result));
+            (place, rest, top) = (place + run.numbers, after, top.max(run.newest));
+        }
+        // Of the words passed over most have been marked since.
+        if let Some(before) = passed {
+            self.renew(before, newest);
         }
     }
 
-    /// As [`Self::mark_all`], of numbers that stand in one word and have been shown to `top`, which was there before.
+    /// As [`Self::mark_all`], of numbers that rise in one word and have been shown to `top`, which was there before.
     #[inline]
-    fn mark_run(&self, run: &[u64], top: u64, mut each: impl FnMut(usize, Result<u64, Refused>)) {
-        let Some(word) = run.first().and_then(|first| self.word(*first)) else {
-            run.iter().enumerate().fold(top, |top, (place, &number)| {
-                each(place, Ok(top.saturating_sub(number)));
-                top.max(number)
-            });
-            return;
+    fn mark_run(
+        &self,
+        run: Run,
+        numbers: &[u64],
+        top: u64,
+        mut each: impl FnMut(usize, Result<u64, Refused>),
+    ) {
+        let behind = numbers.iter().enumerate().take_while(|(_, number)| **number <= top);
+        let Some(word) = self.word(run.oldest) else {
+            return behind.for_each(|(place, number)| each(place, Ok(top - number)));
         };
+        let inside = (run.oldest != 0) & (top.saturating_sub(run.oldest) < self.size);
         loop {
             let old = word.load(Relaxed);
-            let new = self.marked(old, top, run, |_, _| ());
-            if new == old || self.replace(word, old, new) {
-                self.marked(old, top, run, each);
-                return;
+            match with_bits(old, run.oldest >> BLOCK_SHIFT, run.bits) {
+                Ok(new) if inside => {
+                    if self.replace(word, old, new) {
+                        return behind.for_each(|(place, number)| each(place, Ok(top - number)));
+                    }
+                }
+                _ => return self.mark_each(word, numbers, top, each),
             }
         }
     }
 
-    /// A word with the bits of those numbers that are accepted, one after the other, after `top`.
-    #[inline]
-    fn marked(
+    /// As [`Self::mark_run`], where not all of the numbers are accepted.
+    #[cold]
+    fn mark_each(
         &self,
-        mut word: u64,
-        mut top: u64,
-        run: &[u64],
+        word: &AtomicU64,
+        numbers: &[u64],
+        top: u64,
         mut each: impl FnMut(usize, Result<u64, Refused>),
-    ) -> u64 {
-        for (place, &number) in run.iter().enumerate() {
-            top = top.max(number);
-            let result = match top - number {
-                _ if number == 0 => Err(Refused::Zero),
-                lateness if lateness >= self.size => Err(Refused::Late),
-                lateness => with_bit(word, number).map(|with| {
-                    word = with;
-                    lateness
-                }),
+    ) {
+        for (place, &number) in numbers.iter().enumerate() {
+            let lateness = top.saturating_sub(number);
+            let result = loop {
+                let old = word.load(Relaxed);
+                let new = match with_bit(old, number) {
+                    _ if number == 0 => break Err(Refused::Zero),
+                    _ if lateness >= self.size => break Err(Refused::Late),
+                    Ok(new) => new,
+                    Err(refused) => break Err(refused),
+                };
+                if self.replace(word, old, new) {
+                    break Ok(lateness);
+                }
             };
-            each(place, result);
+            if number <= top || result.is_err() {
+                each(place, result);
+            }
         }
-        word
     }
 
     /// The word of a number, of which only the low half counts: for whoever asks for it before it is needed.
@@ -324,27 +400,40 @@ impl Window {
         self.word(low.into())
     }
 
-    /// Raises `top` to a newer number; returns how far behind it the number is.
+    /// Raises `top` to a newer number, and brings the words passed over to their new blocks; returns how far behind
+    /// `top` the number is.
     #[inline]
     fn advance(&self, sequence: u64) -> u64 {
-        loop {
-            let top = self.newest();
-            if sequence <= top {
-                return top - sequence;
-            }
-            if self.replace(&self.top, top, sequence) {
-                if sequence >> BLOCK_SHIFT != top >> BLOCK_SHIFT {
-                    self.renew(top >> BLOCK_SHIFT, sequence >> BLOCK_SHIFT);
-                }
-                return 0;
+        match self.show(sequence) {
+            Ok(lateness) => lateness,
+            Err(before) => {
+                self.renew(before, sequence);
+                0
             }
         }
     }
 
-    /// Brings the words of the blocks after `from`, up to `to`, to their new blocks: at most the whole ring.
-    fn renew(&self, from: u64, to: u64) {
-        let ambiguous = to - from >= AMBIGUOUS;
-        let first = (from + 1).max((to + 1).saturating_sub(self.ring.len() as u64));
+    /// Raises `top` to a newer number. How far behind `top` the number is, or what `top` was before it was raised.
+    #[inline]
+    fn show(&self, sequence: u64) -> Result<u64, u64> {
+        loop {
+            let top = self.newest();
+            if sequence <= top {
+                return Ok(top - sequence);
+            }
+            if self.replace(self.top(), top, sequence) {
+                return Err(top);
+            }
+        }
+    }
+
+    /// Brings the words of the blocks after that of one number, up to that of another, to their new blocks: at most the
+    /// whole ring.
+    #[inline]
+    fn renew(&self, before: u64, newest: u64) {
+        let (from, to) = (before >> BLOCK_SHIFT, newest >> BLOCK_SHIFT);
+        let ambiguous = is_ambiguous(before, newest);
+        let first = (from + 1).max((to + 1).saturating_sub(self.words()));
         for block in first..=to {
             let Some(word) = self.word(block << BLOCK_SHIFT) else { return };
             let empty = u64::from(block as u32) << BITS;
@@ -365,14 +454,19 @@ impl Window {
     #[inline]
     fn word(&self, sequence: u64) -> Option<&AtomicU64> {
         // The ring's length is a power of two, or zero, where nothing is found.
-        let mask = self.ring.len().wrapping_sub(1);
-        self.ring.get((sequence >> BLOCK_SHIFT) as usize & mask)
+        let (mask, block) = (self.ring.len().wrapping_sub(1), (sequence >> BLOCK_SHIFT) as usize);
+        self.ring.get((block / LINE) & mask).and_then(|line| line.0.get(block % LINE))
+    }
+
+    /// Words of the ring.
+    const fn words(&self) -> u64 {
+        (self.ring.len() * LINE) as u64
     }
 
     /// Stores `new` if `old` is still there.
     #[inline]
     fn replace(&self, place: &AtomicU64, old: u64, new: u64) -> bool {
-        if self.exclusive {
+        if !self.is_shared() {
             place.store(new, Relaxed);
             return true;
         }
@@ -398,6 +492,12 @@ const fn up_to(sequence: u64) -> u32 {
     u32::MAX >> (BITS - 1 - (sequence % BITS as u64) as u32)
 }
 
+/// Whether, from one number to another, it is not known which of two words is the newer.
+#[inline]
+const fn is_ambiguous(before: u64, newest: u64) -> bool {
+    (newest >> BLOCK_SHIFT) - (before >> BLOCK_SHIFT) >= AMBIGUOUS
+}
+
 /// By how many blocks a word is older than a block; negative when it is newer.
 #[inline]
 const fn age(word: u64, block: u64) -> i32 {
@@ -407,14 +507,53 @@ const fn age(word: u64, block: u64) -> i32 {
 /// A word with the bit of a number set.
 #[inline]
 const fn with_bit(word: u64, sequence: u64) -> Result<u64, Refused> {
-    let block = sequence >> BLOCK_SHIFT;
-    let bit = 1u64 << (sequence & (BITS - 1) as u64);
+    with_bits(word, sequence >> BLOCK_SHIFT, bit(sequence))
+}
+
+/// The bit of a number in its word.
+#[inline]
+const fn bit(sequence: u64) -> u64 {
+    1 << (sequence & (BITS - 1) as u64)
+}
+
+/// A word with some bits of a block set, none of which is to be set before.
+#[inline]
+const fn with_bits(word: u64, block: u64, bits: u64) -> Result<u64, Refused> {
     match age(word, block) {
         // Another worker has passed the window on meanwhile.
         ..0 => Err(Refused::Late),
-        0 if word & bit != 0 => Err(Refused::Replayed),
-        0 => Ok(word | bit),
-        1.. => Ok((block as u32 as u64) << BITS | bit),
+        0 if word & bits != 0 => Err(Refused::Replayed),
+        0 => Ok(word | bits),
+        1.. => Ok((block as u32 as u64) << BITS | bits),
+    }
+}
+
+/// Numbers in a row that rise and stand in one word.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    oldest: u64,
+    newest: u64,
+    /// How many.
+    numbers: usize,
+    /// Their bits.
+    bits: u64,
+}
+
+impl Run {
+    /// Those that numbers begin with.
+    #[inline]
+    fn first(numbers: &[u64]) -> Option<Self> {
+        let (&oldest, rest) = numbers.split_first()?;
+        // Its word's last number.
+        let last = oldest | u64::from(BITS - 1);
+        let mut run = Self { oldest, newest: oldest, numbers: 1, bits: bit(oldest) };
+        for &number in rest {
+            if (number <= run.newest) | (number > last) {
+                break;
+            }
+            run = Self { newest: number, numbers: run.numbers + 1, bits: run.bits | bit(number), ..run };
+        }
+        Some(run)
     }
 }
 
@@ -423,7 +562,7 @@ impl fmt::Debug for Window {
         f.debug_struct("Window")
             .field("newest", &self.newest())
             .field("size", &if self.ring.is_empty() { 0 } else { self.size })
-            .field("exclusive", &self.exclusive)
+            .field("exclusive", &!self.is_shared())
             .finish()
     }
 }

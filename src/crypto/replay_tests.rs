@@ -82,6 +82,11 @@ fn step(size: u64) -> impl Strategy<Value = Step> {
     ]
 }
 
+/// As [`step`], now and then beyond what block numbers tell apart.
+fn step_or_leap(size: u64) -> impl Strategy<Value = Step> {
+    prop_oneof![200 => step(size), 1 => (1 << 33..1u64 << 40).prop_map(Step::Ahead)]
+}
+
 fn run(size: u64, exclusive: bool, start: u64, steps: &[Step]) {
     let window = Window::new(size as u32, exclusive);
     let mut model = Model::new(size);
@@ -316,7 +321,7 @@ proptest! {
         size in prop_oneof![Just(64u32), Just(128), Just(1024)],
         exclusive in any::<bool>(),
         start in prop_oneof![Just(0u64), Just(1 << 32), 1..1u64 << 40],
-        bursts in prop::collection::vec(prop::collection::vec(step(128), 1..64), 1..20),
+        bursts in prop::collection::vec(prop::collection::vec(step_or_leap(128), 1..64), 1..20),
     ) {
         let (one_by_one, at_once) = (Window::resume(size, exclusive, start), Window::resume(size, exclusive, start));
         let mut last = start;
@@ -336,12 +341,13 @@ proptest! {
                 })
                 .collect();
             let expected: Vec<_> = numbers.iter().map(|number| one_by_one.mark(*number)).collect();
-            let mut results = vec![Err(Refused::Zero); numbers.len()];
-            let mut told = 0;
+            // What nothing is told of is newer than all before.
+            let mut results = vec![Ok(0); numbers.len()];
+            let mut told = BTreeSet::new();
             at_once.mark_all(&numbers, |place, result| {
-                (results[place], told) = (result, told + 1);
+                results[place] = result;
+                assert!(told.insert(place), "each is told of once");
             });
-            prop_assert_eq!(told, numbers.len());
             prop_assert_eq!(results, expected);
             prop_assert_eq!(at_once.newest(), one_by_one.newest());
         }
@@ -363,11 +369,15 @@ fn workers_that_mark_the_same_numbers_in_bursts_accept_each_once() {
                 let mut start = 1;
                 while start + length < 40_000 {
                     let numbers: Vec<u64> = (start..start + length).map(|n| n ^ 1).collect();
+                    let mut refused = BTreeSet::new();
                     window.mark_all(&numbers, |place, result| {
-                        if result.is_ok() {
-                            accepted[numbers[place] as usize].fetch_add(1, Relaxed);
+                        if result.is_err() {
+                            refused.insert(place);
                         }
                     });
+                    for place in (0..numbers.len()).filter(|place| !refused.contains(place)) {
+                        accepted[numbers[place] as usize].fetch_add(1, Relaxed);
+                    }
                     start += length - 7;
                 }
             });
@@ -377,11 +387,41 @@ fn workers_that_mark_the_same_numbers_in_bursts_accept_each_once() {
     assert!(accepted.iter().filter(|count| count.load(Relaxed) == 1).count() > 10_000);
 }
 
+/// A leap that sets all words outright must not undo what is marked by it.
+#[test]
+fn a_burst_beyond_what_block_numbers_tell_apart_is_remembered() {
+    for exclusive in [true, false] {
+        let window = Window::new(64, exclusive);
+        for start in [1 << 20, (1 << 36) + (1 << 20), 1 << 41] {
+            let numbers: Vec<u64> = (start..start + 60).collect();
+            window.mark_all(&numbers, |place, result| panic!("{place} of {start}: {result:?}"));
+            let mut refused = 0;
+            window.mark_all(&numbers, |_, result| refused += u32::from(result == Err(Refused::Replayed)));
+            assert_eq!(refused, 60, "{start}");
+        }
+    }
+}
+
+/// What several workers find who read `top` at different times: a number is as it was then, or refused for good.
+#[test]
+fn what_is_checked_against_an_older_newest_number_is_marked_once() {
+    let window = Window::new(64, false);
+    window.mark_all(&[1, 2, 3], |place, _| panic!("{place}"));
+    let before = window.newest();
+    window.mark_all(&[5, 200], |place, _| panic!("{place}"));
+    assert_eq!(window.check_at(before, 150), Ok(()), "newer than all, then");
+    assert_eq!(window.check_at(before, 3), Err(Refused::Replayed));
+    assert_eq!(window.check_at(before, 2), window.check_at(before, 1));
+    assert_eq!((window.mark(150), window.mark(150)), (Ok(50), Err(Refused::Replayed)));
+    assert_eq!(window.mark(200), Err(Refused::Replayed));
+    assert_eq!(window.mark(136), Err(Refused::Late));
+}
+
 #[test]
 fn without_a_window_several_numbers_are_all_accepted() {
     let window = Window::disabled();
     let mut results = Vec::new();
-    window.mark_all(&[5, 5, 3, 9], |_, result| results.push(result));
-    assert_eq!(results, [Ok(0), Ok(0), Ok(2), Ok(0)]);
+    window.mark_all(&[5, 5, 3, 9], |place, result| results.push((place, result)));
+    assert_eq!(results, [(1, Ok(0)), (2, Ok(2))]);
     assert_eq!(window.newest(), 9);
 }

@@ -115,25 +115,27 @@ impl Burst {
         self.entry(slot).take()
     }
 
-    /// Takes the frames of those of `slots` that are live out of the burst, and queues them; drops those that find no
-    /// room. The result is how many were queued, and their bytes.
-    #[inline]
-    pub fn queue(&mut self, slots: Slots, queue: &mut FrameQueue) -> (u64, u64) {
-        let slots = slots & self.live;
+    /// Queues the frames of `slots`, which are live, one after the other, as long as there is room and `finish` says that the
+    /// frame is ready to go. The result is which were queued, and their bytes.
+    #[inline(always)]
+    pub fn queue_while(
+        &mut self,
+        slots: Slots,
+        queue: &mut FrameQueue,
+        mut finish: impl FnMut(&mut Frame, &Meta) -> bool,
+    ) -> (Slots, u64) {
         let (mut queued, mut bytes) = (Slots::NONE, 0);
-        for slot in slots {
-            if queue.is_full() {
+        for slot in slots & self.live {
+            let (Some(frame), meta) = self.frame_and_meta(slot) else { break };
+            if queue.is_full() || !finish(frame, meta) {
                 break;
             }
+            bytes += frame.len() as u64;
+            queue.extend(self.entry(slot).take());
             queued.insert(slot);
-            if let Some(frame) = self.entry(slot).take() {
-                bytes += frame.len() as u64;
-                queue.push(frame);
-            }
         }
         self.live -= queued;
-        (slots - queued).into_iter().for_each(|slot| self.drop(slot, DropReason::TxFull));
-        (queued.len() as u64, bytes)
+        (queued, bytes)
     }
 
     /// The packet's frame.
@@ -206,24 +208,15 @@ impl Burst {
         (self.frames[slot.index()].as_mut(), &self.meta[slot.index()])
     }
 
-    /// The frames of several packets at once and what is known of them, all to change.
-    ///
-    /// Calls `f` for each slot of `slots` in order; what it is given lives as long as the borrow of the burst.
-    #[inline]
-    pub fn for_each_mut<'a>(
-        &'a mut self,
-        slots: Slots,
-        mut f: impl FnMut(Slot, &'a mut Frame, &'a mut Meta),
-    ) {
+    /// The frames of several packets and what is known of them, all to change, in order of their slots. What it gives lives as
+    /// long as the borrow of the burst.
+    #[inline(always)]
+    pub fn iter_mut(&mut self, slots: Slots) -> impl Iterator<Item = (Slot, &mut Frame, &mut Meta)> {
         let all = self.frames.iter_mut().zip(self.meta.iter_mut());
-        for (i, (entry, meta)) in all.enumerate() {
-            if let Some(slot) = Slot::new(i)
-                && slots.contains(slot)
-                && let Some(frame) = entry
-            {
-                f(slot, frame, meta);
-            }
-        }
+        all.enumerate().filter_map(move |(place, (entry, meta))| {
+            let slot = Slot::new(place).filter(|slot| slots.contains(*slot))?;
+            Some((slot, entry.as_mut()?, meta))
+        })
     }
 
     /// The bytes of several packets at once, to change: what the cipher works on.

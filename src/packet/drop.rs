@@ -121,8 +121,8 @@ drop_reasons! {
     /// Fragments to the gateway itself that overlap or contradict each other (RFC 5722): an attack, or a packet that
     /// came twice. All of the packet is dropped; of an exact copy, only the copy.
     FragmentOverlap = "fragment-overlap",
-    /// Fragments to the gateway itself of a packet that one buffer does not hold. See `buffer_size`: 2048 takes 1792
-    /// bytes behind the IP header, 4096 takes 3840.
+    /// Fragments to the gateway itself of a packet that one buffer does not hold. It takes 256 bytes
+    /// less than `buffer_size` behind the IP header.
     FragmentTooLarge = "fragment-too-large",
     /// More packets to the gateway itself wait for fragments than are kept; the oldest gave way.
     FragmentTableFull = "fragment-table-full",

@@ -25,7 +25,7 @@ pub use frame::{Frame, FrameQueue};
 pub use handoff::{Handed, Links};
 pub use meta::{Flags, Meta, NO_INTERFACE, NatMarks, Tagging};
 pub use slots::{Slot, Slots};
-pub use umem::{FramePool, HugePages, Lender, Umem, UmemError};
+pub use umem::{FramePool, HUGE_PAGE, HugePages, Lender, Umem, UmemError};
 
 /// Largest number of packets in a burst: one bit each in a [`Slots`].
 pub const BURST: usize = 64;

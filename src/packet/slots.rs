@@ -86,6 +86,16 @@ impl Slots {
         if self.0 == 0 { None } else { Some(Slot(self.0.trailing_zeros() as u8)) }
     }
 
+    /// The last of them.
+    #[inline]
+    #[must_use]
+    pub const fn last(self) -> Option<Slot> {
+        match self.0.checked_ilog2() {
+            Some(last) => Some(Slot(last as u8)),
+            None => None,
+        }
+    }
+
     /// Those from `first` on, up to the next of `firsts`: a run, where `firsts` has the first of each.
     #[inline]
     #[must_use]
@@ -218,6 +228,7 @@ mod tests {
             prop_assert_eq!(list(x & y), &a & &b);
             prop_assert_eq!(list(x - y), &a - &b);
             prop_assert_eq!(x.first().map(Slot::index), a.first().copied());
+            prop_assert_eq!(x.last().map(Slot::index), a.last().copied());
         }
     }
 

@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::{Frame, HEADROOM, prefetch::prefetch_address};
 
-pub use af_xdp::HugePages;
+pub use af_xdp::{HUGE_PAGE, HugePages};
 
 /// Why a UMEM cannot be made.
 #[derive(Debug, Error)]
@@ -28,6 +28,19 @@ pub enum UmemError {
     /// No chunks, or more than can be numbered.
     #[error("{0} buffers are not to be had: there must be from 1 to {max}", max = MAX_CHUNKS)]
     Count(usize),
+    /// There are too few huge pages.
+    #[error(
+        "cannot map {bytes} bytes on huge pages: {source}; reserve {pages} that are free, with `sysctl \
+         vm.nr_hugepages={pages}` where none are in use, or write huge_pages = \"auto\" in [system]"
+    )]
+    HugePages {
+        /// Bytes that were asked for.
+        bytes: usize,
+        /// Pages that they take.
+        pages: usize,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// The kernel gave no memory.
     #[error("cannot map {bytes} bytes for packets: {source}")]
     Map {
@@ -63,8 +76,10 @@ impl Umem {
         let chunks = u32::try_from(count).ok().filter(|n| (1..=MAX_CHUNKS as u32).contains(n));
         let chunks = chunks.ok_or(UmemError::Count(count))?;
         let bytes = count * chunk_size;
-        let memory =
-            MappedMemory::new(count, chunk_size, pages).map_err(|source| UmemError::Map { bytes, source })?;
+        let memory = MappedMemory::new(count, chunk_size, pages).map_err(|source| match pages {
+            HugePages::Require => UmemError::HugePages { bytes, pages: bytes.div_ceil(HUGE_PAGE), source },
+            _ => UmemError::Map { bytes, source },
+        })?;
         let first = NEXT_CHUNK
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(chunks))
             .map_err(|_| UmemError::Count(count))?;
@@ -156,6 +171,20 @@ impl Umem {
             return false;
         }
         frame.set(frame.start(), len as u16);
+        true
+    }
+
+    /// Copies the bytes of `piece` behind those of the packet. `false`, and no change, when the chunk has no room for
+    /// them.
+    #[must_use]
+    pub fn append(&self, frame: &mut Frame, piece: &Frame) -> bool {
+        let (before, bytes) = (frame.len(), self.bytes(piece));
+        if !self.grow_back(frame, bytes.len()) {
+            return false;
+        }
+        if let Some((_, behind)) = self.bytes_mut(frame).split_at_mut_checked(before) {
+            behind.copy_from_slice(bytes);
+        }
         true
     }
 
@@ -353,6 +382,20 @@ mod tests {
         pool.free(a);
         pool.free(b);
         assert_eq!(pool.available(), 4);
+    }
+
+    #[test]
+    fn one_packet_goes_behind_another_where_there_is_room() {
+        let mut pool = pool(2);
+        let umem = Arc::clone(pool.umem());
+        let mut a = pool.alloc_with(&[1; 1000]).unwrap();
+        let b = pool.alloc_with(&[2; 500]).unwrap();
+        assert!(umem.append(&mut a, &b));
+        assert_eq!(umem.bytes(&a), [vec![1; 1000], vec![2; 500]].concat());
+        assert!(!umem.append(&mut a, &b));
+        assert_eq!(a.len(), 1500);
+        pool.free(a);
+        pool.free(b);
     }
 
     #[test]

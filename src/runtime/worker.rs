@@ -14,8 +14,7 @@ use crate::{
     io::{PacketIo, PortHealth},
     packet::{Burst, DropReason, Frame, FramePool, FrameQueue, Links, Umem},
     stage::{
-        Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed,
-        next_hop::SILENT_NEIGHBOUR,
+        Cx, Entry, EventQueue, IcmpLimit, Lanes, NatState, NatTables, Output, Resumed, link::SILENT_NEIGHBOUR,
     },
     stats::{PortColumn, WorkerColumn, WorkerCounters},
     table::{neighbour::NeighbourKey, tables::Tables},

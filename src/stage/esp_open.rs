@@ -1,30 +1,32 @@
 //! Opens ESP packets (RFC 4303 3.4, RFC 4106, RFC 3948).
 
+mod inner;
+
 use std::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayVec;
 
-use super::{Cx, Stage, parse};
+use self::inner::{Lengths, any, ordinary};
+use super::{Cx, Stage};
 use crate::{
     crypto::{
         aead::{self, Aad, Job},
-        replay::Refused,
+        replay::{self, Refused, Window},
     },
-    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots, Umem},
+    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
     stats::{SaColumn, WorkerColumn, WorkerCounters},
     table::{
         address::Address,
         hash::HashKey,
-        prefetch::prefetch_read,
+        prefetch::{prefetch_read, prefetch_write},
         sad::{NO_SA, Sad, SadKey},
         tables::Tables,
         tunnel::SaIn,
     },
     wire::{
-        checksum::Delta,
         esp::{self, Encapsulated},
         ip::protocol,
-        ipv4::{self, Ipv4},
+        ipv4,
         ipv6::Ipv6,
         udp,
     },
@@ -37,6 +39,8 @@ use crate::{
 #[derive(Debug)]
 pub struct EspOpen {
     found: [Found; BURST],
+    /// The association of the packets before.
+    last: u32,
 }
 
 /// What is known of an ESP packet until it is opened.
@@ -50,13 +54,16 @@ struct Found {
 
 impl Default for EspOpen {
     fn default() -> Self {
-        Self { found: [Found { sequence: 0, sa: NO_SA }; BURST] }
+        Self { found: [Found { sequence: 0, sa: NO_SA }; BURST], last: NO_SA }
     }
 }
 
 /// So many associations, at about 1 KiB each with their keys and windows, stay in the caches near the core by
 /// themselves.
 const NEAR_SAS: usize = 64;
+
+/// Of fewer packets of an association in a row, each number is marked by itself.
+const FEW: usize = 4;
 
 impl Stage for EspOpen {
     const NAME: &'static str = "esp-open";
@@ -68,6 +75,10 @@ impl Stage for EspOpen {
             self.fetch(cx.tables, slots);
             self.open::<true>(cx, burst, slots)
         } else {
+            // The next packets are most likely of the same.
+            if let Some(sa) = cx.tables.sas.get(self.last as usize) {
+                prefetch_read(sa.window.top());
+            }
             self.open::<false>(cx, burst, slots)
         };
         self.strip(cx, burst, opened);
@@ -91,6 +102,8 @@ struct Path<'a> {
     ends: (u32, u32),
     gateway: u16,
     proto: u8,
+    /// The newest number accepted, as the first packet found it: other workers write to its line.
+    newest: u64,
 }
 
 impl Path<'_> {
@@ -202,25 +215,26 @@ impl EspOpen {
                 }
                 Err(reason) => return refuse(reason),
             };
-            let (sa, number) = match &path {
+            let (sa, number, newest) = match &path {
                 _ if FAR => {
                     let number = self.entry(slot).sa;
                     match admit(tables, counters, number, bytes, meta) {
-                        Ok(sa) => (sa, number),
+                        Ok(sa) => (sa, number, sa.window.newest()),
                         Err(reason) => return refuse(reason),
                     }
                 }
-                Some(path) if path.is_of(header.spi, meta) => (path.sa, path.number),
-                _ => match find(tables, counters, header.spi, bytes, meta) {
+                Some(path) if path.is_of(header.spi, meta) => (path.sa, path.number, path.newest),
+                _ => match find(tables, counters, &header, bytes, meta) {
                     Ok(new) => {
                         let new = path.insert(new);
-                        (new.sa, new.number)
+                        (new.sa, new.number, new.newest)
                     }
                     Err(reason) => return refuse(reason),
                 },
             };
-            let sequence = if sa.esn { sa.window.esn_guess(header.sequence) } else { header.sequence.into() };
-            if let Err(reason) = sa.check(sequence) {
+            let low = header.sequence;
+            let sequence = if sa.esn { sa.window.esn_guess_at(newest, low) } else { low.into() };
+            if let Err(reason) = sa.check_at(newest, sequence) {
                 return refuse(refusal(counters, sa, reason));
             }
             let packet = bytes.get_mut(header.at..header.end).unwrap_or(&mut []);
@@ -237,6 +251,10 @@ impl EspOpen {
             }
         });
         aead::open(&mut jobs);
+        if let Some(path) = &path {
+            self.last = path.number;
+            self.fetch_to_mark(&path.sa.window, all);
+        }
         let good = if jobs.iter().all(|job| job.ok) {
             all
         } else {
@@ -267,13 +285,12 @@ impl EspOpen {
             };
             let mut count = Count::default();
             let mut good = run & opened.good;
-            let shared = sa.is_shared();
-            if shared {
+            let few = good.len() < FEW;
+            if !few {
                 good = self.mark_all(cx.counters, burst, sa, good);
             }
             for slot in good {
-                // A window of this worker's own is at hand: each number is marked as its packet is looked at.
-                if !shared && !accepted(cx.counters, burst, slot, sa, sa.mark(self.entry(slot).sequence)) {
+                if few && !accepted(cx.counters, burst, slot, sa, sa.mark(self.entry(slot).sequence)) {
                     continue;
                 }
                 let lengths = match ordinary(cx.umem, burst, slot, sa.udp, &template) {
@@ -288,18 +305,68 @@ impl EspOpen {
         cx.lanes.ip |= done;
     }
 
-    /// Marks the numbers of opened packets in a window that other workers mark too, and returns those accepted.
+    /// Marks the numbers of opened packets of one association, and returns those accepted.
     #[inline(never)]
     fn mark_all(&mut self, counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots) -> Slots {
-        let slots: ArrayVec<Slot, BURST> = good.into_iter().collect();
-        let numbers: ArrayVec<u64, BURST> = good.into_iter().map(|slot| self.entry(slot).sequence).collect();
-        let mut kept = Slots::NONE;
-        sa.mark_all(&numbers, |place, result| {
-            if let Some(&slot) = slots.get(place) {
-                kept.insert_if(slot, accepted(counters, burst, slot, sa, result));
+        let (mut numbers, mut n) = ([0; BURST], 0);
+        for (number, slot) in numbers.iter_mut().zip(good) {
+            *number = self.entry(slot).sequence;
+            n += 1;
+        }
+        let (mut refused, mut behind) = (Slots::NONE, Behind::default());
+        sa.mark_all(numbers.get(..n).unwrap_or(&[]), |place, result| match result {
+            Ok(lateness) => behind.add(counters, sa, lateness),
+            Err(reason) => {
+                let Some(slot) = good.into_iter().nth(place) else { return };
+                refused.insert(slot);
+                let reason = refusal(counters, sa, reason);
+                failed(counters, burst, slot, sa, reason);
             }
         });
-        kept
+        behind.count(counters, sa);
+        good - refused
+    }
+
+    /// Starts loading what marking writes to, where other workers have it too: it comes while what is to be written is
+    /// worked out.
+    #[inline(always)]
+    fn fetch_to_mark(&mut self, window: &Window, slots: Slots) {
+        if window.is_shared() {
+            prefetch_write(window.top());
+            for slot in [slots.first(), slots.last()].into_iter().flatten() {
+                if let Some(word) = window.line(self.entry(slot).sequence as u32) {
+                    prefetch_write(word);
+                }
+            }
+        }
+    }
+}
+
+/// Packets in a row that are about as far behind the newest.
+#[derive(Debug, Clone, Copy, Default)]
+struct Behind {
+    bucket: usize,
+    packets: u64,
+    greatest: u64,
+}
+
+impl Behind {
+    #[inline]
+    fn add(&mut self, counters: &WorkerCounters, sa: &SaIn, lateness: u64) {
+        let bucket = replay::behind(lateness);
+        if bucket != self.bucket {
+            self.count(counters, sa);
+            *self = Self { bucket, ..Self::default() };
+        }
+        self.packets += u64::from(lateness > 0);
+        self.greatest = self.greatest.max(lateness);
+    }
+
+    #[inline]
+    fn count(&self, counters: &WorkerCounters, sa: &SaIn) {
+        if self.packets > 0 {
+            counters.sa_latenesses(sa.index, self.bucket, self.packets, self.greatest);
+        }
     }
 }
 
@@ -324,21 +391,6 @@ fn accepted(
             false
         }
     }
-}
-
-/// Offset of the text of an ESP packet, by its metadata.
-#[inline(always)]
-fn text_at(meta: &Meta, in_udp: bool) -> usize {
-    usize::from(meta.l4) + esp::HEADER_IV_LEN + if in_udp { udp::HEADER_LEN } else { 0 }
-}
-
-/// Bytes of an opened packet.
-#[derive(Debug, Clone, Copy, Default)]
-struct Lengths {
-    /// Of what was decrypted; 0 when there is nothing to count.
-    text: u16,
-    /// Of the inner packet; 0 when it was dropped.
-    inner: u16,
 }
 
 /// What is counted of packets of one association that follow each other.
@@ -433,10 +485,11 @@ fn ends_v6(bytes: &[u8], meta: &Meta) -> (u128, u128) {
 fn find<'a>(
     tables: &'a Tables,
     counters: &WorkerCounters,
-    spi: u32,
+    header: &Header,
     bytes: &[u8],
     meta: &Meta,
 ) -> Result<Path<'a>, DropReason> {
+    let spi = header.spi;
     let number = if meta.is_v6() {
         tables.sad_v6.lookup((spi, ends_v6(bytes, meta).1))
     } else {
@@ -444,7 +497,13 @@ fn find<'a>(
     };
     let number = number.unwrap_or(NO_SA);
     let sa = admit(tables, counters, number, bytes, meta)?;
-    Ok(Path { sa, number, ends: (meta.src, meta.dst), gateway: meta.gateway, proto: meta.proto })
+    if sa.is_shared() {
+        // The words that the packets of a burst are checked by, while the newest number is waited for.
+        let ends = [header.sequence, header.sequence.wrapping_add(2 * BURST as u32)];
+        ends.into_iter().filter_map(|low| sa.window.line(low)).for_each(prefetch_read);
+    }
+    let newest = sa.window.newest();
+    Ok(Path { sa, number, ends: (meta.src, meta.dst), gateway: meta.gateway, proto: meta.proto, newest })
 }
 
 /// The association of this number, if the packet may come by it.
@@ -480,159 +539,6 @@ fn refusal(counters: &WorkerCounters, sa: &SaIn, refused: Refused) -> DropReason
         Refused::Replayed | Refused::Zero => {
             counters.sa(sa.index, SaColumn::Replayed, 1);
             DropReason::EspReplayed
-        }
-    }
-}
-
-/// Strips the ESP packet off from what nearly all are: an ordinary IPv4 packet behind the padding that aligns, with the
-/// outer packet's ECN. `None`, and nothing changed, for any other.
-#[inline(always)]
-fn ordinary(umem: &Umem, burst: &mut Burst, slot: Slot, in_udp: bool, template: &Meta) -> Option<Lengths> {
-    let (bytes, meta) = burst.packet_mut(umem, slot);
-    let start = text_at(meta, in_udp);
-    let end = usize::from(meta.l3 + meta.ip_len) - esp::ICV_LEN;
-    let text = bytes.get(start..end)?;
-    let trailer = esp::parse_aligning_trailer(text)?;
-    let packet = text.get(..trailer.payload_len)?;
-    let [_, tos, ..] = packet.first_chunk::<{ ipv4::HEADER_LEN }>()?;
-    if (trailer.next_header != protocol::IPV4) | ((tos ^ meta.tos) & 3 != 0) {
-        return None;
-    }
-    let (port, interface, passes) = (meta.port, meta.interface, meta.passes);
-    if !parse::ordinary::inner(template, packet, meta) {
-        return None;
-    }
-    (meta.port, meta.interface, meta.passes) = (port, interface, passes);
-    let lengths = Lengths { text: text.len() as u16, inner: meta.ip_len };
-    burst.frame_mut(slot)?.reframe(start, trailer.payload_len, 0).then_some(lengths)
-}
-
-/// Strips the ESP packet off from whatever was in it, and reads its headers; drops what cannot go on.
-#[inline(never)]
-fn any(cx: &Cx<'_>, burst: &mut Burst, slot: Slot, sa: &SaIn, template: &Meta) -> Lengths {
-    let mut lengths = Lengths::default();
-    if let Err(reason) = inner(cx, burst, slot, sa, template, &mut lengths) {
-        failed(cx.counters, burst, slot, sa, reason);
-    }
-    lengths
-}
-
-/// As [`any`], with the reason for which it is to be dropped.
-fn inner(
-    cx: &Cx<'_>,
-    burst: &mut Burst,
-    slot: Slot,
-    sa: &SaIn,
-    template: &Meta,
-    lengths: &mut Lengths,
-) -> Result<(), DropReason> {
-    let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-    let start = text_at(meta, sa.udp);
-    let end = usize::from(meta.l3 + meta.ip_len) - esp::ICV_LEN;
-    let text = bytes.get(start..end).ok_or(DropReason::EspLength)?;
-    let trailer = esp::parse_trailer(text).map_err(|_| DropReason::EspPadding)?;
-    let v6 = match trailer.next_header {
-        protocol::IPV4 => false,
-        protocol::IPV6 => true,
-        protocol::NO_NEXT_HEADER => return Err(DropReason::EspDummy),
-        _ => return Err(DropReason::EspNextHeader),
-    };
-    lengths.text = text.len() as u16;
-    let (tos, port, interface, passes) = (meta.tos, meta.port, meta.interface, meta.passes);
-    let frame = burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?;
-    if !frame.reframe(start, trailer.payload_len, 0) {
-        return Err(DropReason::EspLength);
-    }
-    let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-    *meta = Meta { wire_len: meta.wire_len, ..*template };
-    parse::ip(bytes, meta)?;
-    if meta.is_v6() != v6 {
-        return Err(DropReason::EspNextHeader);
-    }
-    (meta.port, meta.interface, meta.passes) = (port, interface, passes);
-    combine_ecn(cx.counters, sa, bytes, meta, tos)?;
-    lengths.inner = meta.ip_len;
-    Ok(())
-}
-
-/// Makes one of the two ECN fields of a packet.
-fn combine_ecn(
-    counters: &WorkerCounters,
-    sa: &SaIn,
-    packet: &mut [u8],
-    meta: &mut Meta,
-    outer_tos: u8,
-) -> Result<(), DropReason> {
-    if is_alarming(meta.tos & 3, outer_tos & 3) {
-        counters.sa(sa.index, SaColumn::EcnAlarms, 1);
-    }
-    let ecn = ecn(meta.tos & 3, outer_tos & 3).ok_or(DropReason::EcnContradiction)?;
-    set_ecn(packet, meta, ecn);
-    Ok(())
-}
-
-/// ECN of the packet that goes on, from the inner and the outer field (RFC 6040 4.2, normal mode). `None`: drop.
-///
-/// Of two equal fields it is the same.
-const fn ecn(inner: u8, outer: u8) -> Option<u8> {
-    const NOT_ECT: u8 = 0;
-    const ECT_1: u8 = 1;
-    const ECT_0: u8 = 2;
-    const CE: u8 = 3;
-    match (inner, outer) {
-        (NOT_ECT, CE) => None,
-        (NOT_ECT, _) => Some(NOT_ECT),
-        (CE, _) | (_, CE) => Some(CE),
-        (ECT_0, ECT_1) => Some(ECT_1),
-        (inner, _) => Some(inner),
-    }
-}
-
-/// Whether no sender makes this combination of inner and outer field: the outer one was set without right on its way,
-/// or the tunnel's entry is at odds with RFC 6040 (figure 4: `!!!`).
-const fn is_alarming(inner: u8, outer: u8) -> bool {
-    const NOT_ECT: u8 = 0;
-    const ECT_1: u8 = 1;
-    const CE: u8 = 3;
-    inner == NOT_ECT && outer != NOT_ECT || inner == CE && outer == ECT_1
-}
-
-fn set_ecn(bytes: &mut [u8], meta: &mut Meta, ecn: u8) {
-    let class = meta.tos & !3 | ecn;
-    if class == meta.tos {
-        return;
-    }
-    if meta.is_v6() {
-        if let Some(mut header) = Ipv6::at_mut(bytes, usize::from(meta.l3)) {
-            header.set_traffic_class(class);
-        }
-    } else if let Some(mut header) = Ipv4::at_mut(bytes, usize::from(meta.l3)) {
-        let change = Delta::between_u16(meta.tos.into(), class.into());
-        let checksum = change.apply(header.checksum());
-        header.set_traffic_class(class);
-        header.set_checksum(checksum);
-    }
-    meta.tos = class;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ecn_is_that_of_rfc_6040_figure_4() {
-        // Columns: outer Not-ECT, ECT(0), ECT(1), CE. Rows likewise, for the inner field.
-        let (not, e0, e1, ce) = (0, 2, 1, 3);
-        let table = [
-            (not, [Some(not), Some(not), Some(not), None]),
-            (e0, [Some(e0), Some(e0), Some(e1), Some(ce)]),
-            (e1, [Some(e1), Some(e1), Some(e1), Some(ce)]),
-            (ce, [Some(ce); 4]),
-        ];
-        for (inner, row) in table {
-            for (outer, expected) in [not, e0, e1, ce].into_iter().zip(row) {
-                assert_eq!(ecn(inner, outer), expected, "inner {inner}, outer {outer}");
-            }
         }
     }
 }

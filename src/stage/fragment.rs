@@ -13,8 +13,9 @@ use crate::{
     },
 };
 
-/// Fragments of one packet beyond the first, at most: 64 KiB never comes in one buffer, and an MTU is at least 576.
-const MAX_FRAGMENTS: usize = 30;
+/// Fragments of one packet beyond the first, at most: a buffer holds 16 KiB, an MTU is at least 576, and options take 40
+/// bytes of each fragment.
+const MAX_FRAGMENTS: usize = 32;
 
 /// The options that later fragments carry too (the "copied" bit), padded to whole words.
 fn copied_options(options: &[u8]) -> ArrayVec<u8, 40> {

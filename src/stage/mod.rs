@@ -13,6 +13,7 @@ pub mod esp_seal;
 pub mod filler;
 pub mod fragment;
 pub mod icmp_error;
+pub mod link;
 pub mod local;
 pub mod mss;
 pub mod mtu;

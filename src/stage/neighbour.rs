@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{Cx, Event, NeighbourClaim, Stage, rewrite};
+use super::{Cx, Event, NeighbourClaim, Stage, link, rewrite};
 use crate::{
     packet::{Burst, DropReason, Flags, HEADROOM, Slot},
     stats::WorkerColumn,
@@ -121,7 +121,7 @@ fn arp(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) -> Result<(), DropReason>
     }
     // A request that came by no real wire may be shorter than a frame has to be.
     if let Some(frame) = burst.frame_mut(slot) {
-        rewrite::pad(cx.umem, frame);
+        link::pad(cx.umem, frame);
     }
     if let Some(len) = rewrite::queue(cx, burst, slot, interface.port) {
         cx.counters.interface_out(meta.interface, 1, len as u64);

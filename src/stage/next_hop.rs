@@ -2,13 +2,18 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Cx, Stage, icmp_error};
+use super::{
+    Cx, Stage, icmp_error,
+    link::{Link, NO_NEIGHBOUR},
+    rewrite,
+};
 use crate::{
     packet::{BURST, Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
     stage::{esp_seal::NEAR_TUNNELS, icmp_error::Problem},
     table::{
         choice::{Choice, Needs, Standing, flow_hash},
         interface::Side,
+        limit::WAYS_OUT,
         neighbour::NeighbourKey,
         next_hops::Hop,
         tables::{NextHop as Target, Tables},
@@ -26,10 +31,6 @@ const MAX_PASSES: u8 = 8;
 
 /// In `Meta::tunnel`: no tunnel.
 pub use crate::table::tables::NO_TUNNEL;
-/// In `Meta::neighbour`: not known yet.
-pub const NO_NEIGHBOUR: u32 = u32::MAX;
-/// In `Meta::neighbour`: asked for in vain.
-pub const SILENT_NEIGHBOUR: u32 = u32::MAX - 1;
 
 /// Why a packet cannot go on, and what its sender is told.
 type Refusal = (DropReason, Option<Problem>);
@@ -42,33 +43,33 @@ impl Stage for NextHop {
         if cx.tables.tunnels.len() > NEAR_TUNNELS {
             fetch(cx.tables, burst, slots);
         }
-        let (mut way, mut ways, mut met) = (WayOut::NONE, [WayOut::NONE; WAYS], Met::NONE);
-        let (mut passed, mut too_big, mut sealed) = (Slots::NONE, Slots::NONE, Slots::NONE);
-        for slot in slots {
+        // What stages between this one and the last may ask about goes through them.
+        let express = cx.tables.limits.active.bits() & WAYS_OUT == 0 && !cx.tables.features.clamps;
+        let (mut ways, mut met) = (Ways::new(express), Met::NONE);
+        let mut left = slots;
+        while let Some(slot) = left.first() {
             let (bytes, meta) = burst.packet_mut(cx.umem, slot);
             // What a burst has is mostly packets in a row that go one way, or several that take turns.
-            if !way.is_of(meta) {
-                met.choose(cx.tables, bytes, meta);
-                way = found(cx.tables, meta, &mut ways);
-                if !way.is_of(meta) {
-                    if let Err(refusal) = stay(cx, bytes, meta, slot) {
+            if !ways.last().way.is_of(meta) {
+                let mut hop = cx.tables.next_hops.get(meta.next_hop);
+                if let Some(Hop::Choice(choice)) = hop {
+                    met.choose(cx.tables, choice, bytes, meta);
+                    hop = cx.tables.next_hops.get(meta.next_hop);
+                }
+                if !ways.find(cx, hop, meta) {
+                    if let Err(refusal) = stay(cx, hop, bytes, meta, slot) {
                         refuse(cx, burst, slot, refusal);
                     }
+                    left.remove(slot);
                     continue;
                 }
             }
-            match pass(cx.tables, &way, bytes, meta) {
-                Ok(()) => {
-                    passed.insert(slot);
-                    too_big.insert_if(slot, meta.ip_len > way.mtu);
-                    sealed.insert_if(slot, way.tunnel != NO_TUNNEL);
-                }
-                Err(refusal) => refuse(cx, burst, slot, refusal),
-            }
+            let Known { way, link } = ways.last();
+            let sent = link.as_ref().map_or(Slots::NONE, |link| send(cx, burst, left, way, link));
+            // Where some can be sent at once, those that cannot are rare.
+            let slots = if link.is_some() { Slots::only(slot) } else { left };
+            left -= if sent.is_empty() { pass(cx, burst, slots, way) } else { sent };
         }
-        cx.lanes.too_big |= too_big;
-        cx.lanes.seal |= sealed - too_big;
-        cx.lanes.tx |= passed - sealed - too_big;
     }
 }
 
@@ -144,7 +145,7 @@ impl WayOut {
 
     /// The way that the packet's next hop is, when it leads out of the gateway.
     #[inline]
-    fn find(tables: &Tables, meta: &Meta) -> Option<Self> {
+    fn find(tables: &Tables, hop: Option<&Hop>, meta: &Meta) -> Option<Self> {
         let this = Self { next_hop: meta.next_hop, gateway: meta.gateway, ..Self::NONE };
         let transit = tables.gateway(meta.gateway)?.transit;
         let only = |up, from_peers| match (up, from_peers) {
@@ -168,8 +169,9 @@ impl WayOut {
         if meta.next_hop == Target::BY_POLICY {
             return into(meta.tunnel);
         }
+        let Hop::One(hop) = hop? else { return None };
         // By reference: a next hop is 28 bytes, of which a packet needs few.
-        match tables.next_hops.one(meta.next_hop)? {
+        match hop {
             Target::Via { interface, neighbour, .. } => {
                 Some(Self { neighbour: neighbour.to_bits(), ..by(*interface)? })
             }
@@ -180,41 +182,91 @@ impl WayOut {
     }
 }
 
-/// The packet's way out, as it was found before in this burst, or found now.
-#[inline]
-#[expect(clippy::indexing_slicing, reason = "a number modulo the length of an array is a place in it")]
-fn found(tables: &Tables, meta: &Meta, ways: &mut [WayOut; WAYS]) -> WayOut {
-    let known = &mut ways[meta.next_hop as usize % WAYS];
-    if !known.is_of(meta) {
-        *known = WayOut::find(tables, meta).unwrap_or(WayOut::NONE);
+/// Takes packets the rest of their way at once, from the first of `slots` on that go this way, where nothing is left to
+/// ask about: no limit, no tunnel, no fragment, no neighbour that is unknown. The result is which were sent.
+#[inline(always)]
+fn send(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: &WayOut, link: &Link) -> Slots {
+    let umem = cx.umem;
+    let once = Flags::V6 | Flags::TTL_DONE | Flags::ORIGINATED;
+    rewrite::send(cx, burst, slots, link.to(), |frame, meta| {
+        if !way.is_of(meta) || meta.flags & once != link.version() || meta.ttl <= 1 || meta.ip_len > way.mtu {
+            return false;
+        }
+        let Some(packet) = link.put(umem, frame, meta) else { return false };
+        lower(packet, 0, meta.is_v6());
+        true
+    })
+}
+
+/// A way out, and the link that packets can be sent over at once, if they can.
+#[derive(Clone, Copy)]
+struct Known {
+    way: WayOut,
+    link: Option<Link>,
+}
+
+/// The ways out that packets of a burst have taken.
+struct Ways {
+    known: [Known; WAYS],
+    /// The place of the one that was asked for last.
+    last: usize,
+    /// Whether packets may be sent on at once.
+    express: bool,
+}
+
+impl Ways {
+    #[inline]
+    const fn new(express: bool) -> Self {
+        Self { known: [Known { way: WayOut::NONE, link: None }; WAYS], last: 0, express }
     }
-    *known
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a number modulo the length of an array is a place in it")]
+    const fn last(&self) -> &Known {
+        &self.known[self.last % WAYS]
+    }
+
+    /// Makes the packet's way out the last: as it was found before in this burst, or found now. `false`: it has none.
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "a number modulo the length of an array is a place in it")]
+    fn find(&mut self, cx: &Cx<'_>, hop: Option<&Hop>, meta: &Meta) -> bool {
+        self.last = meta.next_hop as usize % WAYS;
+        let known = &mut self.known[self.last];
+        if known.way.is_of(meta) {
+            return true;
+        }
+        let way = WayOut::find(cx.tables, hop, meta);
+        known.link = None;
+        known.way = way.unwrap_or(WayOut::NONE);
+        if let Some(way) = way
+            && self.express
+            && way.only == Flags::NONE
+            && way.tunnel == NO_TUNNEL
+            && !way.on_link
+        {
+            known.link = Link::of(cx, way.egress, way.neighbour, meta.is_v6()).ok();
+        }
+        way.is_some()
+    }
 }
 
 /// The choice that packets of a burst met last, and which of its members stand: found once for those in a row.
 struct Met<'a> {
     number: u32,
-    choice: Option<&'a Choice>,
     standing: Option<Standing<'a>>,
 }
 
 impl<'a> Met<'a> {
     /// None: no next hop has this number.
-    const NONE: Self = Self { number: WayOut::NONE.next_hop, choice: None, standing: None };
+    const NONE: Self = Self { number: WayOut::NONE.next_hop, standing: None };
 
-    /// Where several ways lead to the packet's destination, takes the one for its flow of those that are up. What the
-    /// gateway itself sends takes the best one even when none is: it may find out that one works again.
+    /// Several ways lead to the packet's destination: takes the one for its flow of those that are up. What the gateway
+    /// itself sends takes the best one even when none is: it may find out that one works again.
     #[inline]
-    fn choose(&mut self, tables: &'a Tables, bytes: &[u8], meta: &mut Meta) {
+    fn choose(&mut self, tables: &'a Tables, choice: &'a Choice, bytes: &[u8], meta: &mut Meta) {
         if meta.next_hop != self.number {
-            let choice = match tables.next_hops.get(meta.next_hop) {
-                Some(Hop::Choice(choice)) => Some(&**choice),
-                _ => None,
-            };
-            let standing = choice.and_then(|choice| choice.standing(&tables.liveness));
-            *self = Self { number: meta.next_hop, choice, standing };
+            *self = Self { number: meta.next_hop, standing: choice.standing(&tables.liveness) };
         }
-        let Some(choice) = self.choice else { return };
         let standing = match self.standing {
             None if meta.flags.has(Flags::ORIGINATED) => choice.regardless(),
             standing => standing,
@@ -236,9 +288,33 @@ fn refusal(way: &WayOut) -> Refusal {
     }
 }
 
+/// Lets packets pass, from the first of `slots` on that go this way. The result is which these are.
+#[inline]
+fn pass(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: &WayOut) -> Slots {
+    let (mut done, mut passed, mut too_big) = (Slots::NONE, Slots::NONE, Slots::NONE);
+    for slot in slots {
+        let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+        if !way.is_of(meta) {
+            break;
+        }
+        done.insert(slot);
+        match pass_one(cx.tables, way, bytes, meta) {
+            Ok(()) => {
+                passed.insert(slot);
+                too_big.insert_if(slot, meta.ip_len > way.mtu);
+            }
+            Err(refusal) => refuse(cx, burst, slot, refusal),
+        }
+    }
+    cx.lanes.too_big |= too_big;
+    let lane = if way.tunnel == NO_TUNNEL { &mut cx.lanes.tx } else { &mut cx.lanes.seal };
+    *lane |= passed - too_big;
+    done
+}
+
 /// Lets one packet pass this way.
 #[inline(always)]
-fn pass(tables: &Tables, way: &WayOut, bytes: &mut [u8], meta: &mut Meta) -> Result<(), Refusal> {
+fn pass_one(tables: &Tables, way: &WayOut, bytes: &mut [u8], meta: &mut Meta) -> Result<(), Refusal> {
     if way.only != Flags::NONE && !meta.flags.any(way.only) {
         return Err(refusal(way));
     }
@@ -257,8 +333,14 @@ fn pass(tables: &Tables, way: &WayOut, bytes: &mut [u8], meta: &mut Meta) -> Res
 }
 
 /// The packet stays in this box: for another gateway, for this one, or nowhere.
-fn stay(cx: &mut Cx<'_>, bytes: &mut [u8], meta: &mut Meta, slot: Slot) -> Result<(), Refusal> {
-    match cx.tables.next_hops.get(meta.next_hop) {
+fn stay(
+    cx: &mut Cx<'_>,
+    hop: Option<&Hop>,
+    bytes: &mut [u8],
+    meta: &mut Meta,
+    slot: Slot,
+) -> Result<(), Refusal> {
+    match hop {
         Some(&Hop::One(Target::Gateway(gateway))) => {
             if meta.passes >= MAX_PASSES {
                 return Err((DropReason::TooManyPasses, None));
@@ -299,14 +381,19 @@ fn lower_ttl(bytes: &mut [u8], meta: &mut Meta) -> Result<(), Refusal> {
     if meta.ttl <= 1 {
         return Err((DropReason::TtlExpired, Some(Problem::TimeExceeded)));
     }
-    let at = usize::from(meta.l3);
-    if meta.is_v6() {
+    lower(bytes, meta.l3.into(), meta.is_v6());
+    meta.flags |= Flags::TTL_DONE;
+    Ok(())
+}
+
+/// Takes one from the TTL or hop limit of the IP header at this place.
+#[inline(always)]
+fn lower(bytes: &mut [u8], at: usize, v6: bool) {
+    if v6 {
         if let Some(mut header) = Ipv6::at_mut(bytes, at) {
             header.decrement_hop_limit();
         }
     } else if let Some(mut header) = Ipv4::at_mut(bytes, at) {
         header.decrement_ttl();
     }
-    meta.flags |= Flags::TTL_DONE;
-    Ok(())
 }

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use super::{Cx, Entry, Event, Resumed, Stage, local, next_hop::NO_NEIGHBOUR};
+use super::{Cx, Entry, Event, Resumed, Stage, link::NO_NEIGHBOUR, local};
 use crate::{
     packet::{Burst, DropReason, Flags, FramePool, Meta, Slot},
     stats::WorkerColumn,

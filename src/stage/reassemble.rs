@@ -2,8 +2,8 @@
 //! before it can be opened.
 //!
 //! Of each packet one buffer is held, whatever comes: pieces are copied to their place in it and their own buffers go
-//! home at once. So what follows the IP header must fit one buffer behind its headroom: 1792 bytes of a buffer of
-//! 2048, 3840 of 4096 (`buffer_size` of the configuration). Pieces that overlap are refused with all others of their
+//! home at once. So what follows the IP header must fit one buffer behind its headroom: 256 bytes less
+//! than the buffer has (`buffer_size` of the configuration). Pieces that overlap are refused with all others of their
 //! packet (RFC 5722), for IPv4 as for IPv6.
 
 use arrayvec::ArrayVec;
@@ -29,7 +29,7 @@ use crate::{
 /// Packets of a worker that wait for fragments. Those of one packet come within a round trip or not at all, so at any
 /// rate few packets are unfinished; when there are more, the oldest gives way.
 const PACKETS: usize = 64;
-/// Pieces of one packet at most. A buffer of 4096 bytes takes 8 pieces of an MTU of 576.
+/// Pieces of one packet at most. A buffer of 16384 bytes takes 30 pieces of an MTU of 576.
 const PIECES: usize = 32;
 /// How long a packet waits for its pieces, in ns: the initial timer of RFC 791 3.2.
 const TIME_V4: u64 = 15_000_000_000;

@@ -5,25 +5,19 @@ use std::net::IpAddr;
 use super::{
     Cx, Event, PendingKey, Stage,
     icmp_error::{self, Problem},
-    next_hop::{NO_NEIGHBOUR, SILENT_NEIGHBOUR},
+    link::{Link, Unready},
     path_errors,
 };
 use crate::{
-    packet::{Burst, DropReason, Frame, Meta, Slot, Slots, Umem},
+    packet::{Burst, DropReason, Frame, Meta, Slot, Slots},
     stats::WorkerColumn,
-    table::{
-        neighbour::NeighbourId,
-        tables::{NextHop, Tables},
-    },
-    wire::{ethernet::MacAddr, ipv6::Ipv6, vlan::L2Header},
+    table::tables::{NextHop, Tables},
+    wire::ipv6::Ipv6,
 };
 
 /// Sends packets to the neighbours they were given; those whose neighbour is not known yet wait.
 #[derive(Debug, Default)]
 pub struct Rewrite;
-
-/// Least bytes of an Ethernet frame, without its FCS (IEEE 802.3 3.2.8).
-const MIN_FRAME: usize = 60;
 
 impl Stage for Rewrite {
     const NAME: &'static str = "rewrite";
@@ -32,8 +26,15 @@ impl Stage for Rewrite {
         let mut slots = super::take(&mut cx.lanes.tx, burst);
         while let Some(first) = slots.first() {
             // In runs of packets that get the same header, which a burst mostly is.
-            match Link::of(cx, burst.meta(first)) {
-                Ok(link) => slots -= send(cx, burst, slots, &link),
+            let meta = burst.meta(first);
+            match Link::of(cx, meta.egress, meta.neighbour, meta.is_v6()) {
+                Ok(link) => {
+                    let umem = cx.umem;
+                    let sent = send(cx, burst, slots, link.to(), |frame, meta| {
+                        link.is_of(meta) && link.put(umem, frame, meta).is_some()
+                    });
+                    slots -= if sent.is_empty() { drop_first(cx, burst, slots, link.port) } else { sent };
+                }
                 Err(unready) => {
                     slots.remove(first);
                     match unready {
@@ -60,105 +61,46 @@ fn silent(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot) {
     }
 }
 
-/// The way over a link to one neighbour.
-struct Link {
-    egress: u16,
-    neighbour: u32,
-    v6: bool,
-    port: u16,
-    header: L2Header,
+/// Hands frames to the port of an interface: those of the packets from the first of `slots` on for which `finish` says that
+/// they are ready to go, as many as find room. The result is which these are.
+#[inline(always)]
+pub(super) fn send(
+    cx: &mut Cx<'_>,
+    burst: &mut Burst,
+    slots: Slots,
+    (interface, port): (u16, u16),
+    finish: impl FnMut(&mut Frame, &Meta) -> bool,
+) -> Slots {
+    let Some(queue) = cx.out.ports.get_mut(usize::from(port)) else { return Slots::NONE };
+    let (sent, octets) = burst.queue_while(slots, queue, finish);
+    if !sent.is_empty() {
+        cx.counters.interface_out(interface, sent.len() as u64, octets);
+    }
+    sent
 }
 
-/// Why a packet cannot be sent now.
-enum Unready {
-    /// Its interface is no more.
-    Gone,
-    /// Its neighbour's address is not known yet.
-    Unknown,
-    /// Its neighbour does not answer.
-    Silent,
-}
-
-impl Link {
-    #[inline]
-    fn of(cx: &Cx<'_>, meta: &Meta) -> Result<Self, Unready> {
-        let (egress, neighbour, v6) = (meta.egress, meta.neighbour, meta.is_v6());
-        let interface = cx.tables.interface(egress).ok_or(Unready::Gone)?;
-        let header = if v6 { &interface.header_v6 } else { &interface.header_v4 };
-        let mac = match neighbour {
-            SILENT_NEIGHBOUR => return Err(Unready::Silent),
-            NO_NEIGHBOUR => None,
-            bits => {
-                let id = NeighbourId::from_bits(bits);
-                cx.tables.neighbours.touch(id, cx.now);
-                cx.tables.neighbours.mac(id)
-            }
-        };
-        let header = header.with_destination(MacAddr(mac.ok_or(Unready::Unknown)?));
-        Ok(Self { egress, neighbour, v6, port: interface.port, header })
-    }
-
-    #[inline(always)]
-    const fn is_of(&self, meta: &Meta) -> bool {
-        meta.egress == self.egress && meta.neighbour == self.neighbour && meta.is_v6() == self.v6
-    }
-}
-
-/// Writes the header and queues the frame, for the packets from the first of `slots` on that go over this link. The
-/// result says which these are.
-#[inline]
-fn send(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, link: &Link) -> Slots {
-    let mut ready = Slots::NONE;
-    let mut failed = Slots::NONE;
-    for slot in slots {
-        let (frame, meta) = burst.frame_and_meta(slot);
-        if !link.is_of(meta) {
-            break;
-        }
-        let (at, len) = (usize::from(meta.l3), usize::from(meta.ip_len));
-        let header = &link.header;
-        let Some(frame) =
-            frame.and_then(|frame| frame.reframe(at, len, header.header_len()).then_some(frame))
-        else {
-            failed.insert(slot);
-            continue;
-        };
-        pad(cx.umem, frame);
-        header.write(cx.umem.bytes_mut(frame));
-        ready.insert(slot);
-    }
-    failed.into_iter().for_each(|slot| burst.drop(slot, DropReason::NoBuffer));
-    let Some(queue) = cx.out.ports.get_mut(usize::from(link.port)) else {
-        ready.into_iter().for_each(|slot| burst.drop(slot, DropReason::PortDown));
-        return ready | failed;
+/// Drops the first of `slots`, which could not be sent; the result is which that is.
+#[cold]
+pub(super) fn drop_first(cx: &Cx<'_>, burst: &mut Burst, slots: Slots, port: u16) -> Slots {
+    let reason = match cx.out.ports.get(usize::from(port)) {
+        None => DropReason::PortDown,
+        Some(queue) if queue.is_full() => DropReason::TxFull,
+        Some(_) => DropReason::NoBuffer,
     };
-    let (packets, octets) = burst.queue(ready, queue);
-    if packets > 0 {
-        cx.counters.interface_out(link.egress, packets, octets);
-    }
-    ready | failed
-}
-
-/// Makes a frame as long as Ethernet asks for.
-#[inline]
-pub fn pad(umem: &Umem, frame: &mut Frame) {
-    let short = MIN_FRAME.saturating_sub(frame.len());
-    if short > 0 {
-        // Padding is zeros: what stood in the buffer before is nobody's business (RFC 1042).
-        let end = frame.len();
-        let _ = umem.grow_back(frame, short);
-        umem.bytes_mut(frame).get_mut(end..).unwrap_or(&mut []).fill(0);
-    }
+    let first = slots.first().map_or(Slots::NONE, Slots::only);
+    first.into_iter().for_each(|slot| burst.drop(slot, reason));
+    first
 }
 
 /// Hands a whole frame to its port. The result is the frame's length.
 pub fn queue(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, port: u16) -> Option<usize> {
-    let Some(queue) = cx.out.ports.get_mut(usize::from(port)) else {
-        burst.drop(slot, DropReason::PortDown);
-        return None;
-    };
-    let (packets, octets) = burst.queue(Slots::only(slot), queue);
-    (packets > 0).then_some(octets as usize)
+    let len = burst.frame(slot).map(Frame::len);
+    let queue = cx.out.ports.get_mut(usize::from(port));
+    let sent = queue.map_or(Slots::NONE, |queue| burst.queue_while(Slots::only(slot), queue, |_, _| true).0);
+    if sent.is_empty() {
+        drop_first(cx, burst, Slots::only(slot), port);
+    }
+    len.filter(|_| !sent.is_empty())
 }
 
 /// The neighbour is not known: the packet waits and the control thread is asked.

@@ -65,7 +65,7 @@ fn look_up<A: Address>(
 ) -> Slots {
     let is_of = |meta: &Meta| meta.gateway == gateway && meta.is_v6() == (A::VERSION == IpVersion::V6);
     let mut done = Slots::NONE;
-    if let Some(near) = routes.near() {
+    if let Some(near) = routes.near(slots.len()) {
         for slot in slots {
             if !is_of(burst.meta(slot)) {
                 break;

@@ -313,12 +313,17 @@ impl WorkerCounters {
     /// Counts a packet that lay so far behind the newest, and raises the association's greatest lateness.
     #[inline]
     pub fn sa_lateness(&self, sa: u32, lateness: u64) {
-        let bucket = crate::crypto::replay::behind(lateness);
-        self.add(self.sa, sa as usize, SaColumn::Lateness as usize + bucket, 1);
+        self.sa_latenesses(sa, crate::crypto::replay::behind(lateness), 1, lateness);
+    }
+
+    /// As [`Self::sa_lateness`], of several packets of one bucket; `greatest` is that of the latest.
+    #[inline]
+    pub fn sa_latenesses(&self, sa: u32, bucket: usize, packets: u64, greatest: u64) {
+        self.add(self.sa, sa as usize, SaColumn::Lateness as usize + bucket, packets);
         if let Some(cell) = self.cell(self.sa, sa as usize, SaColumn::Lateness as usize)
-            && lateness > cell.load(Ordering::Relaxed)
+            && greatest > cell.load(Ordering::Relaxed)
         {
-            cell.store(lateness, Ordering::Relaxed);
+            cell.store(greatest, Ordering::Relaxed);
         }
     }
 }

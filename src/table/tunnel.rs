@@ -305,16 +305,16 @@ pub struct SaIn {
 }
 
 impl SaIn {
-    /// [`Window::check`], also by the window before for as long as a worker may still accept by that alone.
+    /// [`Window::check_at`], also by the window before for as long as a worker may still accept by that alone.
     ///
     /// # Errors
     /// Why the number would not be accepted.
     #[inline]
-    pub fn check(&self, sequence: u64) -> Result<(), Refused> {
+    pub fn check_at(&self, newest: u64, sequence: u64) -> Result<(), Refused> {
         if let Some(former) = &self.former {
             former.check(sequence)?;
         }
-        self.window.check(sequence)
+        self.window.check_at(newest, sequence)
     }
 
     /// [`Window::mark`], likewise.

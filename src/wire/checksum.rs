@@ -85,7 +85,8 @@ impl Sum {
     /// The sum of the two words of `value`.
     #[inline]
     pub const fn of_u32(value: u32) -> Self {
-        Self(fold(value as u64))
+        // What is turned by half and added to itself has its folded sum in the upper half.
+        Self((value.wrapping_add(value.rotate_left(16)) >> 16) as u16)
     }
 
     /// The sum of the eight words of `value`.

@@ -91,6 +91,22 @@ impl<T: BorrowMut<[u8; HEADER_LEN]>> Ipv4<T> {
     /// Takes one from the time to live, keeps the checksum right, and returns what is left; zero stays zero.
     #[inline]
     pub fn decrement_ttl(&mut self) -> u8 {
+        // The TTL is the lowest byte; from the third on comes the checksum, its high byte first.
+        let place = self.0.borrow_mut().as_chunks_mut::<4>().0.get_mut(2);
+        if let Some(place) = place {
+            let word = u32::from_le_bytes(*place);
+            let (ttl, high) = (word as u8, (word >> 16) as u8);
+            if ttl != 0 && high < 0xfe {
+                // Nothing is carried, and the checksum stays off -0: one from the TTL, and one to the high byte.
+                *place = (word + (1 << 16) - 1).to_le_bytes();
+                return ttl - 1;
+            }
+        }
+        self.decrement_ttl_with_carry()
+    }
+
+    #[cold]
+    fn decrement_ttl_with_carry(&mut self) -> u8 {
         let ttl = self.ttl();
         let left = ttl.saturating_sub(1);
         // RFC 1141 2: the field rises by what the sum falls by; the end-around carry keeps it from being -0.

@@ -5,6 +5,7 @@
 mod common;
 
 mod headers;
+mod jumbo;
 mod mtu;
 mod path;
 mod reassembly;

@@ -135,14 +135,15 @@ fn a_packet_waits_for_its_pieces_as_long_as_the_standards_say() {
 fn a_packet_of_more_than_a_buffer_is_refused() {
     let mut pair = Pair::new(PLAIN);
     let host = pair.b.host("lan", &[10], 8);
-    for (buffer, most) in [(2048, 1792), (4096, 3840)] {
+    for (buffer, most) in [(2048, 1792), (4096, 3840), (8192, 7936), (16384, 16128)] {
         let text =
             site(2, PLAIN).replace("buffers = 1024", &format!("buffers = 1024\nbuffer_size = {buffer}"));
         let mut lab = Lab::new(&text);
         lab.meet(&host, "10.2.0.9", "10.2.0.1");
         for (size, fits) in [(most, true), (most + 1, false), (most + 800, false)] {
             let request = icmp("10.2.0.9", "10.2.0.1", 8, 0, [1, 2, 3, 4], &data(size - 8));
-            let pieces = divide(&request.bytes(), &[800, 1600, 2400, 3200, 4000], size as u32);
+            let places: Vec<usize> = (1..=21).map(|n| n * 800).collect();
+            let pieces = divide(&request.bytes(), &places, size as u32);
             for piece in &pieces {
                 lab.from(&host, piece);
             }

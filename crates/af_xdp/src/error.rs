@@ -49,6 +49,11 @@ pub enum Error {
         /// Name of the device.
         device: String,
     },
+    /// The kernel knows no frames of several descriptors, which buffers beyond a page need.
+    ScatterGatherUnsupported {
+        /// Name of the device.
+        device: String,
+    },
     /// Another XDP program is attached to the device.
     ProgramPresent {
         /// Name of the device.
@@ -121,6 +126,12 @@ impl fmt::Display for Error {
                 "`{device}` cannot do AF_XDP zero-copy with this UMEM; choose copy mode (all devices that \
                  share a UMEM use the mode of the first)"
             ),
+            Self::ScatterGatherUnsupported { device } => write!(
+                f,
+                "`{device}` cannot be used with buffers of more than 4096 bytes: they need AF_XDP frames of several \
+                 descriptors, which Linux has from 6.6 on; use such a kernel, or buffers of 4096 bytes and an MTU that \
+                 fits them"
+            ),
             Self::ProgramPresent { device } => write!(
                 f,
                 "another XDP program is attached to `{device}`; remove it with `ip link set dev {device} xdp off`, \
@@ -128,8 +139,8 @@ impl fmt::Display for Error {
             ),
             Self::NativeUnsupported { device, source } => write!(
                 f,
-                "the driver of `{device}` cannot run XDP as it is set up ({source}); an MTU above about 3500, or \
-                 fewer receive queues than its peer sends on, are common causes"
+                "the driver of `{device}` cannot run XDP as it is set up ({source}); an MTU above about 3500 \
+                 that it cannot receive in pieces, or fewer receive queues than its peer sends on, are common causes"
             ),
             Self::KernelTooOld { feature } => {
                 write!(f, "this kernel has no {feature}; use Linux 6.1 or newer with it enabled")

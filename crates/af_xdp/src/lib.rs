@@ -1,7 +1,8 @@
 //! AF_XDP sockets: UMEM registration, the four rings, socket options and statistics.
 //!
-//! Frames live in one region of memory, the *UMEM*, cut into chunks of 2048 or 4096 bytes. Program and kernel
-//! pass chunks to and fro as plain addresses over four rings for each (device, queue):
+//! Frames live in one region of memory, the *UMEM*, cut into chunks of 2048 to 16384 bytes. The kernel knows chunks of a
+//! page at most: of larger ones it sees several, and a long frame takes several descriptors ([`Umem::is_divided`]).
+//! Program and kernel pass chunks to and fro as plain addresses over four rings for each (device, queue):
 //!
 //! | ring | who produces | what it carries |
 //! |---|---|---|
@@ -57,7 +58,7 @@ mod umem;
 pub use device::{Device, LinkState};
 pub use error::Error;
 pub use link::{Hook, XdpLink};
-pub use memory::{HugePages, MappedMemory, Memory};
+pub use memory::{HUGE_PAGE, HugePages, MappedMemory, Memory};
 pub use namespace::Namespace;
 pub use ring::{Consumer, Peeked, Producer, Reservation, RingStorage};
 pub use socket::{BusyPoll, Kick, Mode, Socket, SocketConfig, Statistics};

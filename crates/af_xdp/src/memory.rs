@@ -37,7 +37,8 @@ pub enum HugePages {
     Never,
 }
 
-const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of a huge page.
+pub const HUGE_PAGE: usize = 2 << 20;
 
 /// An anonymous mapping of zeroed memory.
 #[derive(Debug)]

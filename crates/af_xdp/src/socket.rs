@@ -50,7 +50,8 @@ pub struct SocketConfig {
     pub mode: Mode,
     /// Let the kernel say when it wants to be woken (`XDP_USE_NEED_WAKEUP`).
     pub need_wakeup: bool,
-    /// Frames of several descriptors (`XDP_USE_SG`), for an MTU beyond a chunk.
+    /// Frames of several descriptors (`XDP_USE_SG`, Linux 6.6), for an MTU beyond a chunk of the kernel's. On by itself
+    /// where the UMEM needs it: see [`Umem::is_divided`].
     pub scatter_gather: bool,
     /// Busy polling, off by default.
     pub busy_poll: Option<BusyPoll>,
@@ -328,7 +329,8 @@ impl Socket {
         if let Some(budget) = self.config.tx_budget {
             let _ = sys::set_option(&self.fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget);
         }
-        // In copy mode each frame under way counts against the send buffer, at about 2.5 kB.
+        // In copy mode each frame under way counts against the send buffer, at about 2.5 kB for the usual MTU and 8.5 kB
+        // for a descriptor of a page. The kernel allows twice what is asked for.
         let bytes = i32::try_from(self.config.tx_size.saturating_mul(4096)).unwrap_or(i32::MAX);
         let _ = sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &bytes);
         if let Some(BusyPoll { micros, budget }) = self.config.busy_poll {
@@ -338,13 +340,17 @@ impl Socket {
         }
     }
 
+    fn scatters(&self) -> bool {
+        self.config.scatter_gather || self.umem.is_divided()
+    }
+
     /// Binds the socket that carries the memory, in the mode that was asked for.
     fn bind_first(&self) -> Result<(), Error> {
         let mut flags = 0;
         if self.config.need_wakeup {
             flags |= libc::XDP_USE_NEED_WAKEUP;
         }
-        if self.config.scatter_gather {
+        if self.scatters() {
             flags |= libc::XDP_USE_SG;
         }
         match self.config.mode {
@@ -379,6 +385,8 @@ impl Socket {
                 let queues = self.device.queues();
                 if self.queue >= queues {
                     Error::QueueMissing { device, queue: self.queue, queues }
+                } else if self.scatters() {
+                    Error::ScatterGatherUnsupported { device }
                 } else {
                     error
                 }

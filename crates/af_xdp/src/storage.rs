@@ -19,8 +19,18 @@ pub struct Descriptor {
     pub addr: u64,
     /// Length of the frame in bytes.
     pub len: u32,
-    /// `XDP_PKT_CONTD` when the frame goes on in the next descriptor (only with scatter-gather).
+    /// [`Descriptor::CONTINUED`] when the frame goes on in the next descriptor (only with scatter-gather).
     pub options: u32,
+}
+
+impl Descriptor {
+    /// `XDP_PKT_CONTD`: the frame goes on in the next descriptor.
+    pub const CONTINUED: u32 = 1;
+
+    /// Whether the frame goes on in the next descriptor.
+    pub const fn is_continued(&self) -> bool {
+        self.options & Self::CONTINUED != 0
+    }
 }
 
 /// A fill or completion ring: offsets of chunks.

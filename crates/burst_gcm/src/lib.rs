@@ -134,6 +134,9 @@ pub(crate) const LAST_ROUND: usize = 10;
 /// the salt and the round keys. Zeroised when dropped.
 #[repr(C, align(64))]
 pub struct Key {
+    /// For the groups of a long packet: the halves' sums of the powers that a group takes, two powers a block, in the
+    /// order of the group's vectors.
+    pub(crate) sums: [Block; 4],
     /// H^33 … H^1 (each times x, bytes reversed: see `vaes`), then two zero blocks that a vector load may touch.
     pub(crate) powers: [Block; POWERS + 2],
     pub(crate) reference: Option<Box<Reference>>,
@@ -162,6 +165,7 @@ impl Key {
             other => return Err(KeyError::Length(other)),
         };
         let mut this = Self {
+            sums: [[0; 16]; 4],
             powers: [[0; 16]; POWERS + 2],
             reference: None,
             salt,
@@ -214,6 +218,7 @@ impl Key {
 
 impl Drop for Key {
     fn drop(&mut self) {
+        self.sums.zeroize();
         self.powers.zeroize();
         self.round_keys.0.zeroize();
         self.salt.zeroize();

@@ -29,7 +29,7 @@ impl AesNi {
 
     /// Fills in the round keys and the powers of H.
     pub(crate) fn expand(self, this: &mut Key, key: &[u8]) {
-        vaes::expand(self, this, key);
+        vaes::expand(self, this, key, Self::LANES);
     }
 
     /// Sixteen bytes of memory.
@@ -215,6 +215,14 @@ impl Simd for AesNi {
     fn swap_halves(self, v: __m128i) -> __m128i {
         // SAFETY: SSE2 is part of x86-64.
         unsafe { _mm_shuffle_epi32::<0x4e>(v) }
+    }
+    #[inline(always)]
+    fn halves_added(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: SSE2 is part of x86-64.
+        let low = unsafe { _mm_unpacklo_epi64(a, b) };
+        // SAFETY: as above.
+        let high = unsafe { _mm_unpackhi_epi64(a, b) };
+        self.xor(low, high)
     }
     #[inline(always)]
     fn round(self, state: __m128i, key: __m128i) -> __m128i {

@@ -31,7 +31,7 @@ impl Vaes256 {
 
     /// Fills in the round keys and the powers of H.
     pub(crate) fn expand(self, this: &mut Key, key: &[u8]) {
-        self.0.expand(this, key);
+        vaes::expand(self.0, this, key, Self::LANES);
     }
 
     #[inline(always)]
@@ -219,6 +219,14 @@ impl Simd for Vaes256 {
     fn swap_halves(self, v: __m256i) -> __m256i {
         // SAFETY: `self` proves AVX2.
         unsafe { _mm256_shuffle_epi32::<0x4e>(v) }
+    }
+    #[inline(always)]
+    fn halves_added(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` proves AVX2.
+        let low = unsafe { _mm256_unpacklo_epi64(a, b) };
+        // SAFETY: as above.
+        let high = unsafe { _mm256_unpackhi_epi64(a, b) };
+        self.xor(low, high)
     }
     #[inline(always)]
     fn round(self, state: __m256i, key: __m256i) -> __m256i {

@@ -34,7 +34,7 @@ impl Vaes512 {
 
     /// Fills in the round keys and the powers of H.
     pub(crate) fn expand(self, this: &mut Key, key: &[u8]) {
-        self.0.expand(this, key);
+        vaes::expand(self.0, this, key, Self::LANES);
     }
 
     #[inline(always)]
@@ -45,7 +45,7 @@ impl Vaes512 {
 
     /// Lanes a0 + a2, a1 + a3, b0 + b2, b1 + b3.
     #[inline(always)]
-    fn halves_added(self, a: __m512i, b: __m512i) -> __m512i {
+    fn lanes_added(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: `self` proves AVX-512F.
         let low = unsafe { _mm512_shuffle_i64x2::<0x44>(a, b) };
         // SAFETY: as above.
@@ -88,8 +88,8 @@ impl Simd for Vaes512 {
     fn fold<const P: usize>(self, vectors: &[__m512i; P]) -> __m512i {
         match vectors.as_slice() {
             [a, b, c, d] => {
-                let left = self.halves_added(*a, *b);
-                let right = self.halves_added(*c, *d);
+                let left = self.lanes_added(*a, *b);
+                let right = self.lanes_added(*c, *d);
                 // SAFETY: `self` proves AVX-512F.
                 let even = unsafe { _mm512_shuffle_i64x2::<0x88>(left, right) };
                 // SAFETY: as above.
@@ -256,6 +256,14 @@ impl Simd for Vaes512 {
     fn swap_halves(self, v: __m512i) -> __m512i {
         // SAFETY: `self` proves AVX-512F.
         unsafe { _mm512_shuffle_epi32::<0x4e>(v) }
+    }
+    #[inline(always)]
+    fn halves_added(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` proves AVX-512F.
+        let low = unsafe { _mm512_unpacklo_epi64(a, b) };
+        // SAFETY: as above.
+        let high = unsafe { _mm512_unpackhi_epi64(a, b) };
+        self.xor(low, high)
     }
     #[inline(always)]
     fn round(self, state: __m512i, key: __m512i) -> __m512i {

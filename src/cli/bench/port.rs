@@ -17,18 +17,22 @@ use std::{
 
 use crate::{
     io::PacketIo,
-    packet::{FramePool, FrameQueue},
+    packet::{BURST, FramePool, FrameQueue},
     runtime::Clock,
 };
 
 /// Packets that the receive ring holds.
 pub const RING: u64 = 1024;
-/// Packets of a common wire by which a worker may be ahead of the others: with what they hold, less than the replay
-/// window of 1024.
-pub const LEAD: u64 = 640;
+/// Packets of a common wire by which a worker may be ahead of the others, when there are so many: with what they hold,
+/// less than the replay window of 1024. Each holds a burst, among which there are about as many packets of every other.
+const fn lead(workers: usize) -> u64 {
+    let held = 2 * BURST * workers;
+    if held + BURST < 1024 { 1024 - held as u64 } else { BURST as u64 }
+}
 
-/// Frames, one behind the other.
+/// Frames, one behind the other. What a worker reads for every packet here is in no line that another writes to.
 #[derive(Debug, Default, Clone)]
+#[repr(align(128))]
 pub struct Feed {
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -70,6 +74,8 @@ impl Feed {
 #[derive(Debug)]
 pub struct Wire {
     at: Vec<Line>,
+    /// Packets by which one may be ahead of the others.
+    lead: u64,
 }
 
 #[derive(Debug, Default)]
@@ -80,14 +86,14 @@ impl Wire {
     /// The wire of so many workers.
     #[must_use]
     pub fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Self { at: (0..workers).map(|_| Line::default()).collect() })
+        Arc::new(Self { at: (0..workers).map(|_| Line::default()).collect(), lead: lead(workers) })
     }
 
     /// The place up to which a worker may take packets.
     fn limit(&self, own: usize) -> u64 {
         let others = self.at.iter().enumerate().filter(|(number, _)| *number != own);
         let least = others.map(|(_, line)| line.0.load(Relaxed)).min();
-        least.map_or(u64::MAX, |least| least.saturating_add(LEAD))
+        least.map_or(u64::MAX, |least| least.saturating_add(self.lead))
     }
 
     fn set(&self, own: usize, place: u64) {
@@ -130,8 +136,10 @@ struct Source {
     gap: u64,
     /// Packets that have come, lost ones included.
     come: u64,
-    /// Those in the ring, by number.
-    ring: VecDeque<Range<u64>>,
+    /// The oldest in the ring, by number: here, and not in memory that may share its line with another worker's.
+    front: Range<u64>,
+    /// Those behind them, where some between were lost.
+    behind: VecDeque<Range<u64>>,
     waiting: u64,
     lost: u64,
     /// Which were taken, in order.
@@ -154,9 +162,11 @@ impl Source {
         };
         let room = (RING - self.waiting).min(come - self.come);
         if room > 0 {
-            match self.ring.back_mut() {
-                Some(last) if last.end == self.come => last.end += room,
-                _ => self.ring.push_back(self.come..self.come + room),
+            let come = self.come..self.come + room;
+            match self.behind.back_mut().unwrap_or(&mut self.front) {
+                last if last.is_empty() => *last = come,
+                last if last.end == come.start => last.end = come.end,
+                _ => self.behind.push_back(come),
             }
         }
         self.waiting += room;
@@ -170,8 +180,7 @@ impl Source {
 
     /// Packets up to `most` that are next in the ring, as one range.
     fn next(&self, most: u64) -> Range<u64> {
-        let Some(first) = self.ring.front() else { return 0..0 };
-        first.start..first.end.min(first.start + most)
+        self.front.start..self.front.end.min(self.front.start + most)
     }
 
     fn take(&mut self, taken: Range<u64>) {
@@ -180,11 +189,11 @@ impl Source {
             return;
         }
         self.waiting -= n;
-        if let Some(first) = self.ring.front_mut() {
-            first.start = taken.end;
-            if first.is_empty() {
-                self.ring.pop_front();
-            }
+        self.front.start = taken.end;
+        if self.front.is_empty()
+            && let Some(next) = self.behind.pop_front()
+        {
+            self.front = next;
         }
         if self.gap > 0 {
             self.taken.push(taken);
@@ -231,7 +240,8 @@ impl BenchPort {
             clock: clock.clone(),
             gap,
             come: 0,
-            ring: VecDeque::with_capacity(RING as usize + 1),
+            front: 0..0,
+            behind: VecDeque::with_capacity(RING as usize + 1),
             waiting: 0,
             lost: 0,
             taken,
@@ -325,8 +335,8 @@ impl PacketIo for BenchPort {
         let n = (taken.end - taken.start) as usize;
         source.take(taken);
         if let Some((wire, own)) = &source.order.wire {
-            let next = source.ring.front().map(|range| range.start as usize);
-            match next.and_then(|next| source.order.feed.places.get(next)) {
+            let next = source.next(1).next();
+            match next.and_then(|next| source.order.feed.places.get(next as usize)) {
                 Some(place) => wire.set(*own, *place),
                 None if source.is_done() => wire.set(*own, u64::MAX),
                 None => {}
@@ -450,12 +460,12 @@ mod tests {
             }
             taken
         };
-        assert_eq!(run(&mut ports[0]), LEAD / 2);
-        assert_eq!(run(&mut ports[1]), LEAD);
+        assert_eq!(run(&mut ports[0]), lead(2) / 2);
+        assert_eq!(run(&mut ports[1]), lead(2));
         let mut rest = 0;
         while !(ports[0].is_done() && ports[1].is_done()) {
             rest += run(&mut ports[0]) + run(&mut ports[1]);
         }
-        assert_eq!(rest, 4000 - LEAD / 2 - LEAD);
+        assert_eq!(rest, 4000 - lead(2) / 2 - lead(2));
     }
 }

@@ -59,11 +59,35 @@ pub enum Imix {
     Imix,
 }
 
-/// The longest frame: with what a tunnel puts around it, it fits the greatest MTU that a buffer of 4096 bytes has room
-/// for, 3822.
-pub const LARGEST: u16 = 3780;
-/// The longest frame for which ports and buffers are as they are by default.
-pub const ORDINARY: u16 = 1518;
+/// The longest frame.
+pub const LARGEST: u16 = 9000;
+/// Ports and buffers by the longest frame that is sent through them: that frame, the MTU, with room for what a tunnel
+/// puts around it, and the bytes of a buffer. The first are as they are by default.
+pub const PORTS: [Ports; 3] = [
+    Ports { frame: 1518, mtu: 1600, buffer: 2048 },
+    Ports { frame: 3780, mtu: 3822, buffer: 4096 },
+    Ports { frame: LARGEST, mtu: 9100, buffer: 16384 },
+];
+
+/// One of [`PORTS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// The longest frame that is sent through them.
+    pub frame: u16,
+    /// Their MTU.
+    pub mtu: u16,
+    /// Bytes of a buffer.
+    pub buffer: u16,
+}
+
+impl Ports {
+    /// For all of these sizes.
+    #[must_use]
+    pub fn of(sizes: &[Size]) -> Self {
+        let longest = sizes.iter().flat_map(|size| size.lengths()).max().unwrap_or(0);
+        PORTS.into_iter().find(|ports| ports.frame >= longest).unwrap_or(PORTS[PORTS.len() - 1])
+    }
+}
 
 /// Frames of each length in the simple IMIX.
 pub const IMIX: [(usize, u16); 3] = [(28, 64), (16, 570), (4, 1518)];
@@ -76,12 +100,6 @@ impl Size {
             Self::Bytes(n) => n.to_string(),
             Self::Mix(Imix::Imix) => "imix".into(),
         }
-    }
-
-    /// Whether all its frames fit ports and buffers as they are by default.
-    #[must_use]
-    pub fn is_ordinary(self) -> bool {
-        self.lengths().into_iter().all(|len| len <= ORDINARY)
     }
 
     /// The lengths of the frames of one round of the mix.
@@ -348,8 +366,18 @@ mod tests {
     fn sizes_are_read_from_64_bytes_to_what_a_buffer_holds() {
         assert_eq!("imix".parse(), Ok(Size::Mix(Imix::Imix)));
         assert_eq!("64".parse(), Ok(Size::Bytes(64)));
-        assert!(!Size::Bytes(LARGEST).is_ordinary() && Size::Mix(Imix::Imix).is_ordinary());
-        assert!("63".parse::<Size>().is_err() && "9000".parse::<Size>().is_err());
+        assert_eq!("9000".parse(), Ok(Size::Bytes(9000)));
+        assert!("63".parse::<Size>().is_err() && "9001".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn ports_and_buffers_are_as_large_as_the_frames_need() {
+        let buffer = |sizes: &[Size]| Ports::of(sizes).buffer;
+        assert_eq!(buffer(&[Size::Mix(Imix::Imix), Size::Bytes(1518)]), 2048);
+        assert_eq!(buffer(&[Size::Bytes(1519)]), 4096);
+        assert_eq!(buffer(&[Size::Bytes(64), Size::Bytes(3780)]), 4096);
+        assert_eq!(buffer(&[Size::Bytes(3781)]), 16384);
+        assert_eq!(buffer(&[Size::Bytes(9000), Size::Bytes(64)]), 16384);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 use rand::RngCore;
 
 use super::{
-    profile::{Direction, Limited, Match, Profile},
+    profile::{Direction, Limited, Match, Ports, Profile},
     random::Random,
 };
 use crate::{
@@ -331,19 +331,15 @@ fn v4(address: u32) -> Ipv4Addr {
 }
 
 fn system(profile: &Profile, name: &str, buffers: usize) -> String {
-    let size = if is_ordinary(profile) { 2048 } else { 4096 };
+    let size = Ports::of(&profile.sizes).buffer;
     let buffers = buffers.next_power_of_two().max(1024);
     format!("[system]\nname = \"bench-{name}\"\nbuffers = {buffers}\nbuffer_size = {size}\n")
-}
-
-fn is_ordinary(profile: &Profile) -> bool {
-    profile.sizes.iter().all(|size| size.is_ordinary())
 }
 
 /// The ports and interfaces; `number` is the last number of the address on the wan, which has a prefix for each of the
 /// `ways` that share.
 fn ports(text: &mut String, profile: &Profile, number: u8, ways: usize, tagged: bool) {
-    let mtu = if is_ordinary(profile) { 1600 } else { 3822 };
+    let mtu = Ports::of(&profile.sizes).mtu;
     let (lan, wan) = match profile.version {
         6 => ("2001:db8:1::1/64".to_string(), format!("2001:db8:2::{number}/64")),
         _ => {

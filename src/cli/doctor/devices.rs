@@ -9,9 +9,12 @@ use super::{
 
 /// Bytes of an Ethernet header with two VLAN tags.
 const HEADER: u64 = 22;
-/// Largest frames in buffers of 2 and 4 KiB: the kernel keeps 256 bytes in front.
-const SMALL_BUFFER: u64 = 1792;
-const LARGE_BUFFER: u64 = 3840;
+/// Bytes of a buffer that are in front of a frame.
+const HEADROOM: u64 = 256;
+/// The largest buffer that the kernel takes as it is, in KiB. Frames come into larger ones in pieces.
+const LARGEST_WHOLE: u64 = 4;
+/// The kernel from which AF_XDP has frames in pieces.
+const PIECES: Version = (6, 6);
 
 pub(super) fn checks(facts: &Facts, device: &Device) -> Vec<Check> {
     let mut area = Area::new(&device.name);
@@ -31,7 +34,7 @@ pub(super) fn checks(facts: &Facts, device: &Device) -> Vec<Check> {
     let driver = device.driver.as_deref().and_then(drivers::find);
     driver_check(&mut area, facts, device, driver);
     carrier(&mut area, device);
-    mtu(&mut area, device, driver);
+    mtu(&mut area, facts, device, driver);
     queues(&mut area, device);
     if device.features.is_empty() {
         let advice = match facts.ethtool {
@@ -107,24 +110,42 @@ fn carrier(area: &mut Area<'_>, device: &Device) {
     }
 }
 
-fn mtu(area: &mut Area<'_>, device: &Device, driver: Option<&Driver>) {
+fn mtu(area: &mut Area<'_>, facts: &Facts, device: &Device, driver: Option<&Driver>) {
     let (mtu, name) = (device.mtu, &device.name);
     let found = mtu.to_string();
+    let kernel = facts.kernel.as_deref().and_then(version);
+    let since = |wanted: Version| kernel.is_none_or(|kernel| kernel >= wanted);
+    let largest = |kib: u64| kib * 1024 - HEADROOM - HEADER;
+    let buffer = [2, 4, 8, 16].into_iter().find(|kib| mtu <= largest(*kib));
     if let Some(limit) = driver.and_then(|driver| driver.max_mtu)
         && mtu > limit
+        && !driver.and_then(Driver::fragments).is_some_and(since)
     {
         let advice = format!(
             "the driver takes our XDP program up to an MTU of {limit}: `ip link set {name} mtu {limit}`"
         );
         area.add(harm(device), "MTU", found, advice);
-    } else if mtu + HEADER > LARGE_BUFFER {
-        let most = LARGE_BUFFER - HEADER;
-        let advice = format!("such frames fit no buffer of 4 KiB: `ip link set {name} mtu {most}`, or less");
-        area.add(harm(device), "MTU", found, advice);
-    } else if mtu + HEADER > SMALL_BUFFER {
-        area.add(Status::Info, "MTU", found, "takes buffers of 4 KiB");
-    } else {
-        area.add(Status::Ok, "MTU", found, "");
+        return;
+    }
+    match buffer {
+        None => {
+            let most = largest(16);
+            let advice =
+                format!("such frames fit no buffer of 16 KiB: `ip link set {name} mtu {most}`, or less");
+            area.add(harm(device), "MTU", found, advice);
+        }
+        Some(kib) if kib > LARGEST_WHOLE && !since(PIECES) => {
+            let ((major, minor), most) = (PIECES, largest(LARGEST_WHOLE));
+            let advice = format!(
+                "buffers beyond 4 KiB come with Linux {major}.{minor}; until then: `ip link set {name} mtu {most}`, or less"
+            );
+            area.add(harm(device), "MTU", found, advice);
+        }
+        Some(2) => area.add(Status::Ok, "MTU", found, ""),
+        Some(kib) => {
+            let advice = format!("takes buffers of {kib} KiB: `buffer_size = {}` in [system]", kib * 1024);
+            area.add(Status::Info, "MTU", found, advice);
+        }
     }
 }
 

@@ -34,6 +34,28 @@ pub fn find(name: &str) -> Option<&'static Driver> {
     DRIVERS.iter().find(|driver| driver.name == name)
 }
 
+/// The drivers that also take an XDP program for frames in pieces, and so an MTU beyond a page, and the kernel from which
+/// they do (`NETDEV_XDP_ACT_RX_SG`).
+const FRAGMENTS: &[(&str, Version)] = &[
+    ("atlantic", (5, 19)),
+    ("bnxt_en", (5, 19)),
+    ("i40e", (6, 4)),
+    ("ice", (6, 3)),
+    ("ionic", (6, 9)),
+    ("mlx5_core", (6, 4)),
+    ("mvneta", (5, 18)),
+    ("veth", (5, 18)),
+    ("virtio_net", (6, 3)),
+];
+
+impl Driver {
+    /// The kernel from which it takes XDP programs for frames in pieces, if any does.
+    #[must_use]
+    pub fn fragments(&self) -> Option<Version> {
+        FRAGMENTS.iter().find(|(name, _)| *name == self.name).map(|(_, version)| *version)
+    }
+}
+
 /// Every driver known here, by name.
 pub const DRIVERS: &[Driver] = &[
     driver("atlantic", Some((5, 19)), None, Some(2048)),

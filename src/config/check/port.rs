@@ -8,6 +8,7 @@ use crate::config::diagnostics::Problem;
 use crate::config::document::Draft;
 use crate::config::model::{Driver, PortDraft};
 use crate::config::span::Span;
+use crate::config::types::BufferSize;
 
 /// Bytes the XDP program and the headers of a seal find in front of a frame.
 const HEADROOM: u32 = 256;
@@ -167,10 +168,12 @@ fn sizes(draft: &Draft, cx: &mut Context<'_>) {
                 ETHERNET + tags,
                 buffer.get()
             );
-            let help = match buffer.get() {
-                2048 => format!("write at most {most}, or buffer_size = 4096 in [system]"),
-                _ => format!("write at most {most}"),
-            };
+            let needed = mtu.get() + ETHERNET + tags + HEADROOM;
+            let larger = BufferSize::ALL.into_iter().find(|size| *size >= needed);
+            let help = larger.map_or_else(
+                || format!("write at most {most}"),
+                |size| format!("write at most {most}, or buffer_size = {size} in [system]"),
+            );
             cx.report(Problem::new("mtu-exceeds-buffer", mtu.span, message).help(help));
         }
     }

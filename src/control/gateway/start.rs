@@ -29,7 +29,7 @@ use crate::{
     },
     crypto::sequence::{StateError, StateFile},
     io::any::AnyPort,
-    packet::{HugePages, Links, Umem, UmemError},
+    packet::{HUGE_PAGE, HugePages, Links, Umem, UmemError},
     runtime::{Clock, Idle, Mailbox, Waker, Worker},
     stage::EventQueue,
     stats::{Segment, SegmentError, WorkerCounters},
@@ -137,7 +137,9 @@ impl Gateway {
         let umem_huge = umem.memory().is_huge();
         if !umem_huge && pages == HugePages::Auto {
             tracing::warn!(
-                "packet memory lies on ordinary pages: reserve huge pages (see `causeway doctor`) for less work per packet"
+                "packet memory lies on ordinary pages: reserve {} huge pages (`sysctl vm.nr_hugepages`; see `causeway \
+                 doctor`) for less work per packet",
+                (umem.chunks() * umem.chunk_size()).div_ceil(HUGE_PAGE)
             );
         }
         let mut pools = umem.into_pools(workers);

@@ -9,7 +9,7 @@ use super::{
     XdpPort,
     program::{Attach, Attached, Division, OwnPrefix, Program, ProgramError, Service},
 };
-use crate::packet::FramePool;
+use crate::packet::{FramePool, HEADROOM};
 
 /// Bytes of an Ethernet header with two VLAN tags, which an MTU does not count.
 pub(super) const LINK_HEADER: usize = 14 + 4 + 4;
@@ -38,7 +38,8 @@ pub enum XdpError {
     /// Frames would not fit the buffers.
     #[error(
         "`{device}` has an MTU of {mtu}, but a buffer of {chunk} bytes takes an MTU of at most {largest}; lower the \
-         MTU with `ip link set {device} mtu {largest}`, or use larger buffers"
+         MTU with `ip link set {device} mtu {largest}`, or write buffer_size = {} in [system]",
+        buffer_for(*mtu)
     )]
     Mtu {
         /// Name of the device.
@@ -100,6 +101,11 @@ pub struct XdpOptions {
     pub addresses: Vec<OwnPrefix>,
     /// The kernel's services on NAT addresses.
     pub services: Vec<Service>,
+}
+
+/// Bytes of the smallest buffer for an MTU.
+fn buffer_for(mtu: u32) -> usize {
+    (HEADROOM + LINK_HEADER + mtu as usize).next_power_of_two()
 }
 
 /// Makes packet memory known to AF_XDP. One of these serves all ports of all devices and workers, so that frames go

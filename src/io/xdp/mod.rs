@@ -3,6 +3,7 @@
 //! [`XdpDevice::open`] does all of it for one device: a port for each queue, the program told of them and attached.
 
 mod device;
+mod pieces;
 mod port;
 pub mod program;
 

@@ -9,10 +9,13 @@ use std::{
 
 use af_xdp::{Descriptor, Device, Kick, LinkState, Memory, Socket, SocketConfig, Umem};
 
-use super::device::{LINK_HEADER, XdpError};
+use super::{
+    device::{LINK_HEADER, XdpError},
+    pieces::Pieces,
+};
 use crate::{
     io::{PacketIo, PortHealth, PortStats},
-    packet::{BURST, FramePool, FrameQueue, Lender},
+    packet::{BURST, Frame, FramePool, FrameQueue, Lender},
 };
 
 /// Frames that a fill ring leaves in the pool, for packets that the gateway makes itself.
@@ -27,6 +30,8 @@ pub struct XdpPort {
     /// Gone after [`PacketIo::shutdown`].
     socket: Option<Socket>,
     lender: Lender,
+    /// Where a buffer is several of the kernel's chunks.
+    pieces: Option<Pieces>,
     /// Frames given to the tx ring and not yet back from the completion ring.
     sending: usize,
     /// The kernel has not taken all of the tx ring.
@@ -44,7 +49,7 @@ pub struct XdpPort {
 
 impl fmt::Debug for XdpPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let held = self.lender.count();
+        let held = PacketIo::held(self);
         write!(f, "XdpPort({:?}, {held} frames, {:?})", self.socket, self.health)
     }
 }
@@ -84,6 +89,7 @@ impl XdpPort {
         let mut port = Self {
             socket: Some(socket),
             lender: pool.lender(),
+            pieces: Pieces::of(umem),
             sending: 0,
             kick_again: false,
             rest: 0,
@@ -134,6 +140,9 @@ impl XdpPort {
         let Some(socket) = &mut self.socket else { return };
         let mut done = socket.completion.peek(u32::MAX);
         for offset in done.by_ref() {
+            if self.pieces.as_mut().is_some_and(|pieces| !pieces.is_sent(offset)) {
+                continue;
+            }
             match self.lender.adopt(offset, 0) {
                 Some(frame) => pool.free(frame),
                 None => self.foreign += 1,
@@ -179,11 +188,69 @@ impl XdpPort {
             }
         }
         seen.release();
+        if let Some(pieces) = &mut self.pieces {
+            pieces.abandon(pool);
+        }
+    }
+
+    /// [`PacketIo::rx_burst`] of packets that may be in pieces.
+    fn receive_pieces(&mut self, pool: &mut FramePool, out: &mut FrameQueue, max: usize) -> usize {
+        let (Some(socket), Some(pieces)) = (&mut self.socket, &mut self.pieces) else { return 0 };
+        let (before, most) = (out.len(), out.len() + out.remaining_capacity().min(max));
+        // As many descriptors as there are, and at most as many packets as are wanted.
+        let mut seen = socket.rx.peek(u32::MAX);
+        while out.len() < most {
+            let Some(descriptor) = seen.next() else { break };
+            let piece = self.lender.adopt(descriptor.addr, descriptor.len);
+            self.foreign += u64::from(piece.is_none());
+            // There is room for one.
+            out.extend(pieces.join(piece, descriptor.is_continued(), pool));
+        }
+        seen.release();
+        out.len() - before
+    }
+
+    /// Gives the tx ring what it has room for, packets in as many pieces as they take. Returns how many packets.
+    fn send_pieces(&mut self, frames: &mut FrameQueue) -> usize {
+        let (Some(socket), Some(pieces)) = (&mut self.socket, &mut self.pieces) else { return 0 };
+        let mut room = socket.tx.reserve(frames.iter().map(|frame| pieces.count(frame)).sum());
+        let mut left = room.room();
+        let fits = |frame: &Frame| {
+            let rest = left.checked_sub(pieces.count(frame));
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        };
+        let accepted = frames.iter().map(fits).take_while(|fits| *fits).count();
+        for frame in frames.drain(..accepted) {
+            let len = frame.len() as u64;
+            match self.lender.lend(frame) {
+                Ok(offset) => {
+                    for descriptor in pieces.cut(offset, len) {
+                        room.push(descriptor);
+                    }
+                    self.sending += 1;
+                }
+                Err(_) => self.foreign += 1,
+            }
+        }
+        room.submit();
+        accepted
+    }
+
+    /// Kicks, where frames are new in the tx ring and the kernel wants to be told.
+    fn kick_new(&mut self, accepted: usize) {
+        let Some(socket) = &mut self.socket else { return };
+        if accepted > 0 && self.rest == 0 && (!self.need_wakeup || socket.tx.needs_wakeup()) {
+            self.kick();
+        }
     }
 }
 
 impl PacketIo for XdpPort {
-    fn rx_burst(&mut self, _: &mut FramePool, out: &mut FrameQueue, max: usize) -> usize {
+    fn rx_burst(&mut self, pool: &mut FramePool, out: &mut FrameQueue, max: usize) -> usize {
+        if self.pieces.is_some() {
+            return self.receive_pieces(pool, out, max);
+        }
         let Some(socket) = &mut self.socket else { return 0 };
         let before = out.len();
         let mut seen = socket.rx.peek(out.remaining_capacity().min(max) as u32);
@@ -202,6 +269,11 @@ impl PacketIo for XdpPort {
         if self.health == PortHealth::Gone || frames.is_empty() {
             return 0;
         }
+        if self.pieces.is_some() {
+            let accepted = self.send_pieces(frames);
+            self.kick_new(accepted);
+            return accepted;
+        }
         let Some(socket) = &mut self.socket else { return 0 };
         let mut room = socket.tx.reserve(frames.len() as u32);
         let accepted = room.room() as usize;
@@ -215,9 +287,7 @@ impl PacketIo for XdpPort {
             }
         }
         self.sending += room.submit() as usize;
-        if accepted > 0 && self.rest == 0 && (!self.need_wakeup || socket.tx.needs_wakeup()) {
-            self.kick();
-        }
+        self.kick_new(accepted);
         accepted
     }
 
@@ -255,7 +325,7 @@ impl PacketIo for XdpPort {
     }
 
     fn held(&self) -> usize {
-        self.lender.count()
+        self.lender.count() + self.pieces.as_ref().map_or(0, Pieces::held)
     }
 
     fn stats(&mut self) -> PortStats {
@@ -263,7 +333,7 @@ impl PacketIo for XdpPort {
         PortStats {
             rx_ring_full: kernel.rx_ring_full,
             rx_fill_empty: kernel.rx_fill_ring_empty,
-            rx_dropped: kernel.rx_dropped,
+            rx_dropped: kernel.rx_dropped + self.pieces.as_ref().map_or(0, Pieces::spoilt),
             invalid_descriptors: kernel.rx_invalid_descriptors + kernel.tx_invalid_descriptors + self.foreign,
             tx_kicks: self.kicks,
             rx_wakeups: self.wakeups,

@@ -221,6 +221,8 @@ impl fmt::Debug for Program {
 }
 
 const PROGRAM: &str = "causeway";
+/// The same for frames in pieces.
+const PROGRAM_FOR_PIECES: &str = "causeway_frags";
 
 /// How often and how long apart a device is asked whether a program whose pin was removed is off it: a second in all,
 /// where tens of milliseconds do (a grace period of the kernel).
@@ -233,23 +235,48 @@ impl Program {
     /// # Errors
     /// [`ProgramError::Load`].
     pub fn load() -> Result<Self, ProgramError> {
-        let refused = |error: &dyn std::error::Error| {
-            // The reason stands at the end of the chain, behind "map error" and the like.
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(inner) = source {
-                text = format!("{text}: {inner}");
-                source = inner.source();
-            }
-            // The verifier tells its whole way; its verdict stands at the end.
-            let tail = text.char_indices().rev().nth(300).map_or(0, |(i, _)| i);
-            ProgramError::Load(text.get(tail..).unwrap_or_default().to_owned())
-        };
-        let mut bpf = Ebpf::load(OBJECT).map_err(|e| refused(&e))?;
-        let program = bpf.program_mut(PROGRAM).ok_or_else(|| ProgramError::Load("no program".into()))?;
+        let bpf = Ebpf::load(OBJECT).map_err(|e| refused(&e))?;
+        let mut program = Self { bpf, link: None, pin: None };
+        program.load_part(PROGRAM)?;
+        Ok(program)
+    }
+
+    fn load_part(&mut self, name: &str) -> Result<(), ProgramError> {
+        let program = self.bpf.program_mut(name).ok_or_else(|| ProgramError::Load("no program".into()))?;
         let program: &mut Xdp = program.try_into().map_err(|e| refused(&e))?;
-        program.load().map_err(|e| refused(&e))?;
-        Ok(Self { bpf, link: None, pin: None })
+        match program.load() {
+            Err(aya::programs::ProgramError::AlreadyLoaded) => Ok(()),
+            result => result.map_err(|e| refused(&e)),
+        }
+    }
+
+    /// Attaches the program in the driver; the one for frames in pieces where the driver refuses the other, as for an
+    /// MTU beyond a page.
+    fn attach_native(&mut self, device: &Device) -> Result<XdpLink, ProgramError> {
+        match XdpLink::attach(self.descriptor(PROGRAM)?, device, Hook::Native) {
+            Err(why @ af_xdp::Error::NativeUnsupported { .. }) => {
+                // Linux before 5.18 has no such programs.
+                self.load_part(PROGRAM_FOR_PIECES).map_err(|_| why)?;
+                Ok(XdpLink::attach(self.descriptor(PROGRAM_FOR_PIECES)?, device, Hook::Native)?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Takes over from an earlier process, as [`XdpLink::take_over`].
+    fn take_over(
+        &mut self,
+        path: &Path,
+        device: &Device,
+        hook: Hook,
+    ) -> Result<Option<XdpLink>, ProgramError> {
+        match XdpLink::take_over(path, self.descriptor(PROGRAM)?, device, hook) {
+            Err(_) if hook == Hook::Native => {
+                self.load_part(PROGRAM_FOR_PIECES)?;
+                Ok(XdpLink::take_over(path, self.descriptor(PROGRAM_FOR_PIECES)?, device, hook)?)
+            }
+            result => Ok(result?),
+        }
     }
 
     /// Attaches the program to a device.
@@ -259,16 +286,15 @@ impl Program {
     /// [`Attach::Native`]) a driver that cannot.
     pub fn attach(&mut self, device: &Device, attach: Attach) -> Result<Attached, ProgramError> {
         self.detach();
-        let program = self.descriptor()?;
         let (link, fallback) = match attach {
-            Attach::Native => (XdpLink::attach(program, device, Hook::Native)?, None),
-            Attach::Generic => (XdpLink::attach(program, device, Hook::Generic)?, None),
-            Attach::Auto => match XdpLink::attach(program, device, Hook::Native) {
+            Attach::Native => (self.attach_native(device)?, None),
+            Attach::Generic => (XdpLink::attach(self.descriptor(PROGRAM)?, device, Hook::Generic)?, None),
+            Attach::Auto => match self.attach_native(device) {
                 Ok(link) => (link, None),
-                Err(why @ af_xdp::Error::NativeUnsupported { .. }) => {
-                    (XdpLink::attach(program, device, Hook::Generic)?, Some(why))
+                Err(ProgramError::Attach(why @ af_xdp::Error::NativeUnsupported { .. })) => {
+                    (XdpLink::attach(self.descriptor(PROGRAM)?, device, Hook::Generic)?, Some(why))
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             },
         };
         let hook = link.hook();
@@ -298,8 +324,7 @@ impl Program {
             }
             let fits =
                 !matches!((attach, hook), (Attach::Native, Hook::Generic) | (Attach::Generic, Hook::Native));
-            let taken =
-                if fits { XdpLink::take_over(&path, self.descriptor()?, device, hook)? } else { None };
+            let taken = if fits { self.take_over(&path, device, hook)? } else { None };
             if taken.is_some() {
                 (self.link, self.pin) = (taken, Some(path));
                 return Ok(Attached { hook, fallback: None });
@@ -451,10 +476,10 @@ impl Program {
         program.test_run(options).map(|result| result.return_value).map_err(|e| trial(&e))
     }
 
-    fn descriptor(&self) -> Result<BorrowedFd<'_>, ProgramError> {
+    fn descriptor(&self, name: &str) -> Result<BorrowedFd<'_>, ProgramError> {
         use std::os::fd::AsFd;
         let load = |error: &dyn fmt::Display| ProgramError::Load(error.to_string());
-        let program = self.bpf.program(PROGRAM).ok_or_else(|| load(&"no program"))?;
+        let program = self.bpf.program(name).ok_or_else(|| load(&"no program"))?;
         let program: &Xdp = program.try_into().map_err(|e: aya::programs::ProgramError| load(&e))?;
         program.fd().map(AsFd::as_fd).map_err(|e| load(&e))
     }
@@ -467,6 +492,20 @@ impl Program {
         let map = self.bpf.map_mut(name).ok_or_else(missing)?;
         T::try_from(map).map_err(|source| ProgramError::Map { what, source })
     }
+}
+
+/// The kernel's reason for not taking the program.
+fn refused(error: &dyn std::error::Error) -> ProgramError {
+    // It stands at the end of the chain, behind "map error" and the like.
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    // The verifier tells its whole way; its verdict stands at the end.
+    let tail = text.char_indices().rev().nth(300).map_or(0, |(i, _)| i);
+    ProgramError::Load(text.get(tail..).unwrap_or_default().to_owned())
 }
 
 fn pin_path(directory: &Path, device: &Device, hook: Hook) -> PathBuf {

@@ -94,7 +94,7 @@ fn of_byte<T: Copy>(table: &[T; 256], byte: u64) -> T {
 /// Fills in the metadata of an ordinary packet that came this way. `false`, with the metadata as it was, for any other.
 #[inline(always)]
 pub(super) fn read(way: &Way<'_>, front: &[u8; SINGLE_TAGGED], bytes: &[u8], meta: &mut Meta) -> bool {
-    let packet = bytes.get(usize::from(way.template.l3)..).unwrap_or(&[]);
+    let Some(packet) = bytes.get(usize::from(way.template.l3)..) else { return false };
     fill(&way.template, way.differs_in_station(front), packet, bytes.len() as u16, meta)
 }
 

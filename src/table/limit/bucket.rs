@@ -15,8 +15,8 @@ use super::sync::{AtomicU64, Ordering};
 
 /// Units of time in a nanosecond, as a power of two: at 400 Gbps a byte takes 1.28 of them.
 const UNITS: u32 = 6;
-/// Binary places of what a byte costs: at 400 Gbps it is exact to 1 in 80 000, at 1 kbps 64 packets of 4 KiB fit a word.
-const PLACES: u32 = 16;
+/// Binary places of what a byte costs: at 400 Gbps it is exact to 1 in 40 000, at 1 kbps 64 packets of 16 KiB fit a word.
+const PLACES: u32 = 15;
 /// What the clock shows more than it does: a new bucket, spent up to 0, is full. Leaves 6 years.
 const ORIGIN: u64 = 1 << 62;
 /// What a purse may hold, in units: a worker's 0.25 ms.
@@ -30,7 +30,8 @@ const TRIALS: usize = 64;
 pub const LEAST: u64 = 1_000;
 /// See [`LEAST`].
 pub const GREATEST: u64 = 400_000_000_000;
-/// The least burst in bytes: more than the largest packet, which would never pass otherwise.
+/// The least burst in bytes: more than the largest packet, which would never pass otherwise. (The configuration sees to
+/// it where an MTU is greater.)
 pub const LEAST_BURST: u64 = 4096;
 /// The greatest burst in bytes: 2.5 s of the greatest rate.
 pub const GREATEST_BURST: u64 = 125_000_000_000;

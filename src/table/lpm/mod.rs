@@ -12,6 +12,8 @@
 //! of changes become visible as one. The old nodes are used again after [`LpmWriter::quiesce`].
 
 mod arena;
+#[cfg_attr(target_arch = "x86_64", allow(unsafe_code))]
+mod few;
 mod node;
 mod writer;
 
@@ -19,7 +21,8 @@ use std::hint::select_unpredictable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::arena::{Arena, Reference, View};
+use self::arena::{Arena, LINE_WORDS, Reference, View};
+use self::few::Few;
 use self::node::{child, value};
 use super::address::Address;
 
@@ -68,6 +71,11 @@ impl Entrance {
     }
 }
 
+/// Where in the block of a [`Start`] the routes stand, when they are [`few`].
+const FEW_AT: u32 = node::RANKS + 1;
+/// So many look-ups are worth reading a few routes for.
+const WORTH_READING: usize = 8;
+
 /// Where every look-up of one version of the table starts. All routes of a gateway often lie under one prefix, such
 /// as 10.0.0.0/8 or 2001:db8::/32: the nodes above have one child and one value, and are passed in one step.
 #[derive(Clone, Copy)]
@@ -82,11 +90,16 @@ struct Start<A> {
 }
 
 impl<A: Address> Start<A> {
-    /// As a node's block: its number of lines is where [`node`] has it.
-    fn words(self) -> [u64; node::RANKS as usize + 1] {
+    /// As a node's block: its number of lines is where [`node`] has it. Behind it are the routes, where they are [`few`].
+    fn words(self, few: &[u64]) -> Vec<u64> {
         let prefix = self.prefix.widen();
         let first = u64::from(self.depth) << 32 | u64::from(self.node.0);
-        [first, self.default.into(), (prefix >> 64) as u64, prefix as u64, node::ranks_of_one_line()]
+        let lines = (FEW_AT as usize + few.len()).div_ceil(LINE_WORDS);
+        let start = [first, self.default.into(), (prefix >> 64) as u64, prefix as u64, node::ranks_of(lines)];
+        let mut words = start.to_vec();
+        words.extend_from_slice(few);
+        words.resize(lines * LINE_WORDS, 0);
+        words
     }
 
     #[inline(always)]
@@ -193,13 +206,17 @@ pub struct Near<'a, A> {
     view: View<'a>,
     start: Start<A>,
     mask: A,
+    few: Option<Few>,
 }
 
 impl<A: Address> Near<'_, A> {
     /// The value of the longest prefix that covers `address`, or [`NO_ROUTE`].
     #[inline(always)]
     pub fn find(&self, address: A) -> u32 {
-        Lpm::descend(self.view, &self.start, self.mask, address)
+        match &self.few {
+            Some(few) if A::WIDTH == u32::BITS as u8 => few.find(address.widen() as u32),
+            _ => Lpm::descend(self.view, &self.start, self.mask, address),
+        }
     }
 }
 
@@ -248,11 +265,18 @@ impl<A: Address> Lpm<A> {
     }
 
     /// The table, if it is so small that it counts as always in the nearest caches: then one look-up after the other
-    /// is faster than [`Lpm::lookup_burst`].
+    /// is faster than [`Lpm::lookup_burst`]. About so many will follow.
     #[inline]
-    pub fn near(&self) -> Option<Near<'_, A>> {
-        let (view, start) = self.enter();
-        (view.lines() <= NEAR_LINES).then(|| Near { view, mask: A::mask(start.depth), start })
+    pub fn near(&self, look_ups: usize) -> Option<Near<'_, A>> {
+        let entrance = Entrance::unpack(self.entrance.load(Ordering::Acquire));
+        let view = self.arena.view(entrance.run);
+        if view.lines() > NEAR_LINES {
+            return None;
+        }
+        let start = Start::read(view, entrance.start);
+        let worth = A::WIDTH == u32::BITS as u8 && look_ups >= WORTH_READING;
+        let few = if worth { Few::read(view, entrance.start.first_word() + FEW_AT) } else { None };
+        Some(Near { view, mask: A::mask(start.depth), start, few })
     }
 
     /// Looks up every address: `results[i]` is the value for `addresses[i]`, or [`NO_ROUTE`]. Works through
@@ -260,7 +284,7 @@ impl<A: Address> Lpm<A> {
     /// The shorter of the two slices counts.
     pub fn lookup_burst(&self, addresses: &[A], results: &mut [u32]) {
         for (addresses, results) in addresses.chunks(BURST).zip(results.chunks_mut(BURST)) {
-            if let Some(near) = self.near() {
+            if let Some(near) = self.near(addresses.len()) {
                 for (address, result) in addresses.iter().zip(results) {
                     *result = near.find(*address);
                 }

@@ -49,9 +49,9 @@ pub const fn lines_of(ranks: u64) -> usize {
     (ranks >> 32) as u16 as usize
 }
 
-/// The ranks of a block of one line that holds no node.
-pub const fn ranks_of_one_line() -> u64 {
-    1 << 32
+/// The ranks of a block of so many lines that holds no node.
+pub const fn ranks_of(lines: usize) -> u64 {
+    (lines as u64) << 32
 }
 
 /// The position of the ranks in a compressed node.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::arena::{Allocator, Reference, View};
+use super::arena::{Allocator, LINE_WORDS, Reference, View};
+use super::few;
 use super::node::{self, Encoded, Slots, child, entry, value};
 use super::{Entrance, Lpm, NO_ROUTE, Start};
 use crate::table::address::Address;
@@ -270,12 +271,18 @@ impl<A: Address> LpmWriter<A> {
                 prefix: start.prefix | A::from_byte(byte, start.depth),
             };
         }
-        let block = self.allocator.allocate(&self.table.arena, 1)?;
+        let few = if A::WIDTH == u32::BITS as u8 && self.routes.len() <= few::MOST {
+            few::words(self.iter().map(|(address, length, value)| (address.widen() as u32, length, value)))
+        } else {
+            Vec::new()
+        };
+        let words = start.words(&few);
+        let block = self.allocator.allocate(&self.table.arena, words.len().div_ceil(LINE_WORDS))?;
         draft.fresh.push(block);
         if self.start != Reference::NONE {
             draft.replaced.push(self.start);
         }
-        for (position, word) in (block.first_word()..).zip(start.words()) {
+        for (position, word) in (block.first_word()..).zip(words) {
             self.newest().store(position, word);
         }
         Some(block)
