@@ -466,6 +466,20 @@ mod tests {
         assert!(is_link_scope(Ipv4Addr::new(224, 0, 0, 251)) && !is_link_scope(Ipv4Addr::new(224, 0, 1, 1)));
     }
 
+    #[test]
+    fn the_checksum_stays_right_whatever_it_was_when_the_ttl_falls() {
+        for identification in 0..=u16::MAX {
+            let mut header = Ipv4::new([0; HEADER_LEN]);
+            header.bytes_mut()[..10].copy_from_slice(&[0x45, 0, 0, 20, 0, 0, 0, 0, 9, 17]);
+            header.bytes_mut()[4..6].copy_from_slice(&identification.to_be_bytes());
+            header.fill_checksum();
+            assert_eq!(header.decrement_ttl(), 8);
+            let lowered = *header.bytes();
+            header.fill_checksum();
+            assert_eq!(lowered, *header.bytes(), "{identification:#x}");
+        }
+    }
+
     proptest! {
         #[test]
         fn emit_then_parse(repr in repr()) {

@@ -153,6 +153,38 @@ fn every_level_limits_each_way_and_both_ip_versions() {
     }
 }
 
+/// A packet that nothing is left to ask about is sent where its way is found; with a limit it goes through the stages behind.
+#[test]
+fn what_is_sent_at_once_goes_as_what_a_limit_looks_at_that_is_never_reached() {
+    let routes = "[[gateway.g.route]]\nto = \"172.16.0.0/12\"\nvia = \"10.1.0.9\"\n\
+                  [[gateway.g.route]]\nto = \"2001:db8:99::/48\"\nvia = \"2001:db8:1::9\"\n\
+                  [[gateway.g.route]]\nto = \"172.31.0.0/16\"\nvia = \"10.1.0.99\"\n";
+    let outcome = |more: &str| {
+        let mut bench = bench(&format!("{routes}{more}"));
+        for n in 0..200_usize {
+            let data = vec![n as u8; [0, 1, 18, 100, 1472, 1473, 1600][n % 7]];
+            let ports = (1000 + n as u16, 53);
+            let packet = match n % 5 {
+                0 => udp("2001:db8:2::9", &format!("2001:db8:99::{n:x}"), ports, &data),
+                // Somebody who does not answer.
+                1 if n % 40 == 1 => udp("10.2.0.9", "172.31.0.1", ports, &data),
+                _ => udp("10.2.0.9", &format!("172.16.{n}.1"), ports, &data),
+            };
+            let packet = packet.ttl([64, 2, 1, 255][n / 7 % 4]).tos(n as u8);
+            let packet = if n % 3 == 0 { packet.df() } else { packet };
+            let packet = if n % 11 == 1 && n % 5 != 0 { packet.options(&[1, 1, 1, 0]) } else { packet };
+            bench.lab.put(bench.vpc.port, &bench.vpc.frame(&packet.bytes()));
+        }
+        bench.lab.run();
+        let mut frames = [bench.lab.raw(0), bench.lab.raw(1)];
+        frames.iter_mut().for_each(|port| port.sort_unstable());
+        (frames, bench.lab.dropped())
+    };
+    let (at_once, looked_at) = (outcome(""), outcome("[interface.line.limit]\nout = \"100Gbps\"\n"));
+    assert!(at_once.0.iter().any(|frames| frames.len() > 100), "most arrive");
+    assert_eq!(at_once, looked_at);
+}
+
 #[test]
 fn a_tunnel_limits_what_it_carries() {
     for (near, far) in [("10.1.0.9", "10.2.0.9"), ("2001:db8:1::9", "2001:db8:2::9")] {
