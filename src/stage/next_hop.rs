@@ -48,14 +48,14 @@ impl Stage for NextHop {
         let (mut ways, mut met) = (Ways::new(express), Met::NONE);
         let mut left = slots;
         while let Some(slot) = left.first() {
-            let (bytes, meta) = burst.packet_mut(cx.umem, slot);
             // What a burst has is mostly packets in a row that go one way, or several that take turns.
-            if !ways.last().way.is_of(meta) {
-                let mut hop = cx.tables.next_hops.get(meta.next_hop);
+            if !ways.last().way.is_of(burst.meta(slot)) {
+                let mut hop = cx.tables.next_hops.get(burst.meta(slot).next_hop);
                 if let Some(Hop::Choice(choice)) = hop {
-                    met.choose(cx.tables, choice, bytes, meta);
-                    hop = cx.tables.next_hops.get(meta.next_hop);
+                    met.choose(cx, burst, left, choice);
+                    hop = cx.tables.next_hops.get(burst.meta(slot).next_hop);
                 }
+                let (bytes, meta) = burst.packet_mut(cx.umem, slot);
                 if !ways.find(cx, hop, meta) {
                     if let Err(refusal) = stay(cx, hop, bytes, meta, slot) {
                         refuse(cx, burst, slot, refusal);
@@ -260,19 +260,28 @@ impl<'a> Met<'a> {
     /// None: no next hop has this number.
     const NONE: Self = Self { number: WayOut::NONE.next_hop, standing: None };
 
-    /// Several ways lead to the packet's destination: takes the one for its flow of those that are up. What the gateway
-    /// itself sends takes the best one even when none is: it may find out that one works again.
+    /// Several ways lead to the destination of the first of `slots`: takes the one for its flow of those that are up, and so
+    /// for those after it in a row that have the same choice. What the gateway itself sends takes the best one even when
+    /// none is: it may find out that one works again.
     #[inline]
-    fn choose(&mut self, tables: &'a Tables, choice: &'a Choice, bytes: &[u8], meta: &mut Meta) {
-        if meta.next_hop != self.number {
-            *self = Self { number: meta.next_hop, standing: choice.standing(&tables.liveness) };
+    fn choose(&mut self, cx: &Cx<'a>, burst: &mut Burst, slots: Slots, choice: &'a Choice) {
+        let Some(number) = slots.first().map(|slot| burst.meta(slot).next_hop) else { return };
+        if number != self.number {
+            *self = Self { number, standing: choice.standing(&cx.tables.liveness) };
         }
-        let standing = match self.standing {
-            None if meta.flags.has(Flags::ORIGINATED) => choice.regardless(),
-            standing => standing,
-        };
-        if let Some(chosen) = standing.and_then(|standing| standing.pick(|| flow_hash(bytes, meta))) {
-            meta.next_hop = chosen;
+        for slot in slots {
+            let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+            if meta.next_hop != number {
+                return;
+            }
+            let standing = match self.standing {
+                None if meta.flags.has(Flags::ORIGINATED) => choice.regardless(),
+                standing => standing,
+            };
+            match standing.and_then(|standing| standing.pick(|| flow_hash(bytes, meta))) {
+                Some(chosen) => meta.next_hop = chosen,
+                None => return,
+            }
         }
     }
 }
