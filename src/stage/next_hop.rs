@@ -69,6 +69,8 @@ impl Stage for NextHop {
             // Where some can be sent at once, those that cannot are rare.
             let slots = if link.is_some() { Slots::only(slot) } else { left };
             left -= if sent.is_empty() { pass(cx, burst, slots, way) } else { sent };
+            // Whatever became of it: the loop ends.
+            left.remove(slot);
         }
     }
 }
