@@ -134,9 +134,6 @@ pub(crate) const LAST_ROUND: usize = 10;
 /// the salt and the round keys. Zeroised when dropped.
 #[repr(C, align(64))]
 pub struct Key {
-    /// For the groups of a long packet: the halves' sums of the powers that a group takes, two powers a block, in the
-    /// order of the group's vectors.
-    pub(crate) sums: [Block; 4],
     /// H^33 … H^1 (each times x, bytes reversed: see `vaes`), then two zero blocks that a vector load may touch.
     pub(crate) powers: [Block; POWERS + 2],
     pub(crate) reference: Option<Box<Reference>>,
@@ -145,6 +142,8 @@ pub struct Key {
     pub(crate) rounds: u8,
     pub(crate) backend: Backend,
     pub(crate) round_keys: RoundKeys,
+    /// For the groups of a long packet: the halves' sums of the power at the same place and of that a vector further on.
+    pub(crate) sums: [Block; POWERS + 2],
 }
 
 /// Those of rounds 0 to 9 and of the last round, and behind them the others of longer keys: so each has its place
@@ -165,7 +164,7 @@ impl Key {
             other => return Err(KeyError::Length(other)),
         };
         let mut this = Self {
-            sums: [[0; 16]; 4],
+            sums: [[0; 16]; POWERS + 2],
             powers: [[0; 16]; POWERS + 2],
             reference: None,
             salt,
