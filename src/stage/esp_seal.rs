@@ -30,9 +30,6 @@ impl Stage for EspSeal {
         if slots.is_empty() {
             return;
         }
-        if cx.tables.tunnels.len() > NEAR_TUNNELS {
-            fetch(cx, burst, slots);
-        }
         let sealed = seal(cx, burst, slots);
         cx.lanes.tx |= sealed.slots;
         send(cx, burst, sealed.ready);
@@ -56,12 +53,6 @@ fn send(cx: &mut Cx<'_>, burst: &mut Burst, mut slots: Slots) {
     }
 }
 
-/// The tunnel and the association that a packet is sealed with.
-fn association<'a>(cx: &Cx<'a>, meta: &Meta) -> Option<(&'a Tunnel, &'a SaOut)> {
-    let tunnel = cx.tables.tunnel(meta.tunnel)?;
-    Some((tunnel, tunnel.sa.as_deref()?))
-}
-
 /// Drops a packet that was not sealed. Where the tunnel cannot carry it, it is still as it was, and its sender is told.
 #[cold]
 fn refuse(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, reason: DropReason) {
@@ -74,25 +65,29 @@ fn refuse(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, reason: DropReason) {
 }
 
 /// So many tunnels, at about 1 KiB each with their keys, stay in the caches near the core by themselves.
-pub(super) const NEAR_TUNNELS: usize = 64;
+const NEAR_TUNNELS: usize = 64;
 
-/// Starts loading what the packets will be sealed with: of all packets at once, one step of the way at a time.
-fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots) {
-    for slot in slots {
-        if let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) {
-            tunnel.fetch();
-        }
-    }
-    for slot in slots {
-        if let Some((_, sa)) = association(cx, burst.meta(slot)) {
-            prefetch_read(sa);
-            prefetch_read(&sa.sequence);
+/// Packets in a row into so many tunnels are sealed together: what that takes finds room in the nearest cache, beside what is
+/// asked for meanwhile for the next.
+const TOGETHER: usize = 16;
+
+/// Starts loading what packets are sealed with, whose tunnels have been asked for: the associations and their keys.
+fn fetch(tables: &Tables, groups: &[Group]) {
+    for group in groups {
+        if let Some(sa) = tables.tunnel(group.tunnel).and_then(|tunnel| tunnel.sa.as_deref()) {
+            prefetch_read(&sa.index);
             sa.key.lines().into_iter().for_each(prefetch_read);
         }
     }
-    for slot in slots {
-        if let Some((_, sa)) = association(cx, burst.meta(slot)) {
+}
+
+/// The next step of the way: what changes with each packet.
+fn fetch_counts(cx: &Cx<'_>, groups: &[Group]) {
+    for group in groups {
+        if let Some(sa) = cx.tables.tunnel(group.tunnel).and_then(|tunnel| tunnel.sa.as_deref()) {
             prefetch_read(&*sa.sequence);
+            cx.counters.tunnel_line(group.tunnel).into_iter().for_each(prefetch_read);
+            cx.counters.sa_line(sa.index).into_iter().for_each(prefetch_read);
         }
     }
 }
@@ -108,8 +103,7 @@ struct Way<'a> {
     v6: bool,
     /// Bytes in front of the inner packet, without the link's.
     in_front: usize,
-    /// Bytes of an outer packet above which it is divided. An IPv6 packet of the least size that every line must take
-    /// is let in on a way that takes less.
+    /// Bytes that an outer packet may have at any rate, as far as that was looked for: of short packets nobody need ask.
     most: usize,
 }
 
@@ -132,8 +126,18 @@ impl<'a> Way<'a> {
             neighbour: neighbour.to_bits(),
             v6: tunnel.outer.is_v6(),
             in_front: tunnel.outer.header_len() + esp::HEADER_IV_LEN,
-            most: tunnel.outer_mtu().max(LEAST_V4).into(),
+            most: LEAST_V4.into(),
         })
+    }
+
+    /// Whether an outer packet of so many bytes need not be divided. An IPv6 packet of the least size that every line must
+    /// take is let in on a way that takes less.
+    #[inline(always)]
+    fn takes(&mut self, bytes: usize) -> bool {
+        if bytes > self.most {
+            self.most = self.tunnel.outer_mtu().max(LEAST_V4).into();
+        }
+        bytes <= self.most
     }
 
     /// The link of the outer packets, where it is known and nothing else remains to be done to them once they are sealed.
@@ -223,14 +227,16 @@ impl<'a> Run<'a, '_> {
         (slot, frame, meta): (Slot, &'b mut Frame, &mut Meta),
         sequence: u64,
     ) -> Option<&'b mut [u8]> {
-        let (way, tunnel) = (&self.way, self.way.tunnel);
+        let tunnel = self.way.tunnel;
+        let way = &mut self.way;
         let (flags, tos) = (meta.flags, meta.tos);
         let length = usize::from(meta.ip_len);
         let payload = tunnel.padded(length);
         let behind = esp::padding(payload) + esp::TRAILER_LEN + esp::ICV_LEN;
         let total = way.in_front + payload + behind;
         // Also the least ESP packet is longer than a link's least frame.
-        let link = self.link.filter(|_| total <= way.most);
+        let fits = way.takes(total);
+        let link = self.link.filter(|_| fits);
         let l2 = link.map_or(0, |link| link.header.header_len());
         if !umem.wrap(frame, meta.l3.into(), length, l2 + way.in_front, payload - length + behind) {
             return None;
@@ -246,7 +252,7 @@ impl<'a> Run<'a, '_> {
             meta.flags = Flags::NONE.with(Flags::V6, way.v6).with(Flags::ORIGINATED, originated);
             (meta.next_hop, meta.neighbour) = (way.next_hop, way.neighbour);
             self.unready.insert(slot);
-            self.oversize.insert_if(slot, total > way.most);
+            self.oversize.insert_if(slot, !fits);
         }
         let df = self.df.0 & flags.has(Flags::DONT_FRAGMENT) & !flags.has(Flags::V6) | self.df.1;
         let next_header = match (flags.has(Flags::DUMMY), flags.has(Flags::V6)) {
@@ -256,7 +262,7 @@ impl<'a> Run<'a, '_> {
         };
         let class = tos & self.class.0 | self.class.1;
         // Unlike a count of its own, the sequence number is no other worker's at the same time.
-        tunnel.outer.write(bytes, class, df & (total <= way.most), sequence as u16);
+        tunnel.outer.write(bytes, class, df & fits, sequence as u16);
         let (front, inner) = bytes.split_at_mut_checked(way.in_front)?;
         if let Some(header) = front.last_chunk_mut() {
             // The sequence number is the IV (RFC 4106 3.1): never twice under one key.
@@ -336,56 +342,71 @@ fn seal(cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Sealed {
     let mut link = None;
     let (umem, counters) = (cx.umem, cx.counters);
     let groups = groups(burst, slots);
+    let far = cx.tables.tunnels.len() > NEAR_TUNNELS;
+    let mut ahead = groups.chunks(TOGETHER);
+    let mut next = if far { ahead.next() } else { None };
+    if let Some(groups) = next {
+        fetch(cx.tables, groups);
+        fetch_counts(cx, groups);
+    }
     let mut packets = burst.iter_mut(slots);
-    for Group { tunnel, slots, count } in groups {
-        let way = match Way::of(cx.tables, tunnel) {
-            Some(way) if !way.sa.ended.load(Relaxed) => way,
-            found => {
-                let expired = found.map(|way| counters.sa(way.sa.index, SaColumn::Expired, count.into()));
-                let reason = expired.map_or(DropReason::TunnelDown, |()| DropReason::EspExpired);
-                packets.by_ref().take(count as usize).for_each(|(slot, ..)| sealed.refuse(slot, reason));
-                continue;
-            }
-        };
-        let mut run = Run {
-            link: way.link(cx, &mut link),
-            // RFC 6040 4.1, normal mode: ECN is copied. DSCP is copied or set (RFC 4301 5.1.2.1).
-            class: way.tunnel.dscp.map_or((u8::MAX, 0), |dscp| (3, dscp << 2)),
-            df: (way.tunnel.df == Df::Copy, way.tunnel.df == Df::Set),
-            numbers: way.sa.sequence.take(count).unwrap_or(0..0),
-            way,
-            bytes: 0,
-            dummies: 0,
-            dummy_bytes: 0,
-            unready: Slots::NONE,
-            oversize: Slots::NONE,
-        };
-        let (mut done, mut prepared) = (slots, u64::from(count));
-        for _ in 0..count {
-            let Some(packet) = packets.next() else { break };
-            let slot = packet.0;
-            match run.prepare(umem, packet) {
-                // As many as slots, so there is room.
-                Ok(job) => drop(jobs.try_push(job)),
-                Err(reason) => {
-                    if reason == DropReason::SequenceExhausted {
-                        counters.sa(run.way.sa.index, SaColumn::Exhausted, 1);
+    for groups in groups.chunks(TOGETHER) {
+        if far {
+            next = ahead.next();
+            next.into_iter().for_each(|groups| fetch(cx.tables, groups));
+        }
+        for Group { tunnel, slots, count } in groups.iter().copied() {
+            let way = match Way::of(cx.tables, tunnel) {
+                Some(way) if !way.sa.ended.load(Relaxed) => way,
+                found => {
+                    let expired = found.map(|way| counters.sa(way.sa.index, SaColumn::Expired, count.into()));
+                    let reason = expired.map_or(DropReason::TunnelDown, |()| DropReason::EspExpired);
+                    packets.by_ref().take(count as usize).for_each(|(slot, ..)| sealed.refuse(slot, reason));
+                    continue;
+                }
+            };
+            let mut run = Run {
+                link: way.link(cx, &mut link),
+                // RFC 6040 4.1, normal mode: ECN is copied. DSCP is copied or set (RFC 4301 5.1.2.1).
+                class: way.tunnel.dscp.map_or((u8::MAX, 0), |dscp| (3, dscp << 2)),
+                df: (way.tunnel.df == Df::Copy, way.tunnel.df == Df::Set),
+                numbers: way.sa.sequence.take(count).unwrap_or(0..0),
+                way,
+                bytes: 0,
+                dummies: 0,
+                dummy_bytes: 0,
+                unready: Slots::NONE,
+                oversize: Slots::NONE,
+            };
+            let (mut done, mut prepared) = (slots, u64::from(count));
+            for _ in 0..count {
+                let Some(packet) = packets.next() else { break };
+                let slot = packet.0;
+                match run.prepare(umem, packet) {
+                    // As many as slots, so there is room.
+                    Ok(job) => drop(jobs.try_push(job)),
+                    Err(reason) => {
+                        if reason == DropReason::SequenceExhausted {
+                            counters.sa(run.way.sa.index, SaColumn::Exhausted, 1);
+                        }
+                        done.remove(slot);
+                        prepared -= 1;
+                        sealed.refuse(slot, reason);
                     }
-                    done.remove(slot);
-                    prepared -= 1;
-                    sealed.refuse(slot, reason);
                 }
             }
+            run.count(counters, tunnel, prepared);
+            sealed.slots |= done & run.unready;
+            sealed.ready |= done - run.unready;
+            sealed.oversize |= done & run.oversize;
+            if run.way.tunnel.outer.needs_checksum() {
+                sealed.unsummed |= done;
+            }
         }
-        run.count(counters, tunnel, prepared);
-        sealed.slots |= done & run.unready;
-        sealed.ready |= done - run.unready;
-        sealed.oversize |= done & run.oversize;
-        if run.way.tunnel.outer.needs_checksum() {
-            sealed.unsummed |= done;
-        }
+        next.into_iter().for_each(|groups| fetch_counts(cx, groups));
+        aead::seal(&mut jobs);
+        jobs.clear();
     }
-    aead::seal(&mut jobs);
     sealed
 }
 

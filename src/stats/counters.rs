@@ -266,6 +266,20 @@ impl WorkerCounters {
         self.cell(self.policy, row, 0)
     }
 
+    /// Where packets into a tunnel are counted: likewise.
+    #[inline]
+    #[must_use]
+    pub fn tunnel_line(&self, tunnel: u16) -> Option<&AtomicU64> {
+        self.cell(self.tunnel, usize::from(tunnel), TrafficColumn::OutPackets as usize)
+    }
+
+    /// Where packets of a security association are counted: likewise.
+    #[inline]
+    #[must_use]
+    pub fn sa_line(&self, sa: u32) -> Option<&AtomicU64> {
+        self.cell(self.sa, sa as usize, SaColumn::Packets as usize)
+    }
+
     /// The bytes' column stands behind the packets'.
     #[inline]
     fn traffic(&self, place: Place, row: usize, column: TrafficColumn, packets: u64, bytes: u64) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    path::{LEAST_V6, Path},
+    path::{LEAST_V4, LEAST_V6, Path},
     prefetch::prefetch_read,
     probe::Watch,
 };
@@ -54,6 +54,12 @@ pub enum Mss {
 
 /// Largest outer header: IPv6 and UDP.
 const MAX_OUTER: usize = ipv6::HEADER_LEN + udp::HEADER_LEN;
+
+/// The largest inner packet that fits, whatever is learned of a path: of a short packet nobody need ask.
+pub const FITS_ANY_PATH: u16 = match esp::payload_within(LEAST_V4 as usize - MAX_OUTER) {
+    Some(len) => len as u16,
+    None => 0,
+};
 
 /// The outer header of a tunnel, ready but for lengths, class, identification and checksum.
 #[derive(Debug, Clone, Copy)]
@@ -473,6 +479,13 @@ impl Tunnel {
     #[must_use]
     pub fn inner_mtu(&self) -> u16 {
         self.path.mtu().map_or(self.mtu, |learned| self.outer.largest_inner(learned).min(self.mtu))
+    }
+
+    /// Whether an inner packet of `len` bytes fits when it is sealed.
+    #[inline(always)]
+    #[must_use]
+    pub fn admits(&self, len: u16) -> bool {
+        len <= self.mtu && (len <= FITS_ANY_PATH || len <= self.inner_mtu())
     }
 
     /// What a packet of `len` bytes is padded to before it is sealed.
