@@ -17,7 +17,7 @@ const LEAST_DUMMY: u16 = 40;
 pub fn keepalive(tables: &Tables, pool: &mut FramePool, number: u16) -> Option<Resumed> {
     let tunnel = tables.tunnel(number)?;
     let (next_hop, &NextHop::Via { interface, neighbour, .. }) =
-        tables.outer_way(tunnel.next_hop?, number)?
+        tables.outer_way(tunnel.next_hop, number)?
     else {
         return None;
     };
