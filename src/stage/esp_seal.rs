@@ -199,17 +199,20 @@ impl<'a, 'b> Run<'a, 'b> {
         bytes <= self.most
     }
 
-    /// Puts a packet's headers in front of it and the trailer behind, all but encrypted. The result is what is left to do.
+    /// Puts a packet's headers in front of it and the trailer behind, all but encrypted, and notes what is left to do.
+    ///
+    /// On its own, since the loop around it needs the registers that this needs.
     ///
     /// # Errors
     /// Why it cannot be sealed.
-    #[inline(always)]
+    #[inline(never)]
     fn prepare<'p>(
         &mut self,
         umem: &'p Umem,
         packet: (Slot, &'p mut Frame, &mut Meta),
         sealed: &mut Sealed,
-    ) -> Result<Job<'p>, DropReason>
+        jobs: &mut ArrayVec<Job<'p>, BURST>,
+    ) -> Result<(), DropReason>
     where
         'a: 'p,
     {
@@ -222,7 +225,9 @@ impl<'a, 'b> Run<'a, 'b> {
             self.count_dummy(length);
         }
         let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
-        Ok(Job::new(&sa.key, sequence.to_be_bytes(), aad, text))
+        // As many as slots, so there is room.
+        let _ = jobs.try_push(Job::new(&sa.key, sequence.to_be_bytes(), aad, text));
+        Ok(())
     }
 
     /// Puts the headers in front and the trailer behind, all but encrypted. The result is what is to be encrypted, with room
@@ -382,16 +387,12 @@ fn seal(cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Sealed {
             let mut prepared = u64::from(count);
             for packet in packets.by_ref().take(count as usize) {
                 let slot = packet.0;
-                match run.prepare(umem, packet, &mut sealed) {
-                    // As many as slots, so there is room.
-                    Ok(job) => drop(jobs.try_push(job)),
-                    Err(reason) => {
-                        if reason == DropReason::SequenceExhausted {
-                            counters.sa(run.sa.index, SaColumn::Exhausted, 1);
-                        }
-                        prepared -= 1;
-                        sealed.refuse(slot, reason);
+                if let Err(reason) = run.prepare(umem, packet, &mut sealed, &mut jobs) {
+                    if reason == DropReason::SequenceExhausted {
+                        counters.sa(run.sa.index, SaColumn::Exhausted, 1);
                     }
+                    prepared -= 1;
+                    sealed.refuse(slot, reason);
                 }
             }
             run.count(counters, tunnel, prepared);

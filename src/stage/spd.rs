@@ -340,6 +340,7 @@ enum Outcome {
     Discard,
 }
 
+#[inline(always)]
 fn outcome(cx: &Cx<'_>, action: Option<&PolicyAction>) -> Outcome {
     match action {
         Some(PolicyAction::Protect(by)) => Outcome::Seal(by.choose(&cx.tables.liveness)),
