@@ -126,6 +126,7 @@ impl<'a, V: Copy> Run<'a, V> {
         self.bytes += u64::from(meta.ip_len);
     }
 
+    #[inline(never)]
     fn count(&self, cx: &Cx<'_>, gateway: &Gateway, way: Way) {
         if self.packets == 0 || self.policy == NO_POLICY {
             return;

@@ -557,9 +557,8 @@ mod tests {
             ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap()),
         ];
         let kinds = addresses.into_iter().flat_map(|ends| [(ends, false), (ends, true)]);
-        let largest = kinds.map(|((local, remote), udp)| {
-            Outer::new(local, remote, udp).unwrap().largest_inner(LEAST_V4)
-        });
+        let largest = kinds
+            .map(|((local, remote), udp)| Outer::new(local, remote, udp).unwrap().largest_inner(LEAST_V4));
         assert_eq!(largest.min(), Some(FITS_ANY_PATH));
     }
 

@@ -146,7 +146,8 @@ impl Few {
 
     /// The same of any rules that are for IPv4.
     pub fn of<A: Address>(rules: &[Rule<A>]) -> Option<Self> {
-        let narrow = |range: Range<A>| Range { low: range.low.widen() as u32, span: range.span.widen() as u32 };
+        let narrow =
+            |range: Range<A>| Range { low: range.low.widen() as u32, span: range.span.widen() as u32 };
         let rule = |rule: &Rule<A>| Rule {
             source: narrow(rule.source),
             destination: narrow(rule.destination),
