@@ -75,6 +75,7 @@ impl Stage for NextHop {
 
 /// Lets packets into tunnels that nothing speaks against: of many tunnels, packets in a row seldom go into the same. The
 /// result is which these are; the others go the long way.
+#[inline(never)] // Once a burst: inlined, it takes registers from the loop of those that have few tunnels or none.
 fn into_tunnels(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
     let tables = cx.tables;
     let mut large = Slots::NONE;
