@@ -434,7 +434,7 @@ fn tunnels(gateway: &Gateway) -> impl Iterator<Item = TunnelRow> {
     let (config, built, tables) = (gateway.config(), gateway.built(), gateway.tables());
     config.tunnels.iter().zip(&built.tunnels).map(move |(tunnel, &number)| {
         let known = tables.tunnel(number);
-        let (via, state) = towards(tables, known.and_then(|t| t.next_hop));
+        let (via, state) = towards(tables, known.map(|t| t.next_hop));
         TunnelRow {
             name: tunnel.name.value.as_str().into(),
             gateway: config.gateway(tunnel.gateway.value).name.value.as_str().into(),

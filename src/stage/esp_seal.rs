@@ -4,12 +4,17 @@ use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 
 use arrayvec::ArrayVec;
 
-use super::{Cx, Entry, Stage, fragment, icmp_error, link::Link, rewrite};
+use super::{
+    Cx, Entry, Stage, fragment, icmp_error,
+    link::{Link, NO_NEIGHBOUR},
+    rewrite,
+};
 use crate::{
     crypto::aead::{self, Aad, Job},
     packet::{BURST, Burst, DropReason, Flags, Frame, Meta, Slot, Slots, Umem},
     stats::{SaColumn, WorkerCounters},
     table::{
+        lpm::NO_ROUTE,
         path::LEAST_V4,
         prefetch::prefetch_read,
         tables::{NextHop, Tables},
@@ -30,17 +35,14 @@ impl Stage for EspSeal {
         if slots.is_empty() {
             return;
         }
-        if cx.tables.tunnels.len() > NEAR_TUNNELS {
-            fetch(cx, burst, slots);
-        }
         let sealed = seal(cx, burst, slots);
-        cx.lanes.tx |= sealed.slots;
-        send(cx, burst, sealed.ready);
+        cx.lanes.tx |= sealed.unready - sealed.failed;
+        send(cx, burst, slots - sealed.unready - sealed.failed);
         for (slot, reason) in sealed.refused {
             refuse(cx, burst, slot, reason);
         }
         if !(sealed.oversize | sealed.unsummed).is_empty() {
-            complete(cx, burst, sealed.oversize, sealed.unsummed);
+            complete(cx, burst, sealed.oversize - sealed.failed, sealed.unsummed - sealed.failed);
         }
     }
 }
@@ -56,12 +58,6 @@ fn send(cx: &mut Cx<'_>, burst: &mut Burst, mut slots: Slots) {
     }
 }
 
-/// The tunnel and the association that a packet is sealed with.
-fn association<'a>(cx: &Cx<'a>, meta: &Meta) -> Option<(&'a Tunnel, &'a SaOut)> {
-    let tunnel = cx.tables.tunnel(meta.tunnel)?;
-    Some((tunnel, tunnel.sa.as_deref()?))
-}
-
 /// Drops a packet that was not sealed. Where the tunnel cannot carry it, it is still as it was, and its sender is told.
 #[cold]
 fn refuse(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, reason: DropReason) {
@@ -74,103 +70,107 @@ fn refuse(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, reason: DropReason) {
 }
 
 /// So many tunnels, at about 1 KiB each with their keys, stay in the caches near the core by themselves.
-pub(super) const NEAR_TUNNELS: usize = 64;
+const NEAR_TUNNELS: usize = 64;
 
-/// Starts loading what the packets will be sealed with: of all packets at once, one step of the way at a time.
-fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots) {
-    for slot in slots {
-        if let Some(tunnel) = cx.tables.tunnel(burst.meta(slot).tunnel) {
-            tunnel.fetch();
-        }
+/// Packets in a row into so many tunnels are sealed together: what that takes finds room in the nearest cache, beside what is
+/// asked for meanwhile for the next.
+const TOGETHER: usize = 16;
+
+/// Starts loading what packets are sealed with: the associations and their keys.
+fn fetch(groups: &[Group<'_>]) {
+    for (_, sa) in groups.iter().filter_map(|group| group.with) {
+        prefetch_read(sa);
+        sa.key.lines().into_iter().for_each(prefetch_read);
     }
-    for slot in slots {
-        if let Some((_, sa)) = association(cx, burst.meta(slot)) {
-            prefetch_read(sa);
-            prefetch_read(&sa.sequence);
-            sa.key.lines().into_iter().for_each(prefetch_read);
-        }
-    }
-    for slot in slots {
-        if let Some((_, sa)) = association(cx, burst.meta(slot)) {
+}
+
+/// The next step of the way: what changes with each packet.
+fn fetch_counts(counters: &WorkerCounters, groups: &[Group<'_>]) {
+    for group in groups {
+        if let Some((_, sa)) = group.with {
             prefetch_read(&*sa.sequence);
+            counters.tunnel_line(group.tunnel).into_iter().for_each(prefetch_read);
+            counters.sa_line(sa.index).into_iter().for_each(prefetch_read);
         }
     }
 }
 
-/// The way into a tunnel: found once for packets in a row that go into the same.
-struct Way<'a> {
-    tunnel: &'a Tunnel,
-    sa: &'a SaOut,
+/// The way of outer packets: found once for tunnels in a row that have the same.
+struct Line {
+    /// Whose way: the tunnels' next hop, and whether their outer packets are IPv6.
+    of: u32,
+    v6: bool,
+    /// The next hop itself: not that of the tunnels where they have a choice.
     next_hop: u32,
     egress: u16,
     neighbour: u32,
-    /// Whether the outer packet is IPv6.
-    v6: bool,
-    /// Bytes in front of the inner packet, without the link's.
-    in_front: usize,
-    /// Bytes of an outer packet above which it is divided. An IPv6 packet of the least size that every line must take
-    /// is let in on a way that takes less.
-    most: usize,
+    /// Where it is known, packets get their link-layer header at once.
+    link: Option<Link>,
 }
 
-impl<'a> Way<'a> {
-    /// `None` when the tunnel cannot carry a packet.
-    #[inline]
-    fn of(tables: &'a Tables, number: u16) -> Option<Self> {
-        let tunnel = tables.tunnel(number)?;
-        let sa = tunnel.sa.as_deref()?;
-        let (next_hop, &NextHop::Via { interface, neighbour, .. }) =
-            tables.outer_way(tunnel.next_hop?, number)?
-        else {
-            return None;
-        };
-        Some(Self {
-            tunnel,
-            sa,
-            next_hop,
-            egress: interface,
-            neighbour: neighbour.to_bits(),
-            v6: tunnel.outer.is_v6(),
-            in_front: tunnel.outer.header_len() + esp::HEADER_IV_LEN,
-            most: tunnel.outer_mtu().max(LEAST_V4).into(),
-        })
+impl Line {
+    /// Nobody's.
+    const NONE: Self =
+        Self { of: NO_ROUTE, v6: false, next_hop: NO_ROUTE, egress: 0, neighbour: NO_NEIGHBOUR, link: None };
+
+    /// Makes it that of a tunnel, by its number. `None` when nothing carries its packets.
+    #[inline(always)]
+    fn lead(&mut self, cx: &Cx<'_>, tunnel: &Tunnel, number: u16) -> Option<()> {
+        let v6 = tunnel.outer.is_v6();
+        if tunnel.next_hop == self.of && self.v6 == v6 && self.of != NO_ROUTE {
+            return Some(());
+        }
+        self.find(cx, tunnel.next_hop, number, v6)
     }
 
-    /// The link of the outer packets, where it is known and nothing else remains to be done to them once they are sealed.
-    /// `last`: the link that was found last, often the same.
-    #[inline]
-    fn link<'b>(&self, cx: &Cx<'_>, last: &'b mut Option<Link>) -> Option<&'b Link> {
-        if self.tunnel.outer.needs_checksum() {
+    fn find(&mut self, cx: &Cx<'_>, of: u32, number: u16, v6: bool) -> Option<()> {
+        let (next_hop, &NextHop::Via { interface, neighbour, .. }) = cx.tables.outer_way(of, number)? else {
             return None;
+        };
+        let neighbour = neighbour.to_bits();
+        if !self.link.is_some_and(|link| link.leads(interface, neighbour, v6)) {
+            self.link = Link::of(cx, interface, neighbour, v6).ok();
         }
-        if !last.is_some_and(|link| link.leads(self.egress, self.neighbour, self.v6)) {
-            *last = Link::of(cx, self.egress, self.neighbour, self.v6).ok();
-        }
-        last.as_ref()
+        // Of those that have a choice, each has a way of its own.
+        self.of = if next_hop == of { of } else { NO_ROUTE };
+        (self.v6, self.next_hop, self.egress, self.neighbour) = (v6, next_hop, interface, neighbour);
+        Some(())
     }
 }
 
 /// Packets in a row that go into one tunnel.
 struct Run<'a, 'b> {
-    way: Way<'a>,
+    tunnel: &'a Tunnel,
+    sa: &'a SaOut,
+    line: &'b Line,
+    /// That of the line, where nothing else remains to be done to packets once they are sealed.
     link: Option<&'b Link>,
-    /// What stays of the inner packet's traffic class, and what is set of the outer one's.
-    class: (u8, u8),
-    /// Whether the DF bit is copied, and whether it is set.
-    df: (bool, bool),
+    /// Bytes that an outer packet may have at any rate, as far as that was looked for: of short packets nobody need ask.
+    most: usize,
     /// Sequence numbers that are taken for them.
     numbers: Range<u64>,
     /// Of the inner packets.
     bytes: u64,
     dummies: u64,
     dummy_bytes: u64,
-    /// Packets that get their link-layer header later.
-    unready: Slots,
-    /// Of these, those that are larger than line or path take.
-    oversize: Slots,
 }
 
-impl<'a> Run<'a, '_> {
+impl<'a, 'b> Run<'a, 'b> {
+    #[inline(always)]
+    fn new((tunnel, sa): (&'a Tunnel, &'a SaOut), line: &'b Line, count: u32) -> Self {
+        Self {
+            tunnel,
+            sa,
+            line,
+            link: line.link.as_ref().filter(|_| !tunnel.outer.needs_checksum()),
+            most: LEAST_V4.into(),
+            numbers: sa.sequence.take(count).unwrap_or(0..0),
+            bytes: 0,
+            dummies: 0,
+            dummy_bytes: 0,
+        }
+    }
+
     /// The next sequence number.
     #[inline(always)]
     fn number(&mut self) -> Option<u64> {
@@ -180,7 +180,7 @@ impl<'a> Run<'a, '_> {
     /// Where fewer are left than packets, the last packets go without.
     #[cold]
     fn last_number(&self) -> Option<u64> {
-        self.way.sa.sequence.take(1).and_then(|mut one| one.next())
+        self.sa.sequence.take(1).and_then(|mut one| one.next())
     }
 
     #[cold]
@@ -189,78 +189,98 @@ impl<'a> Run<'a, '_> {
         self.dummy_bytes += bytes;
     }
 
-    /// Puts a packet's headers in front of it and the trailer behind, all but encrypted. The result is what is left to do.
+    /// Whether an outer packet of so many bytes need not be divided. An IPv6 packet of the least size that every line must
+    /// take is let in on a way that takes less.
+    #[inline(always)]
+    fn takes(&mut self, bytes: usize) -> bool {
+        if bytes > self.most {
+            self.most = self.tunnel.outer_mtu().max(LEAST_V4).into();
+        }
+        bytes <= self.most
+    }
+
+    /// Puts a packet's headers in front of it and the trailer behind, all but encrypted, and notes what is left to do.
+    ///
+    /// On its own, since the loop around it needs the registers that this needs.
     ///
     /// # Errors
     /// Why it cannot be sealed.
-    #[inline(always)]
-    fn prepare<'b>(
+    #[inline(never)]
+    fn prepare<'p>(
         &mut self,
-        umem: &'b Umem,
-        (slot, frame, meta): (Slot, &'b mut Frame, &mut Meta),
-    ) -> Result<Job<'b>, DropReason>
+        umem: &'p Umem,
+        packet: (Slot, &'p mut Frame, &mut Meta),
+        sealed: &mut Sealed,
+        jobs: &mut ArrayVec<Job<'p>, BURST>,
+    ) -> Result<(), DropReason>
     where
-        'a: 'b,
+        'a: 'p,
     {
-        let sa = self.way.sa;
+        let sa = self.sa;
         let sequence = self.number().ok_or(DropReason::SequenceExhausted)?;
-        let (length, dummy) = (u64::from(meta.ip_len), meta.flags.has(Flags::DUMMY));
-        let text = self.encapsulate(umem, (slot, frame, meta), sequence).ok_or(DropReason::NoBuffer)?;
+        let (length, dummy) = (u64::from(packet.2.ip_len), packet.2.flags.has(Flags::DUMMY));
+        let text = self.encapsulate(umem, packet, sequence, sealed).ok_or(DropReason::NoBuffer)?;
         self.bytes += length;
         if dummy {
             self.count_dummy(length);
         }
         let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
-        Ok(Job::new(&sa.key, sequence.to_be_bytes(), aad, text))
+        // As many as slots, so there is room.
+        let _ = jobs.try_push(Job::new(&sa.key, sequence.to_be_bytes(), aad, text));
+        Ok(())
     }
 
     /// Puts the headers in front and the trailer behind, all but encrypted. The result is what is to be encrypted, with room
     /// for the ICV; `None` when the buffer is too small.
     #[inline(always)]
-    fn encapsulate<'b>(
+    fn encapsulate<'p>(
         &mut self,
-        umem: &'b Umem,
-        (slot, frame, meta): (Slot, &'b mut Frame, &mut Meta),
+        umem: &'p Umem,
+        (slot, frame, meta): (Slot, &'p mut Frame, &mut Meta),
         sequence: u64,
-    ) -> Option<&'b mut [u8]> {
-        let (way, tunnel) = (&self.way, self.way.tunnel);
+        sealed: &mut Sealed,
+    ) -> Option<&'p mut [u8]> {
+        let (tunnel, line) = (self.tunnel, self.line);
         let (flags, tos) = (meta.flags, meta.tos);
         let length = usize::from(meta.ip_len);
         let payload = tunnel.padded(length);
+        let in_front = tunnel.outer.header_len() + esp::HEADER_IV_LEN;
         let behind = esp::padding(payload) + esp::TRAILER_LEN + esp::ICV_LEN;
-        let total = way.in_front + payload + behind;
+        let total = in_front + payload + behind;
         // Also the least ESP packet is longer than a link's least frame.
-        let link = self.link.filter(|_| total <= way.most);
+        let fits = self.takes(total);
+        let link = self.link.filter(|_| fits);
         let l2 = link.map_or(0, |link| link.header.header_len());
-        if !umem.wrap(frame, meta.l3.into(), length, l2 + way.in_front, payload - length + behind) {
+        if !umem.wrap(frame, meta.l3.into(), length, l2 + in_front, payload - length + behind) {
             return None;
         }
         let (front, bytes) = umem.bytes_mut(frame).split_at_mut_checked(l2)?;
-        meta.egress = way.egress;
+        meta.egress = line.egress;
         if let Some(link) = link {
             link.header.write(front)?;
         } else {
             meta.l3 = 0;
             meta.ip_len = total as u16;
             let originated = flags.has(Flags::ORIGINATED);
-            meta.flags = Flags::NONE.with(Flags::V6, way.v6).with(Flags::ORIGINATED, originated);
-            (meta.next_hop, meta.neighbour) = (way.next_hop, way.neighbour);
-            self.unready.insert(slot);
-            self.oversize.insert_if(slot, total > way.most);
+            meta.flags = Flags::NONE.with(Flags::V6, line.v6).with(Flags::ORIGINATED, originated);
+            (meta.next_hop, meta.neighbour) = (line.next_hop, line.neighbour);
+            sealed.unready.insert(slot);
+            sealed.oversize.insert_if(slot, !fits);
+            sealed.unsummed.insert_if(slot, tunnel.outer.needs_checksum());
         }
-        let df = self.df.0 & flags.has(Flags::DONT_FRAGMENT) & !flags.has(Flags::V6) | self.df.1;
+        let copied = (tunnel.df == Df::Copy) & flags.has(Flags::DONT_FRAGMENT) & !flags.has(Flags::V6);
+        let df = (copied | (tunnel.df == Df::Set)) & fits;
         let next_header = match (flags.has(Flags::DUMMY), flags.has(Flags::V6)) {
             (true, _) => protocol::NO_NEXT_HEADER,
             (false, true) => protocol::IPV6,
             (false, false) => protocol::IPV4,
         };
-        let class = tos & self.class.0 | self.class.1;
         // Unlike a count of its own, the sequence number is no other worker's at the same time.
-        tunnel.outer.write(bytes, class, df & (total <= way.most), sequence as u16);
-        let (front, inner) = bytes.split_at_mut_checked(way.in_front)?;
+        tunnel.outer.write(bytes, tunnel.class.of(tos), df, sequence as u16);
+        let (front, inner) = bytes.split_at_mut_checked(in_front)?;
         if let Some(header) = front.last_chunk_mut() {
             // The sequence number is the IV (RFC 4106 3.1): never twice under one key.
-            *header = esp::header(esp::Spi(way.sa.spi), sequence as u32, sequence.to_be_bytes());
+            *header = esp::header(esp::Spi(self.sa.spi), sequence as u32, sequence.to_be_bytes());
         }
         if payload > length {
             // What was in the buffer before goes nowhere, sealed or not.
@@ -271,30 +291,31 @@ impl<'a> Run<'a, '_> {
     }
 
     /// Counts the packets, so many, that go into the tunnel of this number.
+    #[inline(always)]
     fn count(&self, counters: &WorkerCounters, tunnel: u16, packets: u64) {
         counters.tunnel_out(tunnel, packets - self.dummies, self.bytes - self.dummy_bytes);
-        counters.sa(self.way.sa.index, SaColumn::Packets, packets);
-        counters.sa(self.way.sa.index, SaColumn::Bytes, self.bytes);
+        counters.sa_traffic(self.sa.index, packets, self.bytes);
     }
 }
 
 /// What became of the packets of a burst.
 #[derive(Default)]
 struct Sealed {
-    /// Packets that get their link-layer header yet.
-    slots: Slots,
-    /// Packets that have it.
-    ready: Slots,
-    /// Packets that are larger than line or path take.
+    /// Packets that get their link-layer header later.
+    unready: Slots,
+    /// Of these, those that are larger than line or path take.
     oversize: Slots,
-    /// Packets whose UDP checksum is due.
+    /// Of these, those whose UDP checksum is due.
     unsummed: Slots,
-    /// Packets that were not sealed.
+    /// Packets that were not sealed, and why.
+    failed: Slots,
     refused: ArrayVec<(Slot, DropReason), BURST>,
 }
 
 impl Sealed {
+    #[cold]
     fn refuse(&mut self, slot: Slot, reason: DropReason) {
+        self.failed.insert(slot);
         // As many as slots, so there is room.
         let _ = self.refused.try_push((slot, reason));
     }
@@ -302,90 +323,84 @@ impl Sealed {
 
 /// Packets that follow each other and go into one tunnel.
 #[derive(Debug, Clone, Copy)]
-struct Group {
+struct Group<'a> {
     tunnel: u16,
-    slots: Slots,
-    /// How many there are: counting bits takes a dozen instructions where the processor may not be asked to.
+    /// How many there are.
     count: u32,
+    /// What they are sealed with; `None`: there is nothing.
+    with: Option<(&'a Tunnel, &'a SaOut)>,
+}
+
+impl<'a> Group<'a> {
+    #[inline(always)]
+    fn new(tables: &'a Tables, tunnel: u16) -> Self {
+        let known = tables.tunnel(tunnel);
+        Self { tunnel, count: 0, with: known.and_then(|tunnel| Some((tunnel, tunnel.sa.as_deref()?))) }
+    }
 }
 
 #[inline]
-fn groups(burst: &Burst, slots: Slots) -> ArrayVec<Group, BURST> {
+fn groups<'a>(tables: &'a Tables, burst: &Burst, slots: Slots) -> ArrayVec<Group<'a>, BURST> {
     let mut groups = ArrayVec::new();
-    let mut group = Group { tunnel: 0, slots: Slots::NONE, count: 0 };
+    let Some(first) = slots.first() else { return groups };
+    let mut group = Group::new(tables, burst.meta(first).tunnel);
     for slot in slots {
         let tunnel = burst.meta(slot).tunnel;
         if tunnel != group.tunnel {
-            if group.count > 0 {
-                // As many as slots, so there is room.
-                let _ = groups.try_push(group);
-            }
-            group = Group { tunnel, slots: Slots::NONE, count: 0 };
+            // As many as slots, so there is room.
+            let _ = groups.try_push(group);
+            group = Group::new(tables, tunnel);
         }
-        group.slots.insert(slot);
         group.count += 1;
     }
     let _ = groups.try_push(group);
     groups
 }
 
-/// Numbers packets, puts headers and trailers around them, and encrypts all of them together.
+/// Numbers packets, puts headers and trailers around them, and encrypts them, those of [`TOGETHER`] groups together.
 fn seal(cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Sealed {
     let mut sealed = Sealed::default();
     let mut jobs: ArrayVec<Job<'_>, BURST> = ArrayVec::new();
-    let mut link = None;
+    let mut line = Line::NONE;
     let (umem, counters) = (cx.umem, cx.counters);
-    let groups = groups(burst, slots);
+    let groups = groups(cx.tables, burst, slots);
+    let far = cx.tables.tunnels.len() > NEAR_TUNNELS;
+    let mut ahead = groups.chunks(TOGETHER).filter(|_| far);
+    let mut next = ahead.next();
+    if let Some(groups) = next {
+        fetch(groups);
+        fetch_counts(counters, groups);
+    }
     let mut packets = burst.iter_mut(slots);
-    for Group { tunnel, slots, count } in groups {
-        let way = match Way::of(cx.tables, tunnel) {
-            Some(way) if !way.sa.ended.load(Relaxed) => way,
-            found => {
-                let expired = found.map(|way| counters.sa(way.sa.index, SaColumn::Expired, count.into()));
+    for groups in groups.chunks(TOGETHER) {
+        next = ahead.next();
+        next.into_iter().for_each(fetch);
+        for &Group { tunnel, count, with } in groups {
+            let with = with.filter(|(known, _)| line.lead(cx, known, tunnel).is_some());
+            let Some(with) = with.filter(|(_, sa)| !sa.ended.load(Relaxed)) else {
+                let expired = with.map(|(_, sa)| counters.sa(sa.index, SaColumn::Expired, count.into()));
                 let reason = expired.map_or(DropReason::TunnelDown, |()| DropReason::EspExpired);
                 packets.by_ref().take(count as usize).for_each(|(slot, ..)| sealed.refuse(slot, reason));
                 continue;
-            }
-        };
-        let mut run = Run {
-            link: way.link(cx, &mut link),
-            // RFC 6040 4.1, normal mode: ECN is copied. DSCP is copied or set (RFC 4301 5.1.2.1).
-            class: way.tunnel.dscp.map_or((u8::MAX, 0), |dscp| (3, dscp << 2)),
-            df: (way.tunnel.df == Df::Copy, way.tunnel.df == Df::Set),
-            numbers: way.sa.sequence.take(count).unwrap_or(0..0),
-            way,
-            bytes: 0,
-            dummies: 0,
-            dummy_bytes: 0,
-            unready: Slots::NONE,
-            oversize: Slots::NONE,
-        };
-        let (mut done, mut prepared) = (slots, u64::from(count));
-        for _ in 0..count {
-            let Some(packet) = packets.next() else { break };
-            let slot = packet.0;
-            match run.prepare(umem, packet) {
-                // As many as slots, so there is room.
-                Ok(job) => drop(jobs.try_push(job)),
-                Err(reason) => {
+            };
+            let mut run = Run::new(with, &line, count);
+            let mut prepared = u64::from(count);
+            for packet in packets.by_ref().take(count as usize) {
+                let slot = packet.0;
+                if let Err(reason) = run.prepare(umem, packet, &mut sealed, &mut jobs) {
                     if reason == DropReason::SequenceExhausted {
-                        counters.sa(run.way.sa.index, SaColumn::Exhausted, 1);
+                        counters.sa(run.sa.index, SaColumn::Exhausted, 1);
                     }
-                    done.remove(slot);
                     prepared -= 1;
                     sealed.refuse(slot, reason);
                 }
             }
+            run.count(counters, tunnel, prepared);
         }
-        run.count(counters, tunnel, prepared);
-        sealed.slots |= done & run.unready;
-        sealed.ready |= done - run.unready;
-        sealed.oversize |= done & run.oversize;
-        if run.way.tunnel.outer.needs_checksum() {
-            sealed.unsummed |= done;
-        }
+        next.into_iter().for_each(|groups| fetch_counts(counters, groups));
+        aead::seal(&mut jobs);
+        jobs.clear();
     }
-    aead::seal(&mut jobs);
     sealed
 }
 

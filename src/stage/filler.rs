@@ -16,8 +16,7 @@ const LEAST_DUMMY: u16 = 40;
 #[must_use]
 pub fn keepalive(tables: &Tables, pool: &mut FramePool, number: u16) -> Option<Resumed> {
     let tunnel = tables.tunnel(number)?;
-    let (next_hop, &NextHop::Via { interface, neighbour, .. }) =
-        tables.outer_way(tunnel.next_hop?, number)?
+    let (next_hop, &NextHop::Via { interface, neighbour, .. }) = tables.outer_way(tunnel.next_hop, number)?
     else {
         return None;
     };

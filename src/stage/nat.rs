@@ -236,23 +236,16 @@ fn hand(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, worker: u32) {
 const NEAR_RULES: usize = 4096;
 
 /// Starts loading the rules of all packets, where they are many. The first packet speaks for all: a burst is nearly
-/// always of one gateway.
+/// always of one gateway, and of one way through it.
 #[inline]
 fn fetch(cx: &Cx<'_>, burst: &Burst, slots: Slots) {
-    let nat = |slot| cx.tables.gateway(burst.meta(slot).gateway).and_then(|g| g.nat.as_ref());
-    let Some(first) = slots.first().and_then(nat) else { return };
-    if first.v4.local.len() <= NEAR_RULES {
-        return;
-    }
-    for slot in slots {
-        let meta = burst.meta(slot);
-        if let Some(nat) = nat(slot).filter(|_| !meta.is_v6()) {
-            if meta.flags.has(Flags::FROM_LOCAL) {
-                nat.v4.local.prefetch_source(meta.src);
-            } else {
-                nat.v4.local.prefetch_destination(meta.dst);
-            }
-        }
+    let Some(first) = slots.first().map(|slot| burst.meta(slot)) else { return };
+    let nat = cx.tables.gateway(first.gateway).and_then(|gateway| gateway.nat.as_ref());
+    let Some(rules) = nat.map(|nat| &nat.v4.local).filter(|rules| rules.len() > NEAR_RULES) else { return };
+    if first.flags.has(Flags::FROM_LOCAL) {
+        rules.prefetch_sources::<BURST>(slots.into_iter().map(|slot| burst.meta(slot).src));
+    } else {
+        rules.prefetch_destinations::<BURST>(slots.into_iter().map(|slot| burst.meta(slot).dst));
     }
 }
 

@@ -1,15 +1,13 @@
 //! Acts on the next hop that a policy or a route chose: TTL, transit, and the way out.
 
-use arrayvec::ArrayVec;
-
 use super::{
     Cx, Stage, icmp_error,
     link::{Link, NO_NEIGHBOUR},
     rewrite,
 };
 use crate::{
-    packet::{BURST, Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
-    stage::{esp_seal::NEAR_TUNNELS, icmp_error::Problem},
+    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
+    stage::icmp_error::Problem,
     table::{
         choice::{Choice, Needs, Standing, flow_hash},
         interface::Side,
@@ -17,7 +15,7 @@ use crate::{
         neighbour::NeighbourKey,
         next_hops::Hop,
         tables::{NextHop as Target, Tables},
-        tunnel::Tunnel,
+        tunnel::{FITS_ANY_PATH, Tunnel},
     },
     wire::{ipv4::Ipv4, ipv6::Ipv6},
 };
@@ -39,9 +37,9 @@ impl Stage for NextHop {
     const NAME: &'static str = "next-hop";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
-        let slots = super::take(&mut cx.lanes.chosen, burst);
-        if cx.tables.tunnels.len() > NEAR_TUNNELS {
-            fetch(cx.tables, burst, slots);
+        let mut slots = super::take(&mut cx.lanes.chosen, burst);
+        if cx.tables.tunnels.len() > WAYS {
+            slots -= into_tunnels(cx, burst, slots);
         }
         // What stages between this one and the last may ask about goes through them.
         let express = cx.tables.limits.active.bits() & WAYS_OUT == 0 && !cx.tables.features.clamps;
@@ -75,22 +73,51 @@ impl Stage for NextHop {
     }
 }
 
-/// Starts loading the tunnels that packets go into: of all packets at once, one step of the way at a time.
-fn fetch(tables: &Tables, burst: &Burst, slots: Slots) {
-    let tunnel = |slot: Slot| {
-        let meta = burst.meta(slot);
+/// Lets packets into tunnels that nothing speaks against: of many tunnels, packets in a row seldom go into the same. The
+/// result is which these are; the others go the long way.
+#[inline(never)] // Once a burst: inlined, it takes registers from the loop of those that have few tunnels or none.
+fn into_tunnels(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
+    let tables = cx.tables;
+    let mut large = Slots::NONE;
+    // One step of the way at a time, of all packets at once: so they wait for memory together.
+    let slots = slots.filter(|slot| {
+        let meta = burst.meta_mut(slot);
         let number = match meta.next_hop {
             Target::BY_POLICY => meta.tunnel,
-            number => match tables.next_hops.one(number)? {
-                Target::Tunnel(tunnel) => *tunnel,
-                _ => return None,
+            number => match tables.next_hops.one(number) {
+                Some(Target::Tunnel(tunnel)) => *tunnel,
+                _ => return false,
             },
         };
-        tables.tunnel(number)
-    };
-    let tunnels: ArrayVec<&Tunnel, BURST> = slots.into_iter().filter_map(tunnel).collect();
-    tunnels.iter().for_each(|tunnel| tunnel.fetch());
-    tunnels.iter().for_each(|tunnel| tunnel.fetch_path());
+        let Some(tunnel) = tables.tunnel(number) else { return false };
+        tunnel.fetch();
+        meta.tunnel = number;
+        large.insert_if(slot, meta.ip_len > FITS_ANY_PATH);
+        true
+    });
+    for slot in large {
+        tables.tunnel(burst.meta(slot).tunnel).into_iter().for_each(Tunnel::fetch_path);
+    }
+    let (mut passed, mut too_big) = (Slots::NONE, Slots::NONE);
+    let (mut gateway, mut among_peers) = (None, false);
+    for slot in slots {
+        let (bytes, meta) = burst.packet_mut(cx.umem, slot);
+        let Some(tunnel) = tables.tunnel(meta.tunnel) else { continue };
+        if gateway != Some(meta.gateway) {
+            gateway = Some(meta.gateway);
+            among_peers = tables.gateway(meta.gateway).is_some_and(|gateway| gateway.transit);
+        }
+        let may_enter = among_peers | meta.flags.any(Flags::FROM_LOCAL | Flags::ORIGINATED);
+        if !may_enter || !tables.liveness.tunnel_works(meta.tunnel) || lower_ttl(bytes, meta).is_err() {
+            continue;
+        }
+        (meta.egress, meta.neighbour) = (WayOut::NONE.egress, NO_NEIGHBOUR);
+        passed.insert(slot);
+        too_big.insert_if(slot, !tunnel.admits(meta.ip_len));
+    }
+    cx.lanes.too_big |= too_big;
+    cx.lanes.seal |= passed - too_big;
+    passed
 }
 
 /// Drops a packet that cannot go on.

@@ -105,8 +105,7 @@ fn leaves_by(tables: &Tables, meta: &Meta) -> (Level, u16) {
     if meta.tunnel == NO_TUNNEL {
         return (Level::Interface, meta.egress);
     }
-    let hop = tables.tunnel(meta.tunnel).and_then(|tunnel| tunnel.next_hop);
-    match hop.and_then(|hop| tables.outer_way(hop, meta.tunnel)) {
+    match tables.tunnel(meta.tunnel).and_then(|tunnel| tables.outer_way(tunnel.next_hop, meta.tunnel)) {
         Some((_, NextHop::Via { interface, .. })) => (Level::Interface, *interface),
         // Nothing carries it: it is dropped when it is to be sealed.
         _ => (Level::Interface, u16::MAX),

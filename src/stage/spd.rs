@@ -126,6 +126,7 @@ impl<'a, V: Copy> Run<'a, V> {
         self.bytes += u64::from(meta.ip_len);
     }
 
+    #[inline(never)]
     fn count(&self, cx: &Cx<'_>, gateway: &Gateway, way: Way) {
         if self.packets == 0 || self.policy == NO_POLICY {
             return;
@@ -340,6 +341,7 @@ enum Outcome {
     Discard,
 }
 
+#[inline(always)]
 fn outcome(cx: &Cx<'_>, action: Option<&PolicyAction>) -> Outcome {
     match action {
         Some(PolicyAction::Protect(by)) => Outcome::Seal(by.choose(&cx.tables.liveness)),

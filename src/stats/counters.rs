@@ -266,17 +266,49 @@ impl WorkerCounters {
         self.cell(self.policy, row, 0)
     }
 
+    /// Where packets into a tunnel are counted: likewise.
+    #[inline]
+    #[must_use]
+    pub fn tunnel_line(&self, tunnel: u16) -> Option<&AtomicU64> {
+        self.cell(self.tunnel, usize::from(tunnel), TrafficColumn::OutPackets as usize)
+    }
+
+    /// Where packets of a security association are counted: likewise.
+    #[inline]
+    #[must_use]
+    pub fn sa_line(&self, sa: u32) -> Option<&AtomicU64> {
+        self.cell(self.sa, sa as usize, SaColumn::Packets as usize)
+    }
+
     /// The bytes' column stands behind the packets'.
     #[inline]
     fn traffic(&self, place: Place, row: usize, column: TrafficColumn, packets: u64, bytes: u64) {
-        self.add(place, row, column as usize, packets);
-        self.add(place, row, column as usize + 1, bytes);
+        self.add_both(place, row, column as usize, (packets, bytes));
+    }
+
+    /// As [`Self::add`], to this column and the one behind it: the place is found once.
+    #[inline(always)]
+    fn add_both(&self, place: Place, row: usize, column: usize, (first, second): (u64, u64)) {
+        if cfg!(feature = "uncounted") || row >= place.rows {
+            return;
+        }
+        let at = self.first + place.offset + row * place.columns + column;
+        if let Some([one, other]) = self.segment.cells().get(at..).and_then(<[_]>::first_chunk) {
+            one.store(one.load(Ordering::Relaxed).wrapping_add(first), Ordering::Relaxed);
+            other.store(other.load(Ordering::Relaxed).wrapping_add(second), Ordering::Relaxed);
+        }
     }
 
     /// Counts of a security association.
     #[inline]
     pub fn sa(&self, sa: u32, column: SaColumn, n: u64) {
         self.add(self.sa, sa as usize, column as usize, n);
+    }
+
+    /// Counts packets that a security association has sealed or opened, and their bytes.
+    #[inline]
+    pub fn sa_traffic(&self, sa: u32, packets: u64, bytes: u64) {
+        self.add_both(self.sa, sa as usize, SaColumn::Packets as usize, (packets, bytes));
     }
 
     /// Counts what a limit let pass: packets and bytes from `column` on.

@@ -67,10 +67,9 @@ pub struct Translation<A> {
     pub checksum_delta: u16,
 }
 
-/// One rule, one way.
+/// What one rule makes of addresses, one way.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mapping<A> {
-    from: A,
     to: A,
     rule: u32,
     checksum_delta: u16,
@@ -97,24 +96,25 @@ struct OfLength<A> {
 /// One way through all rules.
 #[derive(Debug)]
 enum Direction<A> {
-    /// Few rules, each with its mask.
-    Inline { rules: [(A, Mapping<A>); INLINE], count: usize },
+    /// Few rules, each with its mask and its prefix.
+    Inline { rules: [(A, A, Mapping<A>); INLINE], count: usize },
     /// By prefix length, longest first.
     Hashed(Box<[OfLength<A>]>),
 }
 
 impl<A: Address> Direction<A> {
-    fn build(seed: Seed, mappings: &[(u8, Mapping<A>)]) -> Result<Self, usize> {
+    /// Of these rules: length and prefix of each, and what it does.
+    fn build(seed: Seed, mappings: &[(u8, A, Mapping<A>)]) -> Result<Self, usize> {
         if mappings.len() <= INLINE {
-            let mut rules = [(A::default(), Mapping::default()); INLINE];
-            for (place, (length, mapping)) in rules.iter_mut().zip(mappings) {
-                *place = (A::mask(*length), *mapping);
+            let mut rules = [(A::default(), A::default(), Mapping::default()); INLINE];
+            for (place, (length, from, mapping)) in rules.iter_mut().zip(mappings) {
+                *place = (A::mask(*length), *from, *mapping);
             }
             return Ok(Self::Inline { rules, count: mappings.len() });
         }
         let mut lengths: BTreeMap<u8, Vec<(A, Mapping<A>)>> = BTreeMap::new();
-        for (length, mapping) in mappings {
-            lengths.entry(*length).or_default().push((mapping.from, *mapping));
+        for (length, from, mapping) in mappings {
+            lengths.entry(*length).or_default().push((*from, *mapping));
         }
         let mut tables = Vec::with_capacity(lengths.len());
         for (length, rules) in lengths.iter().rev() {
@@ -129,8 +129,8 @@ impl<A: Address> Direction<A> {
             Self::Inline { rules, count } => rules
                 .iter()
                 .take(*count)
-                .find(|(mask, mapping)| address & *mask == mapping.from)
-                .map(|(mask, mapping)| mapping.apply(*mask, address)),
+                .find(|(mask, from, _)| address & *mask == *from)
+                .map(|(mask, _, mapping)| mapping.apply(*mask, address)),
             Self::Hashed(tables) => {
                 let of = |table: &OfLength<A>| {
                     Some(table.rules.get(address & table.mask)?.apply(table.mask, address))
@@ -144,11 +144,29 @@ impl<A: Address> Direction<A> {
         }
     }
 
-    fn prefetch(&self, address: A) {
-        if let Self::Hashed(tables) = self
-            && let Some(table) = tables.first()
-        {
-            table.rules.place(table.rules.hash(address & table.mask));
+    /// The table that is asked first, where there is one.
+    #[inline(always)]
+    fn first(&self) -> Option<&OfLength<A>> {
+        match self {
+            Self::Inline { .. } => None,
+            Self::Hashed(tables) => tables.first(),
+        }
+    }
+
+    /// Starts loading what translating these addresses will read: one step of the way at a time, so that they wait for memory
+    /// together.
+    #[inline(always)]
+    fn prefetch<const N: usize>(&self, addresses: impl Iterator<Item = A>) {
+        let Some(table) = self.first() else { return };
+        let mut hashes = [0; N];
+        let mut count = 0;
+        for (hash, address) in hashes.iter_mut().zip(addresses) {
+            *hash = table.rules.hash(address & table.mask);
+            table.rules.prefetch_place(*hash);
+            count += 1;
+        }
+        for hash in hashes.iter().take(count) {
+            table.rules.place(*hash);
         }
     }
 }
@@ -181,10 +199,8 @@ impl<A: Address> Static1to1<A> {
         let direction = |from: fn(&Rule<A>) -> A, to: fn(&Rule<A>) -> A, side| {
             let mapping = |(place, rule): (usize, &Rule<A>)| {
                 let (from, to) = (from(rule), to(rule));
-                (
-                    rule.length,
-                    Mapping { from, to, rule: place as u32, checksum_delta: checksum_delta(from, to) },
-                )
+                let checksum_delta = checksum_delta(from, to);
+                (rule.length, from, Mapping { to, rule: place as u32, checksum_delta })
             };
             let mappings: Vec<_> = rules.iter().enumerate().map(mapping).collect();
             // Equal prefixes were found above; the table's own check stands behind that one.
@@ -223,16 +239,16 @@ impl<A: Address> Static1to1<A> {
         self.inward.translate(address)
     }
 
-    /// Starts loading what [`Self::translate_source`] will read.
-    #[inline(always)]
-    pub fn prefetch_source(&self, address: A) {
-        self.outward.prefetch(address);
+    /// Starts loading what [`Self::translate_source`] of these addresses will read; of the first `N`.
+    #[inline]
+    pub fn prefetch_sources<const N: usize>(&self, addresses: impl Iterator<Item = A>) {
+        self.outward.prefetch::<N>(addresses);
     }
 
-    /// Starts loading what [`Self::translate_destination`] will read.
-    #[inline(always)]
-    pub fn prefetch_destination(&self, address: A) {
-        self.inward.prefetch(address);
+    /// Starts loading what [`Self::translate_destination`] of these addresses will read; of the first `N`.
+    #[inline]
+    pub fn prefetch_destinations<const N: usize>(&self, addresses: impl Iterator<Item = A>) {
+        self.inward.prefetch::<N>(addresses);
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    path::{LEAST_V6, Path},
+    path::{LEAST_V4, LEAST_V6, Path},
     prefetch::prefetch_read,
     probe::Watch,
 };
@@ -43,6 +43,34 @@ pub enum Df {
     Clear,
 }
 
+/// What the outer header's traffic class becomes (RFC 6040 4.1, normal mode): ECN is copied; DSCP is copied or set
+/// (RFC 4301 5.1.2.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrafficClass {
+    /// The bits that are copied.
+    copied: u8,
+    /// Those that are set.
+    set: u8,
+}
+
+impl TrafficClass {
+    /// With this DSCP; `None` copies the inner one.
+    #[must_use]
+    pub const fn new(dscp: Option<u8>) -> Self {
+        match dscp {
+            Some(dscp) => Self { copied: 3, set: dscp << 2 },
+            None => Self { copied: u8::MAX, set: 0 },
+        }
+    }
+
+    /// The outer packet's, by the inner packet's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(self, inner: u8) -> u8 {
+        inner & self.copied | self.set
+    }
+}
+
 /// The largest TCP segment that connections through a tunnel may agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mss {
@@ -54,6 +82,12 @@ pub enum Mss {
 
 /// Largest outer header: IPv6 and UDP.
 const MAX_OUTER: usize = ipv6::HEADER_LEN + udp::HEADER_LEN;
+
+/// The largest inner packet that fits, whatever is learned of a path: of a short packet nobody need ask.
+pub const FITS_ANY_PATH: u16 = match esp::payload_within(LEAST_V4 as usize - MAX_OUTER) {
+    Some(len) => len as u16,
+    None => 0,
+};
 
 /// The outer header of a tunnel, ready but for lengths, class, identification and checksum.
 #[derive(Debug, Clone, Copy)]
@@ -256,20 +290,23 @@ impl Outer {
 }
 
 /// An outbound security association: what a worker needs to seal.
+///
+/// All but the key is one cache line, and the key begins with the next.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct SaOut {
+    /// The numbers not used yet.
+    pub sequence: Arc<Sequence>,
     /// Its row in the counters.
     pub index: u32,
     /// Security parameters index.
     pub spi: u32,
-    /// The schedule of its key.
-    pub key: Key,
     /// Whether sequence numbers have 64 bits (RFC 4304).
     pub esn: bool,
-    /// The numbers not used yet.
-    pub sequence: Arc<Sequence>,
     /// Its lifetime is over: it seals nothing more. The control thread sets it.
     pub ended: AtomicBool,
+    /// The schedule of its key.
+    pub key: Key,
 }
 
 /// An inbound security association: what a worker needs to open.
@@ -411,14 +448,16 @@ pub const fn address_bits(address: IpAddr) -> u128 {
 
 /// A tunnel to a peer.
 ///
-/// What sealing reads stands in its first two cache lines: with thousands of tunnels, each line is waited for.
+/// What a packet into it needs is its first cache line: with thousands of tunnels, each line is waited for.
 #[derive(Debug, Clone)]
 #[repr(C, align(64))]
 pub struct Tunnel {
-    /// The gateway that inner packets belong to.
-    pub gateway: u16,
-    /// The gateway that carries outer packets.
-    pub underlay: u16,
+    /// The security association to seal with.
+    pub sa: Option<Arc<SaOut>>,
+    /// What was learned of the way to the peer.
+    pub path: Arc<Path>,
+    /// The next hop towards the peer, by number, or [`NO_ROUTE`](super::lpm::NO_ROUTE); it leads over an interface.
+    pub next_hop: u32,
     /// Largest inner packet, in bytes, as far as configuration and line say; see [`Tunnel::inner_mtu`].
     pub mtu: u16,
     /// MTU of the interface that outer packets leave by.
@@ -427,32 +466,29 @@ pub struct Tunnel {
     pub tfc: u16,
     /// What the outer DF bit becomes.
     pub df: Df,
-    /// The outer DSCP; `None` copies the inner one.
-    pub dscp: Option<u8>,
+    /// What the outer traffic class becomes.
+    pub class: TrafficClass,
+    /// The outer header.
+    pub outer: Outer,
+    /// The gateway that inner packets belong to.
+    pub gateway: u16,
+    /// The gateway that carries outer packets.
+    pub underlay: u16,
     /// Whether a route leads into it: then packets come out of it that no policy covers.
     pub routed: bool,
     /// Whether ICMP errors about its traffic must quote what its policies cover.
     pub errors_by_quote: bool,
     /// The largest TCP segment that connections through it may agree on.
     pub mss: Option<Mss>,
-    /// The next hop towards the peer, by number; it leads over an interface.
-    pub next_hop: Option<u32>,
-    /// The security association to seal with.
-    pub sa: Option<Arc<SaOut>>,
-    /// What was learned of the way to the peer.
-    pub path: Arc<Path>,
-    /// The outer header.
-    pub outer: Outer,
     /// How health is found out inside it.
     pub watch: Watch,
 }
 
 impl Tunnel {
-    /// Starts loading what says how large its packets may be.
+    /// Starts loading what a packet into it needs.
     #[inline]
     pub fn fetch(&self) {
         prefetch_read(self);
-        prefetch_read(&self.outer.sum);
     }
 
     /// Starts loading what was learned of its path. To be asked for when [`Self::fetch`] has had time.
@@ -473,6 +509,13 @@ impl Tunnel {
     #[must_use]
     pub fn inner_mtu(&self) -> u16 {
         self.path.mtu().map_or(self.mtu, |learned| self.outer.largest_inner(learned).min(self.mtu))
+    }
+
+    /// Whether an inner packet of `len` bytes fits when it is sealed.
+    #[inline(always)]
+    #[must_use]
+    pub fn admits(&self, len: u16) -> bool {
+        len <= self.mtu && (len <= FITS_ANY_PATH || len <= self.inner_mtu())
     }
 
     /// What a packet of `len` bytes is padded to before it is sealed.
@@ -501,10 +544,22 @@ mod tests {
     }
 
     #[test]
-    fn what_sealing_reads_is_two_cache_lines() {
+    fn what_a_packet_needs_is_one_cache_line() {
         let outer = std::mem::offset_of!(Tunnel, outer);
-        assert!(outer <= 64 && outer + std::mem::offset_of!(Outer, bytes) <= 2 * 64);
-        assert!(std::mem::offset_of!(Tunnel, watch) >= outer + size_of::<Outer>());
+        assert!(outer + std::mem::offset_of!(Outer, bytes) <= 64);
+        assert_eq!(std::mem::offset_of!(SaOut, key), 64);
+    }
+
+    #[test]
+    fn short_packets_fit_any_path() {
+        let addresses: [(IpAddr, IpAddr); 2] = [
+            ("192.0.2.1".parse().unwrap(), "198.51.100.7".parse().unwrap()),
+            ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap()),
+        ];
+        let kinds = addresses.into_iter().flat_map(|ends| [(ends, false), (ends, true)]);
+        let largest = kinds
+            .map(|((local, remote), udp)| Outer::new(local, remote, udp).unwrap().largest_inner(LEAST_V4));
+        assert_eq!(largest.min(), Some(FITS_ANY_PATH));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{
     config::Config,
     table::{
         interface::Interface,
+        lpm::NO_ROUTE,
         neighbour::{NeighbourId, NeighbourKey, NeighbourWriter},
         next_hops::{Hop, NextHopWriter, NextHops, Tiers},
         rib::RibError,
@@ -151,7 +152,7 @@ pub(super) fn line_mtu(hops: &NextHops, hop: u32, mtu: &dyn Fn(u16) -> Option<u1
 /// Next hops that are named elsewhere than in routes: the links that are probed, and the ways to tunnels' peers.
 pub(super) fn outside_routes(interfaces: &[Interface], tunnels: &[Tunnel]) -> impl Iterator<Item = u32> {
     let probed = interfaces.iter().flat_map(|interface| [interface.watch.echo, interface.watch.bfd]);
-    let ways = tunnels.iter().filter_map(|tunnel| tunnel.next_hop);
+    let ways = tunnels.iter().map(|tunnel| tunnel.next_hop).filter(|hop| *hop != NO_ROUTE);
     probed.flatten().map(|ends| ends.next_hop).chain(ways)
 }
 
@@ -180,12 +181,12 @@ pub fn renewed(
             continue;
         };
         let next_hop = routers.towards(known.underlay, tunnel.remote.value, &old.gateways)?;
-        if next_hop != known.next_hop {
+        if next_hop.unwrap_or(NO_ROUTE) != known.next_hop {
             let mtu = |number| old.interface(number).map(|interface| interface.mtu);
             let line = next_hop.and_then(|hop| line_mtu(routers.hops.table(), hop, &mtu));
             known.line_mtu = line.unwrap_or(u16::MAX);
             known.mtu = (tunnel.mtu.value.get() as u16).min(known.outer.largest_inner(known.line_mtu));
-            known.next_hop = next_hop;
+            known.next_hop = next_hop.unwrap_or(NO_ROUTE);
             changed = true;
         }
     }

@@ -7,10 +7,11 @@ use crate::{
     config::{self, DontFragment, Dscp, Encapsulation, IcmpErrors},
     table::{
         hash::Seed,
+        lpm::NO_ROUTE,
         path::Path,
         sad::Sad,
         tables::Gateway,
-        tunnel::{Df, Mss, Outer, SaOut, Tunnel},
+        tunnel::{Df, Mss, Outer, SaOut, TrafficClass, Tunnel},
     },
 };
 
@@ -43,7 +44,7 @@ impl Builder<'_> {
             underlay,
             outer,
             sa: Some(sa),
-            next_hop,
+            next_hop: next_hop.unwrap_or(NO_ROUTE),
             mtu: (tunnel.mtu.value.get() as u16).min(outer.largest_inner(line_mtu)),
             line_mtu,
             path,
@@ -52,10 +53,10 @@ impl Builder<'_> {
                 DontFragment::Set => Df::Set,
                 DontFragment::Clear => Df::Clear,
             },
-            dscp: match *tunnel.dscp {
+            class: TrafficClass::new(match *tunnel.dscp {
                 Dscp::Copy => None,
                 Dscp::Set(value) => Some(value),
-            },
+            }),
             // Known when all routes are.
             routed: false,
             errors_by_quote: *tunnel.icmp_errors == IcmpErrors::Quoted,

@@ -323,7 +323,7 @@ impl Health {
         for path in tunnels {
             let Way::Tunnel(number) = path.way else { continue };
             // Where there are several lines, the one that its packets take now.
-            let hop = tables.tunnel(number).and_then(|tunnel| tables.outer_way(tunnel.next_hop?, number));
+            let hop = tables.tunnel(number).and_then(|tunnel| tables.outer_way(tunnel.next_hop, number));
             let line = match hop {
                 Some((_, NextHop::Via { interface, .. })) => self.by_way.get(&Way::Interface(*interface)),
                 _ => None,

@@ -1,6 +1,7 @@
 //! The hash tables over the first bits of source and destination.
 
 use super::draft::{Draft, group};
+use super::few::Few;
 use super::rule::{Key, Rule};
 use super::tree::{self, Leaf, Node};
 use super::{Address, BURST, NO_POLICY};
@@ -50,6 +51,8 @@ struct Table<A> {
     places: Places,
     /// By place; [`Bucket::NOTHING`] where no rule is. What a stranger finds, its rules refuse.
     buckets: Box<[Bucket]>,
+    /// The rules, where they are few and for packets of any addresses: every packet is compared with all of them.
+    few: Option<Few>,
 }
 
 impl<A: Address> Table<A> {
@@ -148,6 +151,12 @@ impl<A: Address> Classifier<A> {
     /// One table for a whole burst. Whether a key finds its rule in this table is random, so nothing branches on it:
     /// the first rule of every bucket is compared, and what needs more than that is noted and done at the end.
     fn probe(&self, table: &Table<A>, keys: &[Key<A>], results: &mut [u32]) {
+        if let Some(few) = &table.few {
+            for (key, best) in keys.iter().zip(results) {
+                *best = few.find_key(key).min(*best);
+            }
+            return;
+        }
         let mut buckets = [Bucket::NOTHING; BURST];
         match table.whole() {
             Some(bucket) => buckets.fill(bucket),
@@ -257,6 +266,10 @@ fn build_table<A: Address>(
     let (source_length, destination_length) = draft.lengths();
     let whole = source_length == 0 && destination_length == 0;
     let mut buckets = vec![Bucket::NOTHING; if whole { 1 } else { places.len() }];
+    let few = match contents.as_slice() {
+        [(_, members)] if whole => Few::of(members),
+        _ => None,
+    };
     for (key, members) in contents {
         let bucket = if members.len() <= super::draft::BUCKET_RULES {
             let start = stored.len() as u32;
@@ -278,5 +291,6 @@ fn build_table<A: Address>(
         best: best.unwrap_or(NO_POLICY),
         places,
         buckets: buckets.into(),
+        few,
     }
 }

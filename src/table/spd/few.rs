@@ -1,7 +1,8 @@
 //! A handful of IPv4 rules, laid out so that one packet is compared with all of them at once.
 
-use super::NO_POLICY;
-use super::rule::{OPAQUE_PORT, Range, Rule};
+use super::rule::{Key, OPAQUE_PORT, Range, Rule};
+use super::{Address, NO_POLICY};
+use crate::table::address::IpVersion;
 
 /// The most rules: eight of 32 bits are two vectors of every x86-64 processor.
 pub const MOST: usize = 8;
@@ -141,6 +142,31 @@ impl Few {
         let [a, b, c, d, e, f, g, h] = all;
         let rules = [Four::new(&[a, b, c, d]), Four::new(&[e, f, g, h])];
         Some(Self { rules, more, policies })
+    }
+
+    /// The same of any rules that are for IPv4.
+    pub fn of<A: Address>(rules: &[Rule<A>]) -> Option<Self> {
+        let narrow =
+            |range: Range<A>| Range { low: range.low.widen() as u32, span: range.span.widen() as u32 };
+        let rule = |rule: &Rule<A>| Rule {
+            source: narrow(rule.source),
+            destination: narrow(rule.destination),
+            source_port: rule.source_port,
+            destination_port: rule.destination_port,
+            protocol: rule.protocol,
+            policy: rule.policy,
+        };
+        if A::VERSION != IpVersion::V4 || rules.len() > MOST {
+            return None;
+        }
+        Self::new(&rules.iter().map(rule).collect::<Vec<_>>())
+    }
+
+    /// As [`Self::find`], for a key of IPv4.
+    #[inline(always)]
+    pub fn find_key<A: Address>(&self, key: &Key<A>) -> u32 {
+        let ends = (key.source.widen() as u32, key.destination.widen() as u32);
+        self.find(ends, (key.port(key.source_port), key.port(key.destination_port)), key.protocol)
     }
 
     /// The policy of the first rule that covers a packet of these ends (source and destination; ports as a

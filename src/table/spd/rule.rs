@@ -73,7 +73,7 @@ pub struct Key<A> {
 
 impl<A: Address> Key<A> {
     #[inline(always)]
-    fn port(&self, port: u16) -> u32 {
+    pub(super) fn port(&self, port: u16) -> u32 {
         if self.opaque_ports { OPAQUE_PORT } else { u32::from(port) }
     }
 
