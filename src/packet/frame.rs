@@ -67,6 +67,7 @@ impl Frame {
     }
 
     /// Shortens the packet to `len` bytes; leaves it when it is already shorter.
+    #[inline]
     pub fn truncate(&mut self, len: usize) {
         self.set(self.start(), self.len().min(len) as u16);
     }

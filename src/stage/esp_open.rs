@@ -13,11 +13,12 @@ use crate::{
         aead::{self, Aad, Job},
         replay::{self, Refused, Window},
     },
-    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Meta, Slot, Slots},
     stats::{SaColumn, WorkerColumn, WorkerCounters},
     table::{
         address::Address,
         hash::HashKey,
+        limit::{GATEWAYS, WAYS_IN},
         prefetch::{prefetch_read, prefetch_write},
         sad::{NO_SA, Sad, SadKey},
         tables::Tables,
@@ -26,7 +27,6 @@ use crate::{
     wire::{
         esp::{self, Encapsulated},
         ip::protocol,
-        ipv4,
         ipv6::Ipv6,
         udp,
     },
@@ -39,22 +39,24 @@ use crate::{
 #[derive(Debug)]
 pub struct EspOpen {
     found: [Found; BURST],
+    /// The whole sequence numbers of those that the cipher has, one after the other.
+    numbers: [u64; BURST],
     /// The association of the packets before.
     last: u32,
 }
 
-/// What is known of an ESP packet until it is opened.
+/// What the header of an ESP packet names.
 #[derive(Debug, Clone, Copy)]
 struct Found {
-    /// The sequence number, whole.
-    sequence: u64,
+    /// The low half of the sequence number.
+    sequence: u32,
     /// The association, by number; where only a few are in use, of the first packet of a run alone.
     sa: u32,
 }
 
 impl Default for EspOpen {
     fn default() -> Self {
-        Self { found: [Found { sequence: 0, sa: NO_SA }; BURST], last: NO_SA }
+        Self { found: [Found { sequence: 0, sa: NO_SA }; BURST], numbers: [0; BURST], last: NO_SA }
     }
 }
 
@@ -93,29 +95,59 @@ struct Opened {
     firsts: Slots,
 }
 
+/// What is found out about the packets of a burst before they are opened.
+struct Search<'a> {
+    /// Of the packet before.
+    path: Option<Path<'a>>,
+    /// Packets of another association than the one before.
+    firsts: Slots,
+    refused: ArrayVec<(Slot, DropReason), BURST>,
+}
+
 /// The association that a packet names, and what of its outer header was compared with it: packets in a row that have
 /// the same are of the same association, and as right.
+#[derive(Clone, Copy)]
 struct Path<'a> {
     sa: &'a SaIn,
     number: u32,
-    /// The outer packet's source and destination, IPv4.
-    ends: (u32, u32),
+    /// The outer packet's [`ends`]; of IPv6, what no packet has, so that all are looked at.
+    ends: u64,
     gateway: u16,
     proto: u8,
     /// The newest number accepted, as the first packet found it: other workers write to its line.
     newest: u64,
+    /// The oldest number that the window then held.
+    edge: u64,
 }
 
-impl Path<'_> {
-    /// Whether a packet is of it. Those of IPv6 are all looked at.
+impl<'a> Path<'a> {
+    fn new(sa: &'a SaIn, number: u32, meta: &Meta) -> Self {
+        let ends = if meta.is_v6() { u64::MAX } else { ends(meta) };
+        let newest = sa.window.newest();
+        let edge = sa.window.edge_at(newest);
+        Self { sa, number, ends, gateway: meta.gateway, proto: meta.proto, newest, edge }
+    }
+
+    /// Whether a packet is of it.
     #[inline(always)]
     fn is_of(&self, spi: u32, meta: &Meta) -> bool {
         (self.sa.spi == spi)
-            & (self.ends == (meta.src, meta.dst))
+            & (self.ends == ends(meta))
             & (self.gateway == meta.gateway)
             & (self.proto == meta.proto)
-            & !meta.is_v6()
     }
+
+    /// The whole sequence number of a packet.
+    #[inline(always)]
+    fn sequence(&self, header: &Header) -> u64 {
+        if self.sa.esn { replay::whole(self.edge, header.sequence) } else { header.sequence.into() }
+    }
+}
+
+/// Source and destination of an outer packet over IPv4 in one word, which is compared at once.
+#[inline(always)]
+fn ends(meta: &Meta) -> u64 {
+    u64::from(meta.src) | u64::from(meta.dst) << 32
 }
 
 impl EspOpen {
@@ -123,6 +155,12 @@ impl EspOpen {
     #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
     const fn entry(&mut self, slot: Slot) -> &mut Found {
         &mut self.found[slot.index()]
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
+    const fn found(&self, slot: Slot) -> &Found {
+        &self.found[slot.index()]
     }
 
     /// Finds the associations of all packets, where there are so many that they have to be waited for.
@@ -155,7 +193,7 @@ impl EspOpen {
             // What is no ESP packet finds any association or none, and is found out when it is to be opened.
             let header = esp::Esp::at(burst.bytes(cx.umem, slot), usize::from(meta.l4) + at);
             let (spi, sequence) = header.map_or((0, 0), |header| (header.spi().0, header.sequence()));
-            self.entry(slot).sequence = sequence.into();
+            self.entry(slot).sequence = sequence;
             // As many keys as slots, so there is room.
             let _ = keys.try_push((spi, destination(slot)));
         }
@@ -187,7 +225,7 @@ impl EspOpen {
         for slot in slots {
             let found = *self.entry(slot);
             if let Some(word) =
-                tables.sas.get(found.sa as usize).and_then(|sa| sa.window.line(found.sequence as u32))
+                tables.sas.get(found.sa as usize).and_then(|sa| sa.window.line(found.sequence))
             {
                 prefetch_read(word);
             }
@@ -196,64 +234,43 @@ impl EspOpen {
 
     /// Refuses what can be refused unopened, and decrypts all others together. With `FAR`, their associations are known.
     fn open<const FAR: bool>(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Opened {
-        let (umem, tables, counters) = (cx.umem, cx.tables, cx.counters);
+        let umem = cx.umem;
         let mut jobs: ArrayVec<Job<'_>, BURST> = ArrayVec::new();
-        let mut refused: ArrayVec<(Slot, DropReason), BURST> = ArrayVec::new();
-        let (mut all, mut firsts, mut last) = (Slots::NONE, Slots::NONE, NO_SA);
-        let mut path: Option<Path<'_>> = None;
-        burst.for_each_bytes_mut(umem, slots, |slot, bytes, meta| {
-            let mut refuse = |reason| {
-                // As many as slots at most, so there is room.
-                let _ = refused.try_push((slot, reason));
-            };
-            let header = match header(bytes, meta) {
-                Ok(Some(header)) => header,
-                Ok(None) => {
-                    counters.worker(WorkerColumn::NonEsp, 1);
-                    cx.lanes.local.insert(slot);
-                    return;
-                }
-                Err(reason) => return refuse(reason),
-            };
-            let (sa, number, newest) = match &path {
-                _ if FAR => {
-                    let number = self.entry(slot).sa;
-                    match admit(tables, counters, number, bytes, meta) {
-                        Ok(sa) => (sa, number, sa.window.newest()),
-                        Err(reason) => return refuse(reason),
+        let mut all = Slots::NONE;
+        let mut search = Search { path: None, firsts: Slots::NONE, refused: ArrayVec::new() };
+        for (slot, frame, meta) in burst.iter_mut(slots) {
+            // From now on the frame is what the cipher works on.
+            let cut = umem.cut_if(frame, |bytes| {
+                let header = header(bytes, meta);
+                let sequence = match (&header, &search.path) {
+                    (Ok(Some(header)), Some(path)) if !FAR && path.is_of(header.spi, meta) => {
+                        let sequence = path.sequence(header);
+                        path.sa.check_at(path.newest, sequence).ok().map(|()| sequence)
                     }
-                }
-                Some(path) if path.is_of(header.spi, meta) => (path.sa, path.number, path.newest),
-                _ => match find(tables, counters, &header, bytes, meta) {
-                    Ok(new) => {
-                        let new = path.insert(new);
-                        (new.sa, new.number, new.newest)
-                    }
-                    Err(reason) => return refuse(reason),
-                },
-            };
-            let low = header.sequence;
-            let sequence = if sa.esn { sa.window.esn_guess_at(newest, low) } else { low.into() };
-            if let Err(reason) = sa.check_at(newest, sequence) {
-                return refuse(refusal(counters, sa, reason));
-            }
-            let packet = bytes.get_mut(header.at..header.end).unwrap_or(&mut []);
-            let Some((head, text)) = packet.split_first_chunk_mut::<{ esp::HEADER_IV_LEN }>() else { return };
-            let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, header.sequence) };
-            if jobs.try_push(Job::new(&sa.key, esp::Esp::new(&*head).iv(), aad, text)).is_ok() {
-                self.entry(slot).sequence = sequence;
+                    _ => None,
+                };
+                let sequence = match sequence {
+                    Some(sequence) => sequence,
+                    None => self.search::<FAR>(cx, &mut search, slot, bytes, meta)?,
+                };
+                let Ok(Some(header)) = header else { return None };
+                let start = header.at + esp::HEADER_IV_LEN;
+                Some((start, header.end - start, (header.iv, sequence)))
+            });
+            let (Some((text, (iv, sequence))), Some(path)) = (cut, &search.path) else { continue };
+            let sa = path.sa;
+            let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
+            if let Some(number) = self.numbers.get_mut(jobs.len()) {
+                *number = sequence;
+                jobs.push(Job::new(&sa.key, iv, aad, text));
                 all.insert(slot);
-                if number != last {
-                    last = number;
-                    self.entry(slot).sa = number;
-                    firsts.insert(slot);
-                }
             }
-        });
+        }
+        let Search { path, firsts, refused } = search;
         aead::open(&mut jobs);
-        if let Some(path) = &path {
+        if let Some(path) = path.filter(|_| !FAR) {
             self.last = path.number;
-            self.fetch_to_mark(&path.sa.window, all);
+            self.fetch_to_mark(&path.sa.window, jobs.len());
         }
         let good = if jobs.iter().all(|job| job.ok) {
             all
@@ -267,79 +284,139 @@ impl EspOpen {
         Opened { all, good, firsts }
     }
 
+    /// Finds out about a packet that is not of the path of those before, or about which there is something to be said: by
+    /// which path it and those after it come, and its sequence number; or (`None`) why it is refused, or that it is for the
+    /// host.
+    #[inline(never)]
+    fn search<'a, const FAR: bool>(
+        &mut self,
+        cx: &mut Cx<'a>,
+        search: &mut Search<'a>,
+        slot: Slot,
+        bytes: &[u8],
+        meta: &Meta,
+    ) -> Option<u64> {
+        let (tables, counters) = (cx.tables, cx.counters);
+        let mut refuse = |reason| {
+            // As many as slots at most, so there is room.
+            let _ = search.refused.try_push((slot, reason));
+        };
+        let header = match header(bytes, meta) {
+            Ok(Some(header)) => header,
+            Ok(None) => {
+                counters.worker(WorkerColumn::NonEsp, 1);
+                cx.lanes.local.insert(slot);
+                return None;
+            }
+            Err(reason) => {
+                refuse(reason);
+                return None;
+            }
+        };
+        let path = match &search.path {
+            _ if FAR => {
+                let number = self.entry(slot).sa;
+                admit(tables, counters, number, bytes, meta).map(|sa| Path::new(sa, number, meta))
+            }
+            Some(path) if path.is_of(header.spi, meta) => Ok(*path),
+            _ => find(tables, counters, &header, bytes, meta),
+        };
+        let path = path.map_err(&mut refuse).ok()?;
+        if search.path.is_none_or(|before| before.number != path.number) {
+            self.entry(slot).sa = path.number;
+            search.firsts.insert(slot);
+        }
+        search.path = Some(path);
+        let sequence = path.sequence(&header);
+        let checked = path.sa.check_at(path.newest, sequence);
+        checked.map_err(|reason| refuse(refusal(counters, path.sa, reason))).ok()?;
+        Some(sequence)
+    }
+
     /// Takes the ESP packets off and puts what was in them back to the start.
-    fn strip(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, opened: Opened) {
-        let mut done = Slots::NONE;
+    fn strip(&self, cx: &mut Cx<'_>, burst: &mut Burst, opened: Opened) {
+        let mut left: &[u64] = &self.numbers;
+        let limited = cx.tables.limits.active.bits() & (WAYS_IN | GATEWAYS) != 0;
         for first in opened.firsts {
-            let Some(sa) = cx.tables.sas.get(self.entry(first).sa as usize) else { continue };
             let run = opened.all.run(first, opened.firsts);
+            let (numbers, rest) = left.split_at_checked(run.len()).unwrap_or((left, &[]));
+            left = rest;
+            let Some(sa) = cx.tables.sas.get(self.found(first).sa as usize) else { continue };
             for slot in run - opened.good {
                 failed(cx.counters, burst, slot, sa, DropReason::EspIntegrity);
             }
-            let template = Meta {
-                gateway: sa.gateway,
-                ingress_tunnel: sa.tunnel,
-                flags: Flags::FROM_TUNNEL,
-                l4: ipv4::HEADER_LEN as u16,
-                ..Meta::EMPTY
+            let good = run & opened.good;
+            let good = if good == run {
+                mark(cx.counters, burst, sa, good, numbers)
+            } else {
+                let numbers = run.into_iter().zip(numbers).filter(|(slot, _)| good.contains(*slot));
+                let numbers: ArrayVec<u64, BURST> = numbers.map(|(_, number)| *number).collect();
+                mark(cx.counters, burst, sa, good, &numbers)
             };
-            let mut count = Count::default();
-            let mut good = run & opened.good;
-            let few = good.len() < FEW;
-            if !few {
-                good = self.mark_all(cx.counters, burst, sa, good);
-            }
+            let own = cx.tables.gateway(sa.gateway).map(|gateway| &gateway.own);
+            let (mut count, mut others, mut near) = (Count::default(), Slots::NONE, Slots::NONE);
             for slot in good {
-                if few && !accepted(cx.counters, burst, slot, sa, sa.mark(self.entry(slot).sequence)) {
+                let Some((lengths, destination)) = ordinary(cx.umem, burst, slot, sa) else {
+                    others.insert(slot);
                     continue;
-                }
-                let lengths = match ordinary(cx.umem, burst, slot, sa.udp, &template) {
-                    Some(lengths) => lengths,
-                    None => any(cx, burst, slot, sa, &template),
                 };
                 count.add(lengths);
-                done.insert_if(slot, lengths.inner != 0);
+                near.insert_if(slot, own.is_none_or(|own| own.v4(destination).is_some()));
+            }
+            let ordinary = good - others;
+            (count.packets, count.inner_packets) = (ordinary.len() as u64, ordinary.len() as u64);
+            // What is not for the gateway itself goes on at once, unless limits are asked before.
+            let onwards = if limited { Slots::NONE } else { ordinary - near };
+            cx.lanes.forward |= onwards;
+            cx.lanes.opened |= onwards;
+            cx.lanes.ip |= ordinary - onwards;
+            for slot in others {
+                let lengths = any(cx, burst, slot, sa);
+                count.add(lengths);
+                count.packets += u64::from(lengths.text != 0);
+                count.inner_packets += u64::from(lengths.inner != 0);
+                cx.lanes.ip.insert_if(slot, lengths.inner != 0);
             }
             count_in(cx.counters, sa, count);
         }
-        cx.lanes.ip |= done;
-    }
-
-    /// Marks the numbers of opened packets of one association, and returns those accepted.
-    #[inline(never)]
-    fn mark_all(&mut self, counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots) -> Slots {
-        let (mut numbers, mut n) = ([0; BURST], 0);
-        for (number, slot) in numbers.iter_mut().zip(good) {
-            *number = self.entry(slot).sequence;
-            n += 1;
-        }
-        let (mut refused, mut behind) = (Slots::NONE, Behind::default());
-        sa.mark_all(numbers.get(..n).unwrap_or(&[]), |place, result| match result {
-            Ok(lateness) => behind.add(counters, sa, lateness),
-            Err(reason) => {
-                let Some(slot) = good.into_iter().nth(place) else { return };
-                refused.insert(slot);
-                let reason = refusal(counters, sa, reason);
-                failed(counters, burst, slot, sa, reason);
-            }
-        });
-        behind.count(counters, sa);
-        good - refused
     }
 
     /// Starts loading what marking writes to, where other workers have it too: it comes while what is to be written is
     /// worked out.
     #[inline(always)]
-    fn fetch_to_mark(&mut self, window: &Window, slots: Slots) {
+    fn fetch_to_mark(&self, window: &Window, packets: usize) {
         if window.is_shared() {
             prefetch_write(window.top());
-            for slot in [slots.first(), slots.last()].into_iter().flatten() {
-                if let Some(word) = window.line(self.entry(slot).sequence as u32) {
+            let numbers = self.numbers.get(..packets).unwrap_or(&[]);
+            for number in [numbers.first(), numbers.last()].into_iter().flatten() {
+                if let Some(word) = window.line(*number as u32) {
                     prefetch_write(word);
                 }
             }
         }
     }
+}
+
+/// Marks the numbers of opened packets of one association, and returns those accepted.
+#[inline(never)]
+fn mark(counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots, numbers: &[u64]) -> Slots {
+    let (mut refused, mut behind) = (Slots::NONE, Behind::default());
+    let mut each = |place, result| match result {
+        Ok(lateness) => behind.add(counters, sa, lateness),
+        Err(reason) => {
+            let Some(slot) = good.into_iter().nth(place) else { return };
+            refused.insert(slot);
+            let reason = refusal(counters, sa, reason);
+            failed(counters, burst, slot, sa, reason);
+        }
+    };
+    if numbers.len() < FEW {
+        numbers.iter().enumerate().for_each(|(place, number)| each(place, sa.mark(*number)));
+    } else {
+        sa.mark_all(numbers, each);
+    }
+    behind.count(counters, sa);
+    good - refused
 }
 
 /// Packets in a row that are about as far behind the newest.
@@ -370,29 +447,6 @@ impl Behind {
     }
 }
 
-/// Whether a packet's number is accepted; one that is not is dropped.
-#[inline(always)]
-fn accepted(
-    counters: &WorkerCounters,
-    burst: &mut Burst,
-    slot: Slot,
-    sa: &SaIn,
-    result: Result<u64, Refused>,
-) -> bool {
-    match result {
-        Ok(0) => true,
-        Ok(lateness) => {
-            counters.sa_lateness(sa.index, lateness);
-            true
-        }
-        Err(refused) => {
-            let reason = refusal(counters, sa, refused);
-            failed(counters, burst, slot, sa, reason);
-            false
-        }
-    }
-}
-
 /// What is counted of packets of one association that follow each other.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
@@ -405,9 +459,7 @@ struct Count {
 impl Count {
     #[inline(always)]
     fn add(&mut self, lengths: Lengths) {
-        self.packets += u64::from(lengths.text != 0);
         self.bytes += u64::from(lengths.text);
-        self.inner_packets += u64::from(lengths.inner != 0);
         self.inner_bytes += u64::from(lengths.inner);
     }
 }
@@ -433,6 +485,7 @@ fn failed(counters: &WorkerCounters, burst: &mut Burst, slot: Slot, sa: &SaIn, r
 struct Header {
     spi: u32,
     sequence: u32,
+    iv: [u8; esp::IV_LEN],
     /// Offset of the header.
     at: usize,
     /// Offset behind the ICV.
@@ -458,7 +511,7 @@ fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Header>, DropReason> {
         return Err(DropReason::EspLength);
     }
     let header = esp::Esp::at(packet, 0).ok_or(DropReason::EspLength)?;
-    Ok(Some(Header { spi: header.spi().0, sequence: header.sequence(), at, end }))
+    Ok(Some(Header { spi: header.spi().0, sequence: header.sequence(), iv: header.iv(), at, end }))
 }
 
 /// Whether ESP is in a UDP datagram for port 4500; otherwise it is for the host.
@@ -502,8 +555,7 @@ fn find<'a>(
         let ends = [header.sequence, header.sequence.wrapping_add(2 * BURST as u32)];
         ends.into_iter().filter_map(|low| sa.window.line(low)).for_each(prefetch_read);
     }
-    let newest = sa.window.newest();
-    Ok(Path { sa, number, ends: (meta.src, meta.dst), gateway: meta.gateway, proto: meta.proto, newest })
+    Ok(Path::new(sa, number, meta))
 }
 
 /// The association of this number, if the packet may come by it.
