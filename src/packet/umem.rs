@@ -210,8 +210,10 @@ impl Umem {
         if !frame.reframe(at, len, 0) {
             return None;
         }
-        // SAFETY: as in `bytes_mut`: the packet now begins there, and has so many bytes.
-        Some((unsafe { std::slice::from_raw_parts_mut(start.add(at), len) }, found))
+        // SAFETY: as in `bytes`: the packet now begins there.
+        let start = unsafe { start.add(at) };
+        // SAFETY: as in `bytes_mut`; the packet now has so many bytes.
+        Some((unsafe { std::slice::from_raw_parts_mut(start, len) }, found))
     }
 
     /// Adds `n` bytes behind the packet. `false`, and no change, when the chunk has not as many.

@@ -1,12 +1,18 @@
 //! Opens ESP packets (RFC 4303 3.4, RFC 4106, RFC 3948).
 
+mod header;
 mod inner;
+mod path;
 
 use std::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayVec;
 
-use self::inner::{Lengths, any, ordinary};
+use self::{
+    header::{Header, ends_v6, header},
+    inner::{Lengths, any, ordinary},
+    path::{Path, whole},
+};
 use super::{Cx, Stage};
 use crate::{
     crypto::{
@@ -24,15 +30,10 @@ use crate::{
         tables::Tables,
         tunnel::SaIn,
     },
-    wire::{
-        esp::{self, Encapsulated},
-        ip::protocol,
-        ipv6::Ipv6,
-        udp,
-    },
+    wire::{esp, ip::protocol, udp},
 };
 
-/// Opens what was sent to us in a tunnel and puts the inner packets back to the start.
+/// Opens what was sent to us in a tunnel, and sends the inner packets on, or back to the start.
 ///
 /// In two walks over the burst, before the cipher and after it. What packets in a row have in common is found once: nearly
 /// always they are of one association.
@@ -77,10 +78,6 @@ impl Stage for EspOpen {
             self.fetch(cx.tables, slots);
             self.open::<true>(cx, burst, slots)
         } else {
-            // The next packets are most likely of the same.
-            if let Some(sa) = cx.tables.sas.get(self.last as usize) {
-                prefetch_read(sa.window.top());
-            }
             self.open::<false>(cx, burst, slots)
         };
         self.strip(cx, burst, opened);
@@ -97,57 +94,20 @@ struct Opened {
 
 /// What is found out about the packets of a burst before they are opened.
 struct Search<'a> {
-    /// Of the packet before.
+    /// Of the packet before, where only a few associations are in use.
     path: Option<Path<'a>>,
+    /// The association of the packet before.
+    number: u32,
     /// Packets of another association than the one before.
     firsts: Slots,
     refused: ArrayVec<(Slot, DropReason), BURST>,
 }
 
-/// The association that a packet names, and what of its outer header was compared with it: packets in a row that have
-/// the same are of the same association, and as right.
-#[derive(Clone, Copy)]
-struct Path<'a> {
-    sa: &'a SaIn,
-    number: u32,
-    /// The outer packet's [`ends`]; of IPv6, what no packet has, so that all are looked at.
-    ends: u64,
-    gateway: u16,
-    proto: u8,
-    /// The newest number accepted, as the first packet found it: other workers write to its line.
-    newest: u64,
-    /// The oldest number that the window then held.
-    edge: u64,
-}
-
-impl<'a> Path<'a> {
-    fn new(sa: &'a SaIn, number: u32, meta: &Meta) -> Self {
-        let ends = if meta.is_v6() { u64::MAX } else { ends(meta) };
-        let newest = sa.window.newest();
-        let edge = sa.window.edge_at(newest);
-        Self { sa, number, ends, gateway: meta.gateway, proto: meta.proto, newest, edge }
+impl Search<'_> {
+    fn refuse(&mut self, slot: Slot, reason: DropReason) {
+        // As many as slots at most, so there is room.
+        let _ = self.refused.try_push((slot, reason));
     }
-
-    /// Whether a packet is of it.
-    #[inline(always)]
-    fn is_of(&self, spi: u32, meta: &Meta) -> bool {
-        (self.sa.spi == spi)
-            & (self.ends == ends(meta))
-            & (self.gateway == meta.gateway)
-            & (self.proto == meta.proto)
-    }
-
-    /// The whole sequence number of a packet.
-    #[inline(always)]
-    fn sequence(&self, header: &Header) -> u64 {
-        if self.sa.esn { replay::whole(self.edge, header.sequence) } else { header.sequence.into() }
-    }
-}
-
-/// Source and destination of an outer packet over IPv4 in one word, which is compared at once.
-#[inline(always)]
-fn ends(meta: &Meta) -> u64 {
-    u64::from(meta.src) | u64::from(meta.dst) << 32
 }
 
 impl EspOpen {
@@ -161,6 +121,18 @@ impl EspOpen {
     #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
     const fn found(&self, slot: Slot) -> &Found {
         &self.found[slot.index()]
+    }
+
+    /// Starts loading what other workers write to of the association of the packets before, most likely that of the next
+    /// ones too: to be called as early as anything is known of these.
+    #[inline]
+    pub fn expect(&self, tables: &Tables) {
+        if let Some(sa) = tables.sas.get(self.last as usize).filter(|sa| sa.is_shared()) {
+            prefetch_read(sa.window.top());
+            let [number, ..] = self.numbers;
+            let next = (number as u32).wrapping_add(2 * BURST as u32);
+            sa.window.line(next).into_iter().for_each(prefetch_read);
+        }
     }
 
     /// Finds the associations of all packets, where there are so many that they have to be waited for.
@@ -237,28 +209,25 @@ impl EspOpen {
         let umem = cx.umem;
         let mut jobs: ArrayVec<Job<'_>, BURST> = ArrayVec::new();
         let mut all = Slots::NONE;
-        let mut search = Search { path: None, firsts: Slots::NONE, refused: ArrayVec::new() };
+        let mut search = Search { path: None, number: NO_SA, firsts: Slots::NONE, refused: ArrayVec::new() };
         for (slot, frame, meta) in burst.iter_mut(slots) {
             // From now on the frame is what the cipher works on.
             let cut = umem.cut_if(frame, |bytes| {
                 let header = header(bytes, meta);
-                let sequence = match (&header, &search.path) {
-                    (Ok(Some(header)), Some(path)) if !FAR && path.is_of(header.spi, meta) => {
-                        let sequence = path.sequence(header);
-                        path.sa.check_at(path.newest, sequence).ok().map(|()| sequence)
-                    }
+                let found = match &header {
+                    Ok(Some(header)) if FAR => self.known(cx.tables, &mut search, slot, header, bytes, meta),
+                    Ok(Some(header)) => search.path.as_ref().and_then(|path| path.follow(header, meta)),
                     _ => None,
                 };
-                let sequence = match sequence {
-                    Some(sequence) => sequence,
+                let (sa, sequence) = match found {
+                    Some(found) => found,
                     None => self.search::<FAR>(cx, &mut search, slot, bytes, meta)?,
                 };
                 let Ok(Some(header)) = header else { return None };
                 let start = header.at + esp::HEADER_IV_LEN;
-                Some((start, header.end - start, (header.iv, sequence)))
+                Some((start, header.end - start, (header.iv, sa, sequence)))
             });
-            let (Some((text, (iv, sequence))), Some(path)) = (cut, &search.path) else { continue };
-            let sa = path.sa;
+            let Some((text, (iv, sa, sequence))) = cut else { continue };
             let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
             if let Some(number) = self.numbers.get_mut(jobs.len()) {
                 *number = sequence;
@@ -266,12 +235,12 @@ impl EspOpen {
                 all.insert(slot);
             }
         }
-        let Search { path, firsts, refused } = search;
-        aead::open(&mut jobs);
-        if let Some(path) = path.filter(|_| !FAR) {
+        let Search { path, firsts, refused, .. } = search;
+        if let Some(path) = path {
             self.last = path.number;
             self.fetch_to_mark(&path.sa.window, jobs.len());
         }
+        aead::open(&mut jobs);
         let good = if jobs.iter().all(|job| job.ok) {
             all
         } else {
@@ -295,12 +264,8 @@ impl EspOpen {
         slot: Slot,
         bytes: &[u8],
         meta: &Meta,
-    ) -> Option<u64> {
+    ) -> Option<(&'a SaIn, u64)> {
         let (tables, counters) = (cx.tables, cx.counters);
-        let mut refuse = |reason| {
-            // As many as slots at most, so there is room.
-            let _ = search.refused.try_push((slot, reason));
-        };
         let header = match header(bytes, meta) {
             Ok(Some(header)) => header,
             Ok(None) => {
@@ -309,11 +274,11 @@ impl EspOpen {
                 return None;
             }
             Err(reason) => {
-                refuse(reason);
+                search.refuse(slot, reason);
                 return None;
             }
         };
-        let path = match &search.path {
+        let found = match &search.path {
             _ if FAR => {
                 let number = self.entry(slot).sa;
                 admit(tables, counters, number, bytes, meta).map(|sa| Path::new(sa, number, meta))
@@ -321,21 +286,54 @@ impl EspOpen {
             Some(path) if path.is_of(header.spi, meta) => Ok(*path),
             _ => find(tables, counters, &header, bytes, meta),
         };
-        let path = path.map_err(&mut refuse).ok()?;
-        if search.path.is_none_or(|before| before.number != path.number) {
-            self.entry(slot).sa = path.number;
-            search.firsts.insert(slot);
-        }
-        search.path = Some(path);
+        let path = found.map_err(|reason| search.refuse(slot, reason)).ok()?;
         let sequence = path.sequence(&header);
         let checked = path.sa.check_at(path.newest, sequence);
-        checked.map_err(|reason| refuse(refusal(counters, path.sa, reason))).ok()?;
-        Some(sequence)
+        self.begin(search, slot, path.number);
+        search.path = Some(path).filter(|_| !FAR);
+        match checked {
+            Ok(()) => Some((path.sa, sequence)),
+            Err(reason) => {
+                search.refuse(slot, refusal(counters, path.sa, reason));
+                None
+            }
+        }
     }
 
-    /// Takes the ESP packets off and puts what was in them back to the start.
+    /// As [`Self::search`], of a packet whose association is known and about which there is nothing to be said.
+    #[inline(always)]
+    fn known<'a>(
+        &mut self,
+        tables: &'a Tables,
+        search: &mut Search<'a>,
+        slot: Slot,
+        header: &Header,
+        bytes: &[u8],
+        meta: &Meta,
+    ) -> Option<(&'a SaIn, u64)> {
+        let number = self.entry(slot).sa;
+        let sa = tables.sas.get(number as usize).filter(|sa| may_come(sa, bytes, meta).is_ok())?;
+        let newest = sa.window.newest();
+        let sequence = whole(sa, sa.window.edge_at(newest), header);
+        sa.check_at(newest, sequence).ok()?;
+        self.begin(search, slot, number);
+        Some((sa, sequence))
+    }
+
+    /// Notes where packets of another association begin.
+    #[inline(always)]
+    fn begin(&mut self, search: &mut Search<'_>, slot: Slot, number: u32) {
+        if search.number != number {
+            search.number = number;
+            self.entry(slot).sa = number;
+            search.firsts.insert(slot);
+        }
+    }
+
+    /// Takes the ESP packets off and sends on what was in them, or back to the start.
     fn strip(&self, cx: &mut Cx<'_>, burst: &mut Burst, opened: Opened) {
         let mut left: &[u64] = &self.numbers;
+        let (mut onwards, mut back) = (Slots::NONE, Slots::NONE);
         let limited = cx.tables.limits.active.bits() & (WAYS_IN | GATEWAYS) != 0;
         for first in opened.firsts {
             let run = opened.all.run(first, opened.firsts);
@@ -346,12 +344,14 @@ impl EspOpen {
                 failed(cx.counters, burst, slot, sa, DropReason::EspIntegrity);
             }
             let good = run & opened.good;
-            let good = if good == run {
-                mark(cx.counters, burst, sa, good, numbers)
+            let good = if good.len() < FEW {
+                mark_few(cx.counters, burst, sa, run, good, numbers)
+            } else if good == run {
+                mark_all(cx.counters, burst, sa, good, numbers)
             } else {
                 let numbers = run.into_iter().zip(numbers).filter(|(slot, _)| good.contains(*slot));
                 let numbers: ArrayVec<u64, BURST> = numbers.map(|(_, number)| *number).collect();
-                mark(cx.counters, burst, sa, good, &numbers)
+                mark_all(cx.counters, burst, sa, good, &numbers)
             };
             let own = cx.tables.gateway(sa.gateway).map(|gateway| &gateway.own);
             let (mut count, mut others, mut near) = (Count::default(), Slots::NONE, Slots::NONE);
@@ -366,23 +366,23 @@ impl EspOpen {
             let ordinary = good - others;
             (count.packets, count.inner_packets) = (ordinary.len() as u64, ordinary.len() as u64);
             // What is not for the gateway itself goes on at once, unless limits are asked before.
-            let onwards = if limited { Slots::NONE } else { ordinary - near };
-            cx.lanes.forward |= onwards;
-            cx.lanes.opened |= onwards;
-            cx.lanes.ip |= ordinary - onwards;
+            onwards |= if limited { Slots::NONE } else { ordinary - near };
+            back |= ordinary;
             for slot in others {
                 let lengths = any(cx, burst, slot, sa);
                 count.add(lengths);
                 count.packets += u64::from(lengths.text != 0);
                 count.inner_packets += u64::from(lengths.inner != 0);
-                cx.lanes.ip.insert_if(slot, lengths.inner != 0);
+                back.insert_if(slot, lengths.inner != 0);
             }
             count_in(cx.counters, sa, count);
         }
+        cx.lanes.forward |= onwards;
+        cx.lanes.opened |= onwards;
+        cx.lanes.ip |= back - onwards;
     }
 
-    /// Starts loading what marking writes to, where other workers have it too: it comes while what is to be written is
-    /// worked out.
+    /// Starts loading what marking writes to, where other workers have it too: it comes while the packets are opened.
     #[inline(always)]
     fn fetch_to_mark(&self, window: &Window, packets: usize) {
         if window.is_shared() {
@@ -397,11 +397,36 @@ impl EspOpen {
     }
 }
 
+/// Marks the numbers of those of a few packets of one association that are good, each by itself, and returns those accepted.
+#[inline(always)]
+fn mark_few(
+    counters: &WorkerCounters,
+    burst: &mut Burst,
+    sa: &SaIn,
+    run: Slots,
+    good: Slots,
+    numbers: &[u64],
+) -> Slots {
+    let mut accepted = good;
+    for (slot, number) in run.into_iter().zip(numbers).filter(|(slot, _)| good.contains(*slot)) {
+        match sa.mark(*number) {
+            Ok(0) => {}
+            Ok(lateness) => counters.sa_lateness(sa.index, lateness),
+            Err(refused) => {
+                accepted.remove(slot);
+                let reason = refusal(counters, sa, refused);
+                failed(counters, burst, slot, sa, reason);
+            }
+        }
+    }
+    accepted
+}
+
 /// Marks the numbers of opened packets of one association, and returns those accepted.
 #[inline(never)]
-fn mark(counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots, numbers: &[u64]) -> Slots {
+fn mark_all(counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots, numbers: &[u64]) -> Slots {
     let (mut refused, mut behind) = (Slots::NONE, Behind::default());
-    let mut each = |place, result| match result {
+    sa.mark_all(numbers, |place, result| match result {
         Ok(lateness) => behind.add(counters, sa, lateness),
         Err(reason) => {
             let Some(slot) = good.into_iter().nth(place) else { return };
@@ -409,12 +434,7 @@ fn mark(counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots, nu
             let reason = refusal(counters, sa, reason);
             failed(counters, burst, slot, sa, reason);
         }
-    };
-    if numbers.len() < FEW {
-        numbers.iter().enumerate().for_each(|(place, number)| each(place, sa.mark(*number)));
-    } else {
-        sa.mark_all(numbers, each);
-    }
+    });
     behind.count(counters, sa);
     good - refused
 }
@@ -481,58 +501,6 @@ fn failed(counters: &WorkerCounters, burst: &mut Burst, slot: Slot, sa: &SaIn, r
     burst.drop(slot, reason);
 }
 
-/// The ESP header of a packet, and where its parts are.
-struct Header {
-    spi: u32,
-    sequence: u32,
-    iv: [u8; esp::IV_LEN],
-    /// Offset of the header.
-    at: usize,
-    /// Offset behind the ICV.
-    end: usize,
-}
-
-/// Finds the ESP header of a packet, and refuses what cannot be one.
-///
-/// `None`: it is no ESP packet after all, but something for the host.
-#[inline(always)]
-fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Header>, DropReason> {
-    let end = usize::from(meta.l3) + usize::from(meta.ip_len);
-    let mut at = usize::from(meta.l4);
-    if meta.proto == protocol::UDP {
-        match in_udp(bytes.get(at..end)) {
-            Ok(true) => at += udp::HEADER_LEN,
-            Ok(false) => return Ok(None),
-            Err(reason) => return Err(reason),
-        }
-    }
-    let packet = bytes.get(at..end).ok_or(DropReason::EspLength)?;
-    if packet.len() < esp::MIN_LEN || packet.len() % esp::ALIGNMENT != 0 {
-        return Err(DropReason::EspLength);
-    }
-    let header = esp::Esp::at(packet, 0).ok_or(DropReason::EspLength)?;
-    Ok(Some(Header { spi: header.spi().0, sequence: header.sequence(), iv: header.iv(), at, end }))
-}
-
-/// Whether ESP is in a UDP datagram for port 4500; otherwise it is for the host.
-fn in_udp(l4: Option<&[u8]>) -> Result<bool, DropReason> {
-    let l4 = l4.ok_or(DropReason::EspLength)?;
-    let datagram = udp::parse(l4).map_err(|_| DropReason::EspLength)?;
-    match esp::classify(datagram.payload) {
-        // The datagram must end where the packet does, or what follows would be taken for ciphertext.
-        Encapsulated::Esp(packet) if udp::HEADER_LEN + packet.len() == l4.len() => Ok(true),
-        Encapsulated::Keepalive => Err(DropReason::NatKeepalive),
-        Encapsulated::Ike(_) => Ok(false),
-        Encapsulated::Esp(_) | Encapsulated::Malformed => Err(DropReason::EspLength),
-    }
-}
-
-/// Source and destination of an outer packet over IPv6.
-fn ends_v6(bytes: &[u8], meta: &Meta) -> (u128, u128) {
-    let outer = Ipv6::at(bytes, usize::from(meta.l3));
-    outer.map_or((0, 0), |outer| (outer.source().to_bits(), outer.destination().to_bits()))
-}
-
 /// Finds the association that a packet names, and whether the packet may come by it.
 #[inline(never)]
 fn find<'a>(
@@ -568,17 +536,25 @@ fn admit<'a>(
     meta: &Meta,
 ) -> Result<&'a SaIn, DropReason> {
     let sa = tables.sas.get(number as usize).ok_or(DropReason::NoSa)?;
+    may_come(sa, bytes, meta).map_err(|(column, reason)| {
+        counters.sa(sa.index, column, 1);
+        reason
+    })?;
+    Ok(sa)
+}
+
+/// Whether a packet may come by an association; if not, where that is counted, and why not.
+#[inline(always)]
+fn may_come(sa: &SaIn, bytes: &[u8], meta: &Meta) -> Result<(), (SaColumn, DropReason)> {
     let remote = if meta.is_v6() { ends_v6(bytes, meta).0 } else { meta.src.into() };
     let in_udp = meta.proto == protocol::UDP;
     if (sa.underlay != meta.gateway) | (sa.remote != remote) | (sa.udp != in_udp) {
-        counters.sa(sa.index, SaColumn::Outer, 1);
-        return Err(DropReason::EspOuterMismatch);
+        return Err((SaColumn::Outer, DropReason::EspOuterMismatch));
     }
     if sa.ended.load(Relaxed) {
-        counters.sa(sa.index, SaColumn::Expired, 1);
-        return Err(DropReason::EspExpired);
+        return Err((SaColumn::Expired, DropReason::EspExpired));
     }
-    Ok(sa)
+    Ok(())
 }
 
 #[cold]

@@ -224,7 +224,7 @@ fn to_be_admitted(cx: &mut Cx<'_>, burst: &Burst) -> Slots {
     let opened = super::take(&mut cx.lanes.opened, burst);
     let mut gateway = None;
     let mut protects = false;
-    let others = (cx.lanes.forward | cx.lanes.local) & burst.live() - opened;
+    let others = (cx.lanes.forward | cx.lanes.local) & (burst.live() - opened);
     let others = others.filter(|slot| {
         let meta = burst.meta(slot);
         if meta.flags.any(Flags::ADMITTED | Flags::FROM_TUNNEL) {
