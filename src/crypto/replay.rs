@@ -198,23 +198,14 @@ impl Window {
     #[inline]
     #[must_use]
     pub fn esn_guess(&self, low: u32) -> u64 {
-        self.esn_guess_at(self.newest(), low)
+        whole(self.edge_at(self.newest()), low)
     }
 
-    /// As [`Self::esn_guess`] when [`Self::newest`] was this.
+    /// The oldest number that the window holds when [`Self::newest`] was this: for [`whole`].
     #[inline]
     #[must_use]
-    pub const fn esn_guess_at(&self, newest: u64, low: u32) -> u64 {
-        // The RFC's two cases are one when the edge is kept in 64 bits, where it cannot go below zero either.
-        let edge = newest.saturating_sub(self.size - 1);
-        let guess = edge & !(u32::MAX as u64) | low as u64;
-        if guess >= edge {
-            return guess;
-        }
-        match guess.checked_add(1 << 32) {
-            Some(next) => next,
-            None => guess,
-        }
+    pub const fn edge_at(&self, newest: u64) -> u64 {
+        newest.saturating_sub(self.size - 1)
     }
 
     /// Whether a number would be accepted: to be asked before a packet is authenticated.
@@ -471,6 +462,19 @@ impl Window {
             return true;
         }
         place.compare_exchange(old, new, Relaxed, Relaxed).is_ok()
+    }
+}
+
+/// The whole number of a packet that carries its low half, from the window's lower edge on (RFC 4303 appendix A2.2).
+#[inline]
+#[must_use]
+pub const fn whole(edge: u64, low: u32) -> u64 {
+    // The RFC's two cases are one when the edge is kept in 64 bits, where it cannot go below zero either.
+    let above = low.wrapping_sub(edge as u32);
+    match edge.checked_add(above as u64) {
+        Some(number) => number,
+        // There is none above: the one below.
+        None => edge & !(u32::MAX as u64) | low as u64,
     }
 }
 

@@ -193,11 +193,7 @@ impl Burst {
     #[must_use]
     #[expect(clippy::indexing_slicing, reason = "a slot's index is below the arrays' length")]
     pub fn packet_mut<'a>(&'a mut self, umem: &'a Umem, slot: Slot) -> (&'a mut [u8], &'a mut Meta) {
-        let bytes = match &mut self.frames[slot.index()] {
-            Some(frame) => umem.bytes_mut(frame),
-            None => &mut [],
-        };
-        (bytes, &mut self.meta[slot.index()])
+        (umem.entry_mut(&mut self.frames[slot.index()]), &mut self.meta[slot.index()])
     }
 
     /// The packet's frame, to move its ends, and what is known of it.
@@ -217,27 +213,6 @@ impl Burst {
             let slot = Slot::new(place).filter(|slot| slots.contains(*slot))?;
             Some((slot, entry.as_mut()?, meta))
         })
-    }
-
-    /// The bytes of several packets at once, to change: what the cipher works on.
-    ///
-    /// Calls `f` for each slot of `slots` in order; the slices live as long as the borrow of the burst.
-    #[inline]
-    pub fn for_each_bytes_mut<'a>(
-        &'a mut self,
-        umem: &'a Umem,
-        slots: Slots,
-        mut f: impl FnMut(Slot, &'a mut [u8], &'a Meta),
-    ) {
-        let all = self.frames.iter_mut().zip(self.meta.iter());
-        for (i, (entry, meta)) in all.enumerate() {
-            if let Some(slot) = Slot::new(i)
-                && slots.contains(slot)
-                && let Some(frame) = entry
-            {
-                f(slot, umem.bytes_mut(frame), meta);
-            }
-        }
     }
 }
 
@@ -287,10 +262,18 @@ mod tests {
             burst.push(pool.alloc_with(&[n; 4]).unwrap(), Meta::EMPTY).unwrap();
         }
         let mut held = Vec::new();
-        burst.for_each_bytes_mut(&umem, Slots(0b1010), |_, bytes, _| held.push(bytes));
+        for (slot, frame, _) in burst.iter_mut(Slots(0b1110)) {
+            let cut = umem.cut_if(frame, |bytes| (bytes[0] != 2).then_some((1, 2, bytes[0])));
+            assert_eq!(cut.is_some(), slot.index() != 2);
+            held.extend(cut.map(|(bytes, first)| {
+                assert_eq!(usize::from(first), slot.index());
+                bytes
+            }));
+        }
         held[0][0] = 100;
-        held[1][0] = 200;
-        assert_eq!(burst.bytes(&umem, Slot::new(1).unwrap()), [100, 1, 1, 1]);
-        assert_eq!(burst.bytes(&umem, Slot::new(3).unwrap()), [200, 3, 3, 3]);
+        held[1][1] = 200;
+        assert_eq!(burst.bytes(&umem, Slot::new(1).unwrap()), [100, 1]);
+        assert_eq!(burst.bytes(&umem, Slot::new(2).unwrap()), [2; 4]);
+        assert_eq!(burst.bytes(&umem, Slot::new(3).unwrap()), [3, 200]);
     }
 }

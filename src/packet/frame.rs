@@ -67,6 +67,7 @@ impl Frame {
     }
 
     /// Shortens the packet to `len` bytes; leaves it when it is already shorter.
+    #[inline]
     pub fn truncate(&mut self, len: usize) {
         self.set(self.start(), self.len().min(len) as u16);
     }
@@ -76,7 +77,7 @@ impl Frame {
     /// after the other. `false`, and no change, when there are not as many bytes.
     #[inline]
     pub fn reframe(&mut self, at: usize, len: usize, front: usize) -> bool {
-        if at + len > self.len() || front > self.headroom() + at {
+        if len > self.len() || at > self.len() - len || front > self.headroom() + at {
             return false;
         }
         // The packet ends no later than before, so all of it is within the chunk, whose size fits 16 bits.
@@ -127,6 +128,13 @@ mod tests {
                 assert_eq!((one.headroom(), one.len()), (10, 20));
             }
         }
+    }
+
+    #[test]
+    fn reframing_refuses_what_would_wrap() {
+        let mut frame = Frame::new(NonZeroU32::MIN, 10, 20);
+        assert!(!frame.reframe(usize::MAX, 5, 0) && !frame.reframe(5, usize::MAX, 0));
+        assert_eq!((frame.headroom(), frame.len()), (10, 20));
     }
 
     #[test]

@@ -86,6 +86,12 @@ impl Slots {
         if self.0 == 0 { None } else { Some(Slot(self.0.trailing_zeros() as u8)) }
     }
 
+    /// Takes the lowest slot away, where there is one.
+    #[inline]
+    pub const fn remove_first(&mut self) {
+        self.0 &= self.0.wrapping_sub(1);
+    }
+
     /// The last of them.
     #[inline]
     #[must_use]
@@ -229,6 +235,9 @@ mod tests {
             prop_assert_eq!(list(x - y), &a - &b);
             prop_assert_eq!(x.first().map(Slot::index), a.first().copied());
             prop_assert_eq!(x.last().map(Slot::index), a.last().copied());
+            let mut rest = x;
+            rest.remove_first();
+            prop_assert_eq!(list(rest), a.iter().skip(1).copied().collect());
         }
     }
 

@@ -58,11 +58,24 @@ static NEXT_CHUNK: AtomicU32 = AtomicU32::new(1);
 
 /// A region of packet memory in chunks of one size.
 pub struct Umem {
-    memory: Arc<MappedMemory>,
+    /// Where `memory` begins: every access to a packet asks.
+    base: Base,
+    chunk_size: usize,
+    /// As a power of two.
+    shift: u32,
     first: u32,
     count: u32,
-    shift: u32,
+    memory: Arc<MappedMemory>,
 }
+
+/// The first byte of a mapping.
+#[derive(Clone, Copy)]
+struct Base(*mut u8);
+
+// SAFETY: an address alone; what may be done with it is the business of whoever uses it.
+unsafe impl Send for Base {}
+// SAFETY: likewise.
+unsafe impl Sync for Base {}
 
 impl Umem {
     /// Maps `count` chunks of `chunk_size` bytes each.
@@ -83,13 +96,15 @@ impl Umem {
         let first = NEXT_CHUNK
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(chunks))
             .map_err(|_| UmemError::Count(count))?;
-        Ok(Self { memory: Arc::new(memory), first, count: chunks, shift: chunk_size.trailing_zeros() })
+        let base = Base(memory.base());
+        let shift = chunk_size.trailing_zeros();
+        Ok(Self { base, chunk_size, shift, first, count: chunks, memory: Arc::new(memory) })
     }
 
     /// Bytes of a chunk.
     #[must_use]
     pub const fn chunk_size(&self) -> usize {
-        1 << self.shift
+        self.chunk_size
     }
 
     /// How many chunks there are.
@@ -133,7 +148,7 @@ impl Umem {
     fn offset(&self, frame: &Frame) -> Option<usize> {
         let index = frame.chunk.get().wrapping_sub(self.first);
         debug_assert!(index < self.count, "a frame of another UMEM");
-        (index < self.count).then_some(((index as usize) << self.shift) + frame.headroom())
+        (index < self.count).then_some(index as usize * self.chunk_size + frame.headroom())
     }
 
     /// The bytes of a packet. Empty for a frame of another UMEM.
@@ -143,7 +158,7 @@ impl Umem {
         let Some(offset) = self.offset(frame) else { return &[] };
         // SAFETY: `offset` lies in the mapping: the chunk was checked, and `start + len` of a frame never
         // exceeds the chunk (only this module and `Frame` change them).
-        let start = unsafe { self.memory.base().add(offset) };
+        let start = unsafe { self.base.0.add(offset) };
         // SAFETY: the bytes are mapped as above and initialised (mappings are zeroed). Nobody else writes them:
         // the frame is the only token of its chunk, it is borrowed for as long as the slice lives, and while it
         // exists the chunk is not lent to a driver.
@@ -157,9 +172,48 @@ impl Umem {
     pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         let Some(offset) = self.offset(frame) else { return &mut [] };
         // SAFETY: as in `bytes`.
-        let start = unsafe { self.memory.base().add(offset) };
+        let start = unsafe { self.base.0.add(offset) };
         // SAFETY: as in `bytes`; the frame is borrowed exclusively, so this is the only reference to the bytes.
         unsafe { std::slice::from_raw_parts_mut(start, frame.len()) }
+    }
+
+    /// As [`Self::bytes_mut`], of a place where there may be no frame: then there are no bytes either.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::mut_from_ref)] // As in `bytes_mut`.
+    pub(super) fn entry_mut<'a>(&'a self, entry: &'a mut Option<Frame>) -> &'a mut [u8] {
+        // One comparison for both: 0 stands for none, and is the number of no chunk.
+        let chunk = entry.as_ref().map_or(0, |frame| frame.chunk.get());
+        if chunk.wrapping_sub(self.first) >= self.count {
+            return &mut [];
+        }
+        // SAFETY: the numbers of chunks begin with 1 and do not wrap (`new`), so the number was not 0.
+        self.bytes_mut(unsafe { entry.as_mut().unwrap_unchecked() })
+    }
+
+    /// Shows the bytes of a packet to `decide`, keeps of them as many as it says from an offset on, and gives these, to
+    /// change, with whatever else it found. `None`, and no change, when it says nothing or the packet has not as many.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::mut_from_ref)] // As in `bytes_mut`.
+    pub fn cut_if<'a, T>(
+        &'a self,
+        frame: &'a mut Frame,
+        decide: impl FnOnce(&[u8]) -> Option<(usize, usize, T)>,
+    ) -> Option<(&'a mut [u8], T)> {
+        // Looked up once for both.
+        let offset = self.offset(frame)?;
+        // SAFETY: as in `bytes`.
+        let start = unsafe { self.base.0.add(offset) };
+        // SAFETY: as in `bytes`; nothing of the slice is left when `decide` is done.
+        let (at, len, found) = decide(unsafe { std::slice::from_raw_parts(start, frame.len()) })?;
+        if !frame.reframe(at, len, 0) {
+            return None;
+        }
+        // SAFETY: as in `bytes`: the packet now begins there.
+        let start = unsafe { start.add(at) };
+        // SAFETY: as in `bytes_mut`; the packet now has so many bytes.
+        Some((unsafe { std::slice::from_raw_parts_mut(start, len) }, found))
     }
 
     /// Adds `n` bytes behind the packet. `false`, and no change, when the chunk has not as many.
@@ -222,7 +276,7 @@ impl Umem {
     #[inline]
     pub fn prefetch(&self, frame: &Frame) {
         if let Some(offset) = self.offset(frame) {
-            prefetch_address(self.memory.base().wrapping_add(offset));
+            prefetch_address(self.base.0.wrapping_add(offset));
         }
     }
 }

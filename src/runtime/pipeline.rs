@@ -127,6 +127,7 @@ impl Pipeline {
         match entry {
             Entry::Rx => {
                 cx.lanes.rx = burst.live();
+                self.stages.esp_open.expect(cx.tables);
                 self.parse(cx, burst);
                 if !cx.lanes.arp.is_empty() {
                     self.arp(cx, burst);
@@ -180,7 +181,8 @@ impl Pipeline {
             self.path_errors(cx, burst);
         }
         if !cx.lanes.esp.is_empty() {
-            // What comes out of a tunnel is looked at in the next pass, with the tunnel as its way in.
+            // What comes out of a tunnel goes on in this pass, or is looked at in the next one, with the tunnel as its way
+            // in: where it may be for the gateway itself, or limits are asked.
             self.esp_open(cx, burst);
         }
         let features = cx.tables.features;

@@ -1,60 +1,63 @@
 //! Opens ESP packets (RFC 4303 3.4, RFC 4106, RFC 3948).
 
+mod header;
 mod inner;
+mod path;
 
 use std::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayVec;
 
-use self::inner::{Lengths, any, ordinary};
+use self::{
+    header::{Header, ends_v6, header},
+    inner::{Lengths, any, ordinary},
+    path::{Path, whole},
+};
 use super::{Cx, Stage};
 use crate::{
     crypto::{
         aead::{self, Aad, Job},
         replay::{self, Refused, Window},
     },
-    packet::{BURST, Burst, DropReason, Flags, Meta, Slot, Slots},
+    packet::{BURST, Burst, DropReason, Meta, Slot, Slots},
     stats::{SaColumn, WorkerColumn, WorkerCounters},
     table::{
         address::Address,
         hash::HashKey,
+        limit::{GATEWAYS, WAYS_IN},
         prefetch::{prefetch_read, prefetch_write},
         sad::{NO_SA, Sad, SadKey},
         tables::Tables,
         tunnel::SaIn,
     },
-    wire::{
-        esp::{self, Encapsulated},
-        ip::protocol,
-        ipv4,
-        ipv6::Ipv6,
-        udp,
-    },
+    wire::{esp, ip::protocol, udp},
 };
 
-/// Opens what was sent to us in a tunnel and puts the inner packets back to the start.
+/// Opens what was sent to us in a tunnel, and sends the inner packets on, or back to the start.
 ///
 /// In two walks over the burst, before the cipher and after it. What packets in a row have in common is found once: nearly
 /// always they are of one association.
 #[derive(Debug)]
 pub struct EspOpen {
     found: [Found; BURST],
+    /// The whole sequence numbers of those that the cipher has, one after the other.
+    numbers: [u64; BURST],
     /// The association of the packets before.
     last: u32,
 }
 
-/// What is known of an ESP packet until it is opened.
+/// What the header of an ESP packet names.
 #[derive(Debug, Clone, Copy)]
 struct Found {
-    /// The sequence number, whole.
-    sequence: u64,
+    /// The low half of the sequence number.
+    sequence: u32,
     /// The association, by number; where only a few are in use, of the first packet of a run alone.
     sa: u32,
 }
 
 impl Default for EspOpen {
     fn default() -> Self {
-        Self { found: [Found { sequence: 0, sa: NO_SA }; BURST], last: NO_SA }
+        Self { found: [Found { sequence: 0, sa: NO_SA }; BURST], numbers: [0; BURST], last: NO_SA }
     }
 }
 
@@ -75,10 +78,6 @@ impl Stage for EspOpen {
             self.fetch(cx.tables, slots);
             self.open::<true>(cx, burst, slots)
         } else {
-            // The next packets are most likely of the same.
-            if let Some(sa) = cx.tables.sas.get(self.last as usize) {
-                prefetch_read(sa.window.top());
-            }
             self.open::<false>(cx, burst, slots)
         };
         self.strip(cx, burst, opened);
@@ -93,28 +92,21 @@ struct Opened {
     firsts: Slots,
 }
 
-/// The association that a packet names, and what of its outer header was compared with it: packets in a row that have
-/// the same are of the same association, and as right.
-struct Path<'a> {
-    sa: &'a SaIn,
+/// What is found out about the packets of a burst before they are opened.
+struct Search<'a> {
+    /// Of the packet before, where only a few associations are in use.
+    path: Option<Path<'a>>,
+    /// The association of the packet before.
     number: u32,
-    /// The outer packet's source and destination, IPv4.
-    ends: (u32, u32),
-    gateway: u16,
-    proto: u8,
-    /// The newest number accepted, as the first packet found it: other workers write to its line.
-    newest: u64,
+    /// Packets of another association than the one before.
+    firsts: Slots,
+    refused: ArrayVec<(Slot, DropReason), BURST>,
 }
 
-impl Path<'_> {
-    /// Whether a packet is of it. Those of IPv6 are all looked at.
-    #[inline(always)]
-    fn is_of(&self, spi: u32, meta: &Meta) -> bool {
-        (self.sa.spi == spi)
-            & (self.ends == (meta.src, meta.dst))
-            & (self.gateway == meta.gateway)
-            & (self.proto == meta.proto)
-            & !meta.is_v6()
+impl Search<'_> {
+    fn refuse(&mut self, slot: Slot, reason: DropReason) {
+        // As many as slots at most, so there is room.
+        let _ = self.refused.try_push((slot, reason));
     }
 }
 
@@ -123,6 +115,24 @@ impl EspOpen {
     #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
     const fn entry(&mut self, slot: Slot) -> &mut Found {
         &mut self.found[slot.index()]
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
+    const fn found(&self, slot: Slot) -> &Found {
+        &self.found[slot.index()]
+    }
+
+    /// Starts loading what other workers write to of the association of the packets before, most likely that of the next
+    /// ones too: to be called as early as anything is known of these.
+    #[inline]
+    pub fn expect(&self, tables: &Tables) {
+        if let Some(sa) = tables.sas.get(self.last as usize).filter(|sa| sa.is_shared()) {
+            prefetch_read(sa.window.top());
+            let [number, ..] = self.numbers;
+            let next = (number as u32).wrapping_add(2 * BURST as u32);
+            sa.window.line(next).into_iter().for_each(prefetch_read);
+        }
     }
 
     /// Finds the associations of all packets, where there are so many that they have to be waited for.
@@ -155,7 +165,7 @@ impl EspOpen {
             // What is no ESP packet finds any association or none, and is found out when it is to be opened.
             let header = esp::Esp::at(burst.bytes(cx.umem, slot), usize::from(meta.l4) + at);
             let (spi, sequence) = header.map_or((0, 0), |header| (header.spi().0, header.sequence()));
-            self.entry(slot).sequence = sequence.into();
+            self.entry(slot).sequence = sequence;
             // As many keys as slots, so there is room.
             let _ = keys.try_push((spi, destination(slot)));
         }
@@ -187,7 +197,7 @@ impl EspOpen {
         for slot in slots {
             let found = *self.entry(slot);
             if let Some(word) =
-                tables.sas.get(found.sa as usize).and_then(|sa| sa.window.line(found.sequence as u32))
+                tables.sas.get(found.sa as usize).and_then(|sa| sa.window.line(found.sequence))
             {
                 prefetch_read(word);
             }
@@ -196,65 +206,41 @@ impl EspOpen {
 
     /// Refuses what can be refused unopened, and decrypts all others together. With `FAR`, their associations are known.
     fn open<const FAR: bool>(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Opened {
-        let (umem, tables, counters) = (cx.umem, cx.tables, cx.counters);
+        let umem = cx.umem;
         let mut jobs: ArrayVec<Job<'_>, BURST> = ArrayVec::new();
-        let mut refused: ArrayVec<(Slot, DropReason), BURST> = ArrayVec::new();
-        let (mut all, mut firsts, mut last) = (Slots::NONE, Slots::NONE, NO_SA);
-        let mut path: Option<Path<'_>> = None;
-        burst.for_each_bytes_mut(umem, slots, |slot, bytes, meta| {
-            let mut refuse = |reason| {
-                // As many as slots at most, so there is room.
-                let _ = refused.try_push((slot, reason));
-            };
-            let header = match header(bytes, meta) {
-                Ok(Some(header)) => header,
-                Ok(None) => {
-                    counters.worker(WorkerColumn::NonEsp, 1);
-                    cx.lanes.local.insert(slot);
-                    return;
-                }
-                Err(reason) => return refuse(reason),
-            };
-            let (sa, number, newest) = match &path {
-                _ if FAR => {
-                    let number = self.entry(slot).sa;
-                    match admit(tables, counters, number, bytes, meta) {
-                        Ok(sa) => (sa, number, sa.window.newest()),
-                        Err(reason) => return refuse(reason),
-                    }
-                }
-                Some(path) if path.is_of(header.spi, meta) => (path.sa, path.number, path.newest),
-                _ => match find(tables, counters, &header, bytes, meta) {
-                    Ok(new) => {
-                        let new = path.insert(new);
-                        (new.sa, new.number, new.newest)
-                    }
-                    Err(reason) => return refuse(reason),
-                },
-            };
-            let low = header.sequence;
-            let sequence = if sa.esn { sa.window.esn_guess_at(newest, low) } else { low.into() };
-            if let Err(reason) = sa.check_at(newest, sequence) {
-                return refuse(refusal(counters, sa, reason));
-            }
-            let packet = bytes.get_mut(header.at..header.end).unwrap_or(&mut []);
-            let Some((head, text)) = packet.split_first_chunk_mut::<{ esp::HEADER_IV_LEN }>() else { return };
-            let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, header.sequence) };
-            if jobs.try_push(Job::new(&sa.key, esp::Esp::new(&*head).iv(), aad, text)).is_ok() {
-                self.entry(slot).sequence = sequence;
+        let mut all = Slots::NONE;
+        let mut search = Search { path: None, number: NO_SA, firsts: Slots::NONE, refused: ArrayVec::new() };
+        for (slot, frame, meta) in burst.iter_mut(slots) {
+            // From now on the frame is what the cipher works on.
+            let cut = umem.cut_if(frame, |bytes| {
+                let header = header(bytes, meta);
+                let found = match &header {
+                    Ok(Some(header)) if FAR => self.known(cx.tables, &mut search, slot, header, bytes, meta),
+                    Ok(Some(header)) => search.path.as_ref().and_then(|path| path.follow(header, meta)),
+                    _ => None,
+                };
+                let (sa, sequence) = match found {
+                    Some(found) => found,
+                    None => self.search::<FAR>(cx, &mut search, slot, bytes, meta)?,
+                };
+                let Ok(Some(header)) = header else { return None };
+                let start = header.at + esp::HEADER_IV_LEN;
+                Some((start, header.end - start, (header.iv, sa, sequence)))
+            });
+            let Some((text, (iv, sa, sequence))) = cut else { continue };
+            let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
+            if let Some(number) = self.numbers.get_mut(jobs.len()) {
+                *number = sequence;
+                jobs.push(Job::new(&sa.key, iv, aad, text));
                 all.insert(slot);
-                if number != last {
-                    last = number;
-                    self.entry(slot).sa = number;
-                    firsts.insert(slot);
-                }
             }
-        });
-        aead::open(&mut jobs);
-        if let Some(path) = &path {
-            self.last = path.number;
-            self.fetch_to_mark(&path.sa.window, all);
         }
+        let Search { path, firsts, refused, .. } = search;
+        if let Some(path) = path {
+            self.last = path.number;
+            self.fetch_to_mark(&path.sa.window, jobs.len());
+        }
+        aead::open(&mut jobs);
         let good = if jobs.iter().all(|job| job.ok) {
             all
         } else {
@@ -267,79 +253,190 @@ impl EspOpen {
         Opened { all, good, firsts }
     }
 
-    /// Takes the ESP packets off and puts what was in them back to the start.
-    fn strip(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, opened: Opened) {
-        let mut done = Slots::NONE;
+    /// Finds out about a packet that is not of the path of those before, or about which there is something to be said: by
+    /// which path it and those after it come, and its sequence number; or (`None`) why it is refused, or that it is for the
+    /// host.
+    #[inline(never)]
+    fn search<'a, const FAR: bool>(
+        &mut self,
+        cx: &mut Cx<'a>,
+        search: &mut Search<'a>,
+        slot: Slot,
+        bytes: &[u8],
+        meta: &Meta,
+    ) -> Option<(&'a SaIn, u64)> {
+        let (tables, counters) = (cx.tables, cx.counters);
+        let header = match header(bytes, meta) {
+            Ok(Some(header)) => header,
+            Ok(None) => {
+                counters.worker(WorkerColumn::NonEsp, 1);
+                cx.lanes.local.insert(slot);
+                return None;
+            }
+            Err(reason) => {
+                search.refuse(slot, reason);
+                return None;
+            }
+        };
+        let found = match &search.path {
+            _ if FAR => {
+                let number = self.entry(slot).sa;
+                admit(tables, counters, number, bytes, meta).map(|sa| Path::new(sa, number, meta))
+            }
+            Some(path) if path.is_of(header.spi, meta) => Ok(*path),
+            _ => find(tables, counters, &header, bytes, meta),
+        };
+        let path = found.map_err(|reason| search.refuse(slot, reason)).ok()?;
+        let sequence = path.sequence(&header);
+        let checked = path.sa.check_at(path.newest, sequence);
+        self.begin(search, slot, path.number);
+        search.path = Some(path).filter(|_| !FAR);
+        match checked {
+            Ok(()) => Some((path.sa, sequence)),
+            Err(reason) => {
+                search.refuse(slot, refusal(counters, path.sa, reason));
+                None
+            }
+        }
+    }
+
+    /// As [`Self::search`], of a packet whose association is known and about which there is nothing to be said.
+    #[inline(always)]
+    fn known<'a>(
+        &mut self,
+        tables: &'a Tables,
+        search: &mut Search<'a>,
+        slot: Slot,
+        header: &Header,
+        bytes: &[u8],
+        meta: &Meta,
+    ) -> Option<(&'a SaIn, u64)> {
+        let number = self.entry(slot).sa;
+        let sa = tables.sas.get(number as usize).filter(|sa| may_come(sa, bytes, meta).is_ok())?;
+        let newest = sa.window.newest();
+        let sequence = whole(sa, sa.window.edge_at(newest), header);
+        sa.check_at(newest, sequence).ok()?;
+        self.begin(search, slot, number);
+        Some((sa, sequence))
+    }
+
+    /// Notes where packets of another association begin.
+    #[inline(always)]
+    fn begin(&mut self, search: &mut Search<'_>, slot: Slot, number: u32) {
+        if search.number != number {
+            search.number = number;
+            self.entry(slot).sa = number;
+            search.firsts.insert(slot);
+        }
+    }
+
+    /// Takes the ESP packets off and sends on what was in them, or back to the start.
+    fn strip(&self, cx: &mut Cx<'_>, burst: &mut Burst, opened: Opened) {
+        let mut left: &[u64] = &self.numbers;
+        let (mut onwards, mut back) = (Slots::NONE, Slots::NONE);
+        let limited = cx.tables.limits.active.bits() & (WAYS_IN | GATEWAYS) != 0;
         for first in opened.firsts {
-            let Some(sa) = cx.tables.sas.get(self.entry(first).sa as usize) else { continue };
             let run = opened.all.run(first, opened.firsts);
+            let (numbers, rest) = left.split_at_checked(run.len()).unwrap_or((left, &[]));
+            left = rest;
+            let Some(sa) = cx.tables.sas.get(self.found(first).sa as usize) else { continue };
             for slot in run - opened.good {
                 failed(cx.counters, burst, slot, sa, DropReason::EspIntegrity);
             }
-            let template = Meta {
-                gateway: sa.gateway,
-                ingress_tunnel: sa.tunnel,
-                flags: Flags::FROM_TUNNEL,
-                l4: ipv4::HEADER_LEN as u16,
-                ..Meta::EMPTY
+            let good = run & opened.good;
+            let good = if good.len() < FEW {
+                mark_few(cx.counters, burst, sa, run, good, numbers)
+            } else if good == run {
+                mark_all(cx.counters, burst, sa, good, numbers)
+            } else {
+                let numbers = run.into_iter().zip(numbers).filter(|(slot, _)| good.contains(*slot));
+                let numbers: ArrayVec<u64, BURST> = numbers.map(|(_, number)| *number).collect();
+                mark_all(cx.counters, burst, sa, good, &numbers)
             };
-            let mut count = Count::default();
-            let mut good = run & opened.good;
-            let few = good.len() < FEW;
-            if !few {
-                good = self.mark_all(cx.counters, burst, sa, good);
-            }
+            let own = cx.tables.gateway(sa.gateway).map(|gateway| &gateway.own);
+            let (mut count, mut others, mut near) = (Count::default(), Slots::NONE, Slots::NONE);
             for slot in good {
-                if few && !accepted(cx.counters, burst, slot, sa, sa.mark(self.entry(slot).sequence)) {
+                let Some((lengths, destination)) = ordinary(cx.umem, burst, slot, sa) else {
+                    others.insert(slot);
                     continue;
-                }
-                let lengths = match ordinary(cx.umem, burst, slot, sa.udp, &template) {
-                    Some(lengths) => lengths,
-                    None => any(cx, burst, slot, sa, &template),
                 };
                 count.add(lengths);
-                done.insert_if(slot, lengths.inner != 0);
+                near.insert_if(slot, own.is_none_or(|own| own.v4(destination).is_some()));
+            }
+            let ordinary = good - others;
+            (count.packets, count.inner_packets) = (ordinary.len() as u64, ordinary.len() as u64);
+            // What is not for the gateway itself goes on at once, unless limits are asked before.
+            onwards |= if limited { Slots::NONE } else { ordinary - near };
+            back |= ordinary;
+            for slot in others {
+                let lengths = any(cx, burst, slot, sa);
+                count.add(lengths);
+                count.packets += u64::from(lengths.text != 0);
+                count.inner_packets += u64::from(lengths.inner != 0);
+                back.insert_if(slot, lengths.inner != 0);
             }
             count_in(cx.counters, sa, count);
         }
-        cx.lanes.ip |= done;
+        cx.lanes.forward |= onwards;
+        cx.lanes.opened |= onwards;
+        cx.lanes.ip |= back - onwards;
     }
 
-    /// Marks the numbers of opened packets of one association, and returns those accepted.
-    #[inline(never)]
-    fn mark_all(&mut self, counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots) -> Slots {
-        let (mut numbers, mut n) = ([0; BURST], 0);
-        for (number, slot) in numbers.iter_mut().zip(good) {
-            *number = self.entry(slot).sequence;
-            n += 1;
-        }
-        let (mut refused, mut behind) = (Slots::NONE, Behind::default());
-        sa.mark_all(numbers.get(..n).unwrap_or(&[]), |place, result| match result {
-            Ok(lateness) => behind.add(counters, sa, lateness),
-            Err(reason) => {
-                let Some(slot) = good.into_iter().nth(place) else { return };
-                refused.insert(slot);
-                let reason = refusal(counters, sa, reason);
-                failed(counters, burst, slot, sa, reason);
-            }
-        });
-        behind.count(counters, sa);
-        good - refused
-    }
-
-    /// Starts loading what marking writes to, where other workers have it too: it comes while what is to be written is
-    /// worked out.
+    /// Starts loading what marking writes to, where other workers have it too: it comes while the packets are opened.
     #[inline(always)]
-    fn fetch_to_mark(&mut self, window: &Window, slots: Slots) {
+    fn fetch_to_mark(&self, window: &Window, packets: usize) {
         if window.is_shared() {
             prefetch_write(window.top());
-            for slot in [slots.first(), slots.last()].into_iter().flatten() {
-                if let Some(word) = window.line(self.entry(slot).sequence as u32) {
+            let numbers = self.numbers.get(..packets).unwrap_or(&[]);
+            for number in [numbers.first(), numbers.last()].into_iter().flatten() {
+                if let Some(word) = window.line(*number as u32) {
                     prefetch_write(word);
                 }
             }
         }
     }
+}
+
+/// Marks the numbers of those of a few packets of one association that are good, each by itself, and returns those accepted.
+#[inline(always)]
+fn mark_few(
+    counters: &WorkerCounters,
+    burst: &mut Burst,
+    sa: &SaIn,
+    run: Slots,
+    good: Slots,
+    numbers: &[u64],
+) -> Slots {
+    let mut accepted = good;
+    for (slot, number) in run.into_iter().zip(numbers).filter(|(slot, _)| good.contains(*slot)) {
+        match sa.mark(*number) {
+            Ok(0) => {}
+            Ok(lateness) => counters.sa_lateness(sa.index, lateness),
+            Err(refused) => {
+                accepted.remove(slot);
+                let reason = refusal(counters, sa, refused);
+                failed(counters, burst, slot, sa, reason);
+            }
+        }
+    }
+    accepted
+}
+
+/// Marks the numbers of opened packets of one association, and returns those accepted.
+#[inline(never)]
+fn mark_all(counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots, numbers: &[u64]) -> Slots {
+    let (mut refused, mut behind) = (Slots::NONE, Behind::default());
+    sa.mark_all(numbers, |place, result| match result {
+        Ok(lateness) => behind.add(counters, sa, lateness),
+        Err(reason) => {
+            let Some(slot) = good.into_iter().nth(place) else { return };
+            refused.insert(slot);
+            let reason = refusal(counters, sa, reason);
+            failed(counters, burst, slot, sa, reason);
+        }
+    });
+    behind.count(counters, sa);
+    good - refused
 }
 
 /// Packets in a row that are about as far behind the newest.
@@ -370,29 +467,6 @@ impl Behind {
     }
 }
 
-/// Whether a packet's number is accepted; one that is not is dropped.
-#[inline(always)]
-fn accepted(
-    counters: &WorkerCounters,
-    burst: &mut Burst,
-    slot: Slot,
-    sa: &SaIn,
-    result: Result<u64, Refused>,
-) -> bool {
-    match result {
-        Ok(0) => true,
-        Ok(lateness) => {
-            counters.sa_lateness(sa.index, lateness);
-            true
-        }
-        Err(refused) => {
-            let reason = refusal(counters, sa, refused);
-            failed(counters, burst, slot, sa, reason);
-            false
-        }
-    }
-}
-
 /// What is counted of packets of one association that follow each other.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
@@ -405,9 +479,7 @@ struct Count {
 impl Count {
     #[inline(always)]
     fn add(&mut self, lengths: Lengths) {
-        self.packets += u64::from(lengths.text != 0);
         self.bytes += u64::from(lengths.text);
-        self.inner_packets += u64::from(lengths.inner != 0);
         self.inner_bytes += u64::from(lengths.inner);
     }
 }
@@ -427,57 +499,6 @@ fn failed(counters: &WorkerCounters, burst: &mut Burst, slot: Slot, sa: &SaIn, r
         _ => counters.sa(sa.index, SaColumn::Malformed, 1),
     }
     burst.drop(slot, reason);
-}
-
-/// The ESP header of a packet, and where its parts are.
-struct Header {
-    spi: u32,
-    sequence: u32,
-    /// Offset of the header.
-    at: usize,
-    /// Offset behind the ICV.
-    end: usize,
-}
-
-/// Finds the ESP header of a packet, and refuses what cannot be one.
-///
-/// `None`: it is no ESP packet after all, but something for the host.
-#[inline(always)]
-fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Header>, DropReason> {
-    let end = usize::from(meta.l3) + usize::from(meta.ip_len);
-    let mut at = usize::from(meta.l4);
-    if meta.proto == protocol::UDP {
-        match in_udp(bytes.get(at..end)) {
-            Ok(true) => at += udp::HEADER_LEN,
-            Ok(false) => return Ok(None),
-            Err(reason) => return Err(reason),
-        }
-    }
-    let packet = bytes.get(at..end).ok_or(DropReason::EspLength)?;
-    if packet.len() < esp::MIN_LEN || packet.len() % esp::ALIGNMENT != 0 {
-        return Err(DropReason::EspLength);
-    }
-    let header = esp::Esp::at(packet, 0).ok_or(DropReason::EspLength)?;
-    Ok(Some(Header { spi: header.spi().0, sequence: header.sequence(), at, end }))
-}
-
-/// Whether ESP is in a UDP datagram for port 4500; otherwise it is for the host.
-fn in_udp(l4: Option<&[u8]>) -> Result<bool, DropReason> {
-    let l4 = l4.ok_or(DropReason::EspLength)?;
-    let datagram = udp::parse(l4).map_err(|_| DropReason::EspLength)?;
-    match esp::classify(datagram.payload) {
-        // The datagram must end where the packet does, or what follows would be taken for ciphertext.
-        Encapsulated::Esp(packet) if udp::HEADER_LEN + packet.len() == l4.len() => Ok(true),
-        Encapsulated::Keepalive => Err(DropReason::NatKeepalive),
-        Encapsulated::Ike(_) => Ok(false),
-        Encapsulated::Esp(_) | Encapsulated::Malformed => Err(DropReason::EspLength),
-    }
-}
-
-/// Source and destination of an outer packet over IPv6.
-fn ends_v6(bytes: &[u8], meta: &Meta) -> (u128, u128) {
-    let outer = Ipv6::at(bytes, usize::from(meta.l3));
-    outer.map_or((0, 0), |outer| (outer.source().to_bits(), outer.destination().to_bits()))
 }
 
 /// Finds the association that a packet names, and whether the packet may come by it.
@@ -502,8 +523,7 @@ fn find<'a>(
         let ends = [header.sequence, header.sequence.wrapping_add(2 * BURST as u32)];
         ends.into_iter().filter_map(|low| sa.window.line(low)).for_each(prefetch_read);
     }
-    let newest = sa.window.newest();
-    Ok(Path { sa, number, ends: (meta.src, meta.dst), gateway: meta.gateway, proto: meta.proto, newest })
+    Ok(Path::new(sa, number, meta))
 }
 
 /// The association of this number, if the packet may come by it.
@@ -516,17 +536,25 @@ fn admit<'a>(
     meta: &Meta,
 ) -> Result<&'a SaIn, DropReason> {
     let sa = tables.sas.get(number as usize).ok_or(DropReason::NoSa)?;
+    may_come(sa, bytes, meta).map_err(|(column, reason)| {
+        counters.sa(sa.index, column, 1);
+        reason
+    })?;
+    Ok(sa)
+}
+
+/// Whether a packet may come by an association; if not, where that is counted, and why not.
+#[inline(always)]
+fn may_come(sa: &SaIn, bytes: &[u8], meta: &Meta) -> Result<(), (SaColumn, DropReason)> {
     let remote = if meta.is_v6() { ends_v6(bytes, meta).0 } else { meta.src.into() };
     let in_udp = meta.proto == protocol::UDP;
     if (sa.underlay != meta.gateway) | (sa.remote != remote) | (sa.udp != in_udp) {
-        counters.sa(sa.index, SaColumn::Outer, 1);
-        return Err(DropReason::EspOuterMismatch);
+        return Err((SaColumn::Outer, DropReason::EspOuterMismatch));
     }
     if sa.ended.load(Relaxed) {
-        counters.sa(sa.index, SaColumn::Expired, 1);
-        return Err(DropReason::EspExpired);
+        return Err((SaColumn::Expired, DropReason::EspExpired));
     }
-    Ok(sa)
+    Ok(())
 }
 
 #[cold]

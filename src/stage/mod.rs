@@ -71,6 +71,8 @@ pub struct Lanes {
     pub local: Slots,
     /// Packets to be carried on, which enter a gateway.
     pub forward: Slots,
+    /// Those of them that came out of a tunnel just now, and that policies have not let in yet.
+    pub opened: Slots,
     /// Packets that come from another gateway: by no interface and out of no tunnel.
     pub crossed: Slots,
     /// Packets that come from the VPC, as the limits of gateways have found, and do not go back to it: those for what goes

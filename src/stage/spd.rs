@@ -221,10 +221,12 @@ fn look_up<'a, V: Copy>(
 
 /// Packets that policies must let in, of those in the lanes.
 #[inline]
-fn to_be_admitted(cx: &Cx<'_>, burst: &Burst) -> Slots {
+fn to_be_admitted(cx: &mut Cx<'_>, burst: &Burst) -> Slots {
+    let opened = super::take(&mut cx.lanes.opened, burst);
     let mut gateway = None;
     let mut protects = false;
-    ((cx.lanes.forward | cx.lanes.local) & burst.live()).filter(|slot| {
+    let others = (cx.lanes.forward | cx.lanes.local) & (burst.live() - opened);
+    let others = others.filter(|slot| {
         let meta = burst.meta(slot);
         if meta.flags.any(Flags::ADMITTED | Flags::FROM_TUNNEL) {
             // What came out of a tunnel is checked also when it is for the gateway itself.
@@ -242,7 +244,8 @@ fn to_be_admitted(cx: &Cx<'_>, burst: &Burst) -> Slots {
             protects = cx.tables.gateway(meta.gateway).is_some_and(|g| g.protects);
         }
         protects
-    })
+    });
+    opened | others
 }
 
 impl Stage for SpdInbound {

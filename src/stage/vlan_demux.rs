@@ -1,5 +1,6 @@
 //! Which interface, and so which gateway, a frame belongs to.
 
+use super::parse::ordinary::HEAD;
 use crate::{
     packet::{Flags, Meta, Tagging},
     table::{
@@ -31,6 +32,9 @@ pub fn demux<'a>(tables: &'a Tables, meta: &mut Meta) -> Option<&'a Interface> {
 pub const SINGLE_TAGGED: usize = 18;
 /// Bytes of a frame up to the end of its addresses, tags and EtherType.
 pub const UNTAGGED: usize = 14;
+/// Bytes of a frame up to the end of the ports of an IPv4 packet, with an 802.1Q header or without. The shortest on a wire
+/// has more.
+pub const FRONT: usize = SINGLE_TAGGED + HEAD;
 
 /// The first bytes of all frames with an IPv4 packet that come to one interface by a port: how the frames of a
 /// burst, which mostly come one way, are told apart with two comparisons.
@@ -59,7 +63,7 @@ impl<const AT: usize> Pattern<AT> {
     }
 
     #[inline(always)]
-    fn difference(&self, front: &[u8; SINGLE_TAGGED]) -> u64 {
+    fn difference(&self, front: &[u8; FRONT]) -> u64 {
         let bytes = front.split_at(AT).1.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
         (bytes ^ self.bytes) & self.mask
     }
@@ -100,14 +104,14 @@ impl<'a> Way<'a> {
     /// Whether a frame from `port` comes this way.
     #[inline(always)]
     #[must_use]
-    pub fn is_of(&self, port: u16, front: &[u8; SINGLE_TAGGED]) -> bool {
+    pub fn is_of(&self, port: u16, front: &[u8; FRONT]) -> bool {
         self.types.difference(front) == 0 && port == self.template.port
     }
 
     /// Zero when the frame is for the interface's own station.
     #[inline(always)]
     #[must_use]
-    pub fn differs_in_station(&self, front: &[u8; SINGLE_TAGGED]) -> u64 {
+    pub fn differs_in_station(&self, front: &[u8; FRONT]) -> u64 {
         self.station.difference(front)
     }
 }

@@ -185,6 +185,13 @@ impl OwnAddresses {
         self.filter.get(usize::from(hash >> 6)).is_some_and(|word| word >> (hash & 63) & 1 == 1)
     }
 
+    /// Whether an interface may have this IPv4 address (host order): nearly always not.
+    #[inline(always)]
+    #[must_use]
+    pub fn may_have_v4(&self, address: u32) -> bool {
+        self.may_contain(hash_v4(address))
+    }
+
     /// The interface that has this IPv4 address (host order).
     #[inline]
     #[must_use]

@@ -2,8 +2,11 @@
 
 use super::failed;
 use crate::{
-    packet::{Burst, DropReason, Meta, Slot, Umem},
-    stage::{Cx, parse},
+    packet::{Burst, DropReason, Flags, Meta, Slot, Umem},
+    stage::{
+        Cx,
+        parse::{self, ordinary::HEAD},
+    },
     stats::{SaColumn, WorkerCounters},
     table::tunnel::SaIn,
     wire::{
@@ -12,14 +15,29 @@ use crate::{
         ip::protocol,
         ipv4::{self, Ipv4},
         ipv6::Ipv6,
-        udp,
     },
 };
 
-/// Offset of the text of an ESP packet, by its metadata.
+/// What was decrypted, of bytes that end with the ICV.
 #[inline(always)]
-fn text_at(meta: &Meta, in_udp: bool) -> usize {
-    usize::from(meta.l4) + esp::HEADER_IV_LEN + if in_udp { udp::HEADER_LEN } else { 0 }
+fn text(bytes: &[u8]) -> Option<&[u8]> {
+    bytes.get(..bytes.len().checked_sub(esp::ICV_LEN)?)
+}
+
+/// What is known of a packet out of a tunnel before its own headers are read: how it came, from the outer packet's.
+#[inline(always)]
+fn template(sa: &SaIn, outer: &Meta) -> Meta {
+    Meta {
+        gateway: sa.gateway,
+        ingress_tunnel: sa.tunnel,
+        flags: Flags::FROM_TUNNEL,
+        l4: ipv4::HEADER_LEN as u16,
+        port: outer.port,
+        interface: outer.interface,
+        passes: outer.passes,
+        wire_len: outer.wire_len,
+        ..Meta::EMPTY
+    }
 }
 
 /// Bytes of an opened packet.
@@ -31,40 +49,33 @@ pub(super) struct Lengths {
     pub inner: u16,
 }
 
-/// Strips the ESP packet off from what nearly all are: an ordinary IPv4 packet behind the padding that aligns, with the
-/// outer packet's ECN. `None`, and nothing changed, for any other.
+/// Strips the rest of the ESP packet off from what nearly all are: an ordinary IPv4 packet behind the padding that aligns,
+/// with the outer packet's ECN. The result is also its destination; `None`, and nothing changed, for any other.
 #[inline(always)]
-pub(super) fn ordinary(
-    umem: &Umem,
-    burst: &mut Burst,
-    slot: Slot,
-    in_udp: bool,
-    template: &Meta,
-) -> Option<Lengths> {
+pub(super) fn ordinary(umem: &Umem, burst: &mut Burst, slot: Slot, sa: &SaIn) -> Option<(Lengths, u32)> {
     let (bytes, meta) = burst.packet_mut(umem, slot);
-    let start = text_at(meta, in_udp);
-    let end = usize::from(meta.l3 + meta.ip_len) - esp::ICV_LEN;
-    let text = bytes.get(start..end)?;
+    let text = text(bytes)?;
     let trailer = esp::parse_aligning_trailer(text)?;
-    let packet = text.get(..trailer.payload_len)?;
-    let [_, tos, ..] = packet.first_chunk::<{ ipv4::HEADER_LEN }>()?;
+    let head = text.first_chunk::<HEAD>()?;
+    let [_, tos, ..] = head;
     if (trailer.next_header != protocol::IPV4) | ((tos ^ meta.tos) & 3 != 0) {
         return None;
     }
-    let (port, interface, passes) = (meta.port, meta.interface, meta.passes);
-    if !parse::ordinary::inner(template, packet, meta) {
-        return None;
-    }
-    (meta.port, meta.interface, meta.passes) = (port, interface, passes);
+    // Where the padding begins within the head, the packet's own length says that it is not ordinary.
+    let head = parse::ordinary::Head::read(0, head, trailer.payload_len)?;
+    *meta = template(sa, meta);
+    head.put(meta);
     let lengths = Lengths { text: text.len() as u16, inner: meta.ip_len };
-    burst.frame_mut(slot)?.reframe(start, trailer.payload_len, 0).then_some(lengths)
+    let destination = meta.dst;
+    burst.frame_mut(slot)?.truncate(trailer.payload_len);
+    Some((lengths, destination))
 }
 
 /// Strips the ESP packet off from whatever was in it, and reads its headers; drops what cannot go on.
 #[inline(never)]
-pub(super) fn any(cx: &Cx<'_>, burst: &mut Burst, slot: Slot, sa: &SaIn, template: &Meta) -> Lengths {
+pub(super) fn any(cx: &Cx<'_>, burst: &mut Burst, slot: Slot, sa: &SaIn) -> Lengths {
     let mut lengths = Lengths::default();
-    if let Err(reason) = inner(cx, burst, slot, sa, template, &mut lengths) {
+    if let Err(reason) = inner(cx, burst, slot, sa, &mut lengths) {
         failed(cx.counters, burst, slot, sa, reason);
     }
     lengths
@@ -76,13 +87,10 @@ fn inner(
     burst: &mut Burst,
     slot: Slot,
     sa: &SaIn,
-    template: &Meta,
     lengths: &mut Lengths,
 ) -> Result<(), DropReason> {
     let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-    let start = text_at(meta, sa.udp);
-    let end = usize::from(meta.l3 + meta.ip_len) - esp::ICV_LEN;
-    let text = bytes.get(start..end).ok_or(DropReason::EspLength)?;
+    let text = text(bytes).ok_or(DropReason::EspLength)?;
     let trailer = esp::parse_trailer(text).map_err(|_| DropReason::EspPadding)?;
     let v6 = match trailer.next_header {
         protocol::IPV4 => false,
@@ -91,18 +99,14 @@ fn inner(
         _ => return Err(DropReason::EspNextHeader),
     };
     lengths.text = text.len() as u16;
-    let (tos, port, interface, passes) = (meta.tos, meta.port, meta.interface, meta.passes);
-    let frame = burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?;
-    if !frame.reframe(start, trailer.payload_len, 0) {
-        return Err(DropReason::EspLength);
-    }
+    let tos = meta.tos;
+    burst.frame_mut(slot).ok_or(DropReason::NoBuffer)?.truncate(trailer.payload_len);
     let (bytes, meta) = burst.packet_mut(cx.umem, slot);
-    *meta = Meta { wire_len: meta.wire_len, ..*template };
+    *meta = template(sa, meta);
     parse::ip(bytes, meta)?;
     if meta.is_v6() != v6 {
         return Err(DropReason::EspNextHeader);
     }
-    (meta.port, meta.interface, meta.passes) = (port, interface, passes);
     combine_ecn(cx.counters, sa, bytes, meta, tos)?;
     lengths.inner = meta.ip_len;
     Ok(())

@@ -110,7 +110,7 @@ fn short_cut<'a>(
         *way = Way::of(tables, meta.port, bytes);
     }
     let way = way.as_ref()?;
-    ordinary::read(way, front, bytes, meta).then_some(way.gateway)
+    ordinary::read(way, front, bytes.len(), meta).then_some(way.gateway)
 }
 
 #[test]
