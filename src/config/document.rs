@@ -6,12 +6,13 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use toml_parser::lexer::TokenKind;
 
-use super::decode::{Context, NameList, Names, Section, Shape, unknown_key};
+use super::decode::{Context, NameList, Names, Section, Shape};
 use super::diagnostics::Problem;
 use super::model::{
     Gateway, GatewayDraft, Interface, InterfaceDraft, Port, PortDraft, System, SystemDraft, Tunnel,
     TunnelDraft,
 };
+use super::reader::unknown_key;
 use super::span::{At, Span};
 use super::types::Name;
 

@@ -10,8 +10,9 @@ use serde_json::json;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use super::decode::{Context, Shape, Value, unknown_key};
+use super::decode::{Context, Shape, Value};
 use super::diagnostics::Problem;
+use super::reader::unknown_key;
 use super::span::Span;
 use super::suggest::shorten;
 

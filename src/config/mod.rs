@@ -24,6 +24,7 @@ mod limit_values;
 mod model;
 mod prefix;
 mod quantity;
+mod reader;
 mod redact;
 pub mod reference;
 mod selector;

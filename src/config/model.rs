@@ -10,13 +10,14 @@ use serde_json::json;
 use toml::de::{DeTable, DeValue};
 
 use super::decode::{
-    Child, Context, Count, Field, Presence, Reader, Section, SectionShape, Shape, Slot, Value, section,
+    Child, Context, Count, Field, Presence, Section, SectionShape, Shape, Slot, Value, section,
 };
 use super::diagnostics::Problem;
 use super::keys::Key;
 use super::limit_values::{Burst, LimitRate};
 use super::prefix::{AddressRanges, HostOrPrefix, InterfaceAddress, Prefix};
 use super::quantity::{Bytes, Interval, Number, PowerOfTwo, Ranged};
+use super::reader::Reader;
 use super::selector::{IcmpMatch, PortRanges, Protocol};
 use super::span::{At, Span};
 use super::suggest::{self, shorten};

@@ -233,7 +233,7 @@ impl Value for Vlan {
                 let keys = ["outer", "inner"];
                 let mut good = true;
                 for key in table.keys().filter(|k| !keys.contains(&k.get_ref().as_ref())) {
-                    super::decode::unknown_key(
+                    super::reader::unknown_key(
                         key.get_ref(),
                         key.span().into(),
                         "a VLAN",

@@ -3,6 +3,8 @@
 //! A file is read, checked and compared on a thread of its own, so that the control thread goes on meanwhile; only to
 //! build and publish the tables is its part. A request is answered when what it asked for has come to its end.
 
+mod messages;
+
 use std::{
     collections::VecDeque,
     fmt::Write,
@@ -11,17 +13,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
     gateway::{Basis, Gateway},
     history::{self, Entry, How},
     socket::{Asker, Ticket},
-    unconfirmed::Mark,
+    unconfirmed::{Kept, Mark},
     view::{Request, Word, refusal},
 };
 use crate::config::{Config, Diagnostics, FileText, diff::Difference};
+pub use messages::{ApplyFile, Came, Configuration, Extent, History, Outcome, Rollback};
 
 /// Changes that an answer lists.
 const LISTED: usize = 2000;
@@ -29,119 +31,6 @@ const LISTED: usize = 2000;
 const AGAIN: Duration = Duration::from_secs(1);
 /// The longest time to confirm a change in.
 const LONGEST_CONFIRM: u64 = 24 * 60 * 60;
-
-/// A request to take up a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ApplyFile {
-    /// The file, which the gateway reads; an absolute path. From then on it is the file that a reload reads.
-    pub apply: PathBuf,
-    /// Only to say what would change.
-    #[serde(default)]
-    pub dry_run: bool,
-    /// Seconds after which the change is taken back, unless it is confirmed before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirm: Option<u64>,
-    /// The digest that the file must have: that of the file whose differences were looked at.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
-    /// The generation that must be in force: the one that was compared with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u64>,
-}
-
-/// A request to go back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rollback {
-    /// The generation to return to; 0 for the one before.
-    pub rollback: u64,
-    /// Only to say what would change.
-    #[serde(default)]
-    pub dry_run: bool,
-    /// Seconds after which the change is taken back, unless it is confirmed before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirm: Option<u64>,
-    /// The digest that the text must have.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
-    /// The generation that must be in force.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u64>,
-}
-
-/// A request for the configuration in force, as text without keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Configuration {
-    /// How much of it.
-    pub config: Extent,
-}
-
-/// How much of a configuration to show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Extent {
-    /// What files and commands gave.
-    Given,
-    /// Also the defaults, as remarks.
-    All,
-}
-
-/// What came of a request to take up a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// What came of it.
-    pub result: Came,
-    /// The generation in force now.
-    pub generation: u64,
-    /// The file it was read from.
-    pub file: PathBuf,
-    /// The text's SHA-256, in hexadecimal digits.
-    pub digest: String,
-    /// What is different, or would be.
-    pub difference: Difference,
-    /// Seconds left to confirm it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirm: Option<u64>,
-    /// Warnings about the file, with their places.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub report: Option<String>,
-    /// What else is to be known.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-}
-
-/// What came of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Came {
-    /// It is in force.
-    #[serde(rename = "in force")]
-    InForce,
-    /// It says what was in force already.
-    #[serde(rename = "unchanged")]
-    Unchanged,
-    /// It would be taken up, but that was not asked.
-    #[serde(rename = "would be in force")]
-    WouldBeInForce,
-    /// It would not be: something in it needs a restart.
-    #[serde(rename = "needs a restart")]
-    NeedsRestart,
-}
-
-/// The files taken up last.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct History {
-    /// The oldest first.
-    pub entries: Vec<Entry>,
-    /// The one in force.
-    pub generation: u64,
-    /// The file that a reload reads.
-    pub file: PathBuf,
-    /// Seconds left to confirm the one in force.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirm: Option<u64>,
-}
 
 /// What to do with a text.
 #[derive(Debug)]
@@ -203,10 +92,8 @@ pub struct Applier {
     checking: Option<(Job, JoinHandle<Found>)>,
     showing: Vec<(Ticket, JoinHandle<String>)>,
     unconfirmed: Option<Unconfirmed>,
-    /// The history's directory.
-    dir: PathBuf,
-    /// What stands there of a change that nobody has confirmed: one that waits, or was taken back.
-    mark: Option<Mark>,
+    /// That nobody has confirmed a change, over the end of the process.
+    mark: Kept,
 }
 
 /// What was found in a file as text, where there is something.
@@ -258,7 +145,6 @@ impl Applier {
                 dir.display()
             );
         });
-        let mark = Mark::read(&dir).unwrap_or_default();
         let mut applier = Self {
             started_with: in_place_of.map_or_else(|| file.clone(), absolute),
             file,
@@ -269,8 +155,7 @@ impl Applier {
             checking: None,
             showing: Vec::new(),
             unconfirmed: None,
-            dir,
-            mark,
+            mark: Kept::read(dir),
         };
         applier.text = FileText::new(
             applier.file.clone(),
@@ -279,7 +164,7 @@ impl Applier {
         );
         // A gateway that is started again and again with one file does not push the others out.
         let newest = applier.history.as_ref().and_then(|history| history.entries().last());
-        let before = applier.mark.as_ref().filter(|_| in_place_of.is_some()).map(|mark| mark.before);
+        let before = applier.mark.get().filter(|_| in_place_of.is_some()).map(|mark| mark.before);
         match newest {
             Some(newest) if newest.digest == applier.text.digest() && newest.file == applier.file => {
                 applier.generation = newest.generation;
@@ -287,14 +172,14 @@ impl Applier {
             _ if before.is_some() => drop(applier.record(How::Unconfirmed, before, None, 0)),
             _ => drop(applier.record(How::Start, None, None, 0)),
         }
-        if let Some(mark) = applier.mark.as_ref().filter(|_| in_place_of.is_none()) {
+        if let Some(mark) = applier.mark.get().filter(|_| in_place_of.is_none()) {
             tracing::warn!(
                 "generation {} of {} was never confirmed; {} says something else and is in force",
                 mark.generation,
                 mark.file.display(),
                 applier.file.display()
             );
-            applier.forget_mark();
+            applier.mark.forget();
         }
         applier
     }
@@ -311,33 +196,9 @@ impl Applier {
         };
         let (file, digest) = (text.path().into(), text.digest());
         let mark = Mark { generation, file, digest, before: self.generation };
-        self.write_mark(mark)
+        self.mark
+            .set(mark)
             .map(|error| format!("a restart before it is confirmed does not take it back: {error}"))
-    }
-
-    fn write_mark(&mut self, mark: Mark) -> Option<std::io::Error> {
-        match mark.write(&self.dir) {
-            Ok(()) => {
-                self.mark = Some(mark);
-                None
-            }
-            Err(error) => {
-                tracing::error!("that nobody has confirmed {} is not kept: {error}", mark.file.display());
-                Some(error)
-            }
-        }
-    }
-
-    /// What was not confirmed is, or is somebody's will all the same.
-    fn forget_mark(&mut self) {
-        if self.mark.take().is_some()
-            && let Err(error) = Mark::forget(&self.dir)
-        {
-            tracing::error!(
-                "the next start may take the configuration before: {}: {error}",
-                self.dir.display()
-            );
-        }
     }
 
     /// Keeps what is in force now. The result is what is to be said about it.
@@ -440,11 +301,11 @@ impl Applier {
     fn confirm(&mut self) -> Value {
         match self.unconfirmed.take() {
             Some(_) => {
-                self.forget_mark();
+                self.mark.forget();
                 tracing::info!("generation {} is confirmed", self.generation);
                 json!({ "ok": { "generation": self.generation } })
             }
-            None => match &self.mark {
+            None => match self.mark.get() {
                 Some(mark) => {
                     let generation = mark.generation;
                     refusal(&format!("nothing waits to be confirmed: generation {generation} was taken back"))
@@ -591,7 +452,7 @@ impl Applier {
             });
             return self.refuse(&job, why, outcome.report, Some(&outcome.difference));
         }
-        let former = self.mark.clone();
+        let former = self.mark.get().cloned();
         if job.confirm.is_some() && count > 0 {
             // Before the change is made, which may be what ends this process.
             outcome.notes.extend(self.set_mark(&text));
@@ -599,10 +460,10 @@ impl Applier {
         if count == 0 {
             gateway.follow(&config);
         } else if let Err(error) = gateway.reload(config) {
-            if self.mark != former {
+            if self.mark.get() != former.as_ref() {
                 match former {
-                    Some(former) => drop(self.write_mark(former)),
-                    None => self.forget_mark(),
+                    Some(former) => drop(self.mark.set(former)),
+                    None => self.mark.forget(),
                 }
             }
             let why = format!("{named} is not taken up: {error}");
@@ -626,15 +487,14 @@ impl Applier {
             outcome.notes.extend(self.record(job.how, job.again, uid, count));
             outcome.generation = self.generation;
         }
-        match (&mut self.mark, job.how) {
+        match (self.mark.get(), job.how) {
             _ if job.confirm.is_some() && count > 0 => {}
             // Nor does a start take it up after this. Unless that is what was returned to.
             (Some(mark), How::Unconfirmed | How::Rollback) if mark.digest != self.text.digest() => {
-                mark.before = self.generation;
-                let mark = mark.clone();
-                self.write_mark(mark);
+                let mark = Mark { before: self.generation, ..mark.clone() };
+                self.mark.set(mark);
             }
-            _ => self.forget_mark(),
+            _ => self.mark.forget(),
         }
         if let How::Unconfirmed | How::Rollback = job.how {
             let undone = self.unconfirmed.take();
@@ -644,7 +504,7 @@ impl Applier {
             outcome.notes.push(format!(
                 "{} was not written: correct it before the next reload{}",
                 self.file.display(),
-                if self.mark.is_some() { "" } else { " or restart" }
+                if self.mark.get().is_some() { "" } else { " or restart" }
             ));
         } else if self.file != self.started_with {
             outcome.notes.push(format!(

@@ -74,6 +74,54 @@ impl Mark {
     }
 }
 
+/// The mark of a gateway that runs, as it stands in the history's directory: of a change that waits, or was taken back.
+#[derive(Debug)]
+pub struct Kept {
+    dir: PathBuf,
+    mark: Option<Mark>,
+}
+
+impl Kept {
+    /// What stands in the directory.
+    #[must_use]
+    pub fn read(dir: PathBuf) -> Self {
+        let mark = Mark::read(&dir).unwrap_or_default();
+        Self { dir, mark }
+    }
+
+    /// The mark, where there is one.
+    #[must_use]
+    pub const fn get(&self) -> Option<&Mark> {
+        self.mark.as_ref()
+    }
+
+    /// Writes this mark in place of the one there is. The result is why it is not kept.
+    pub fn set(&mut self, mark: Mark) -> Option<io::Error> {
+        match mark.write(&self.dir) {
+            Ok(()) => {
+                self.mark = Some(mark);
+                None
+            }
+            Err(error) => {
+                tracing::error!("that nobody has confirmed {} is not kept: {error}", mark.file.display());
+                Some(error)
+            }
+        }
+    }
+
+    /// What was not confirmed is, or is somebody's will all the same.
+    pub fn forget(&mut self) {
+        if self.mark.take().is_some()
+            && let Err(error) = Mark::forget(&self.dir)
+        {
+            tracing::error!(
+                "the next start may take the configuration before: {}: {error}",
+                self.dir.display()
+            );
+        }
+    }
+}
+
 /// What a gateway starts with in place of its file.
 #[derive(Debug)]
 pub struct Instead {
