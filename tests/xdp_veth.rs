@@ -608,17 +608,22 @@ fn every_option_of_a_socket_carries_frames() {
     }
 }
 
+/// Devices "gw" and "peer" with an MTU, and ports at "gw" whose buffers have so many bytes.
+fn line(mtu: usize, buffer: usize, options: &XdpOptions) -> (XdpDevice, Vec<XdpPort>, Vec<FramePool>) {
+    veth("gw", "peer", 1);
+    ip(&format!("link set gw mtu {mtu}"));
+    ip(&format!("link set peer mtu {mtu}"));
+    let umem = Umem::new(1024, buffer, HugePages::Never).unwrap();
+    let shared = share(&umem).unwrap();
+    let mut pools = umem.into_pools(1);
+    let (device, ports) = XdpDevice::open(&shared, "gw", options, &mut pools).unwrap();
+    (device, ports, pools)
+}
+
 #[test]
 fn larger_buffers_carry_larger_frames() {
     in_namespace(|| {
-        veth("gw", "peer", 1);
-        ip("link set gw mtu 3400");
-        ip("link set peer mtu 3400");
-        let umem = Umem::new(1024, 4096, HugePages::Never).unwrap();
-        let shared = share(&umem).unwrap();
-        let mut pools = umem.into_pools(1);
-        let (_device, mut ports) =
-            XdpDevice::open(&shared, "gw", &options(Attach::Native), &mut pools).unwrap();
+        let (_device, mut ports, mut pools) = line(3400, 4096, &options(Attach::Native));
         let sent: Vec<_> = (3380..=3400).map(|n| ethernet(UNICAST, EXPERIMENT, &vec![n as u8; n])).collect();
         let mut peer = Peer::new("peer");
         peer.send(&sent);
@@ -642,14 +647,8 @@ fn jumbo_frames(count: usize) -> Vec<Vec<u8>> {
 fn jumbo_frames_come_in_pieces_and_go_in_pieces() {
     for (attach, buffer) in [(Attach::Native, 16384), (Attach::Generic, 16384), (Attach::Native, 8192)] {
         in_namespace(move || {
-            veth("gw", "peer", 1);
             let longest = if buffer == 8192 { 7000 } else { 9001 };
-            ip(&format!("link set gw mtu {longest}"));
-            ip(&format!("link set peer mtu {longest}"));
-            let umem = Umem::new(1024, buffer, HugePages::Never).unwrap();
-            let shared = share(&umem).unwrap();
-            let mut pools = umem.into_pools(1);
-            let (device, mut ports) = XdpDevice::open(&shared, "gw", &options(attach), &mut pools).unwrap();
+            let (device, mut ports, mut pools) = line(longest, buffer, &options(attach));
             let hook = if attach == Attach::Generic { Hook::Generic } else { Hook::Native };
             assert_eq!(device.attached.hook, hook);
             let mut sent = jumbo_frames(96);
@@ -673,15 +672,9 @@ fn jumbo_frames_come_in_pieces_and_go_in_pieces() {
 #[test]
 fn jumbo_frames_that_find_no_room_to_be_sent_wait() {
     in_namespace(|| {
-        veth("gw", "peer", 1);
-        ip("link set gw mtu 9001");
-        ip("link set peer mtu 9001");
-        let umem = Umem::new(1024, 16384, HugePages::Never).unwrap();
-        let shared = share(&umem).unwrap();
-        let mut pools = umem.into_pools(1);
         let options =
             XdpOptions { socket: SocketConfig { tx_size: 8, ..small() }, ..options(Attach::Native) };
-        let (_device, mut ports) = XdpDevice::open(&shared, "gw", &options, &mut pools).unwrap();
+        let (_device, mut ports, mut pools) = line(9001, 16384, &options);
         let sent = vec![jumbo_frames(2).pop().unwrap(); 4];
         let mut frames = FrameQueue::new();
         frames.extend(sent.iter().map(|bytes| pools[0].alloc_with(bytes).unwrap()));
