@@ -259,14 +259,10 @@ impl<S: Simd> Due<'_, '_, S> {
 
     /// The hash of the group, to be taken step by step.
     #[inline(always)]
-    fn hashing<'a>(
-        &'a self,
-        cpu: S,
-        any: &'a Key,
-    ) -> Option<(&'a [S::V; GROUP], Hashing<S, Descending<'a>>)> {
+    fn hashing<'a>(&'a self, cpu: S, any: &'a Key) -> Option<Hashing<S, Descending<'a>>> {
         let [low, middle, high] = *self.length.product.first_chunk()?;
         let powers = Descending::new(cpu, self.length.key.unwrap_or(any), self.length.at);
-        Some((self.group.first_chunk()?, Hashing::new(cpu, powers, Product { low, middle, high })))
+        Some(Hashing::new(cpu, powers, Product { low, middle, high }))
     }
 
     /// Writes or compares the tag.
@@ -281,7 +277,7 @@ impl<S: Simd> Due<'_, '_, S> {
     #[inline(always)]
     pub fn end<const OPEN: bool>(&mut self, cpu: S) {
         let Some(key) = self.job.as_ref().map(|job| job.key) else { return };
-        let Some((group, hashing)) = self.hashing(cpu, key) else { return };
+        let (Some(group), Some(hashing)) = (self.group.first_chunk(), self.hashing(cpu, key)) else { return };
         let sum = rounds::<S, _, _, 0, { GROUP / 2 }>(cpu, key, 0, &mut [], group, hashing);
         self.finish::<OPEN>(cpu, sum);
     }
@@ -311,7 +307,7 @@ fn head<S: Simd, K: Schedule<S>, const N: usize, const OPEN: bool>(
     let base = base(cpu, job);
     let mut state = schedule.start::<N>(cpu, base, 0);
     due.begin(cpu);
-    if let Some((group, hashing)) = due.hashing(cpu, key) {
+    if let (Some(group), Some(hashing)) = (due.group.first_chunk(), due.hashing(cpu, key)) {
         let sum = rounds::<S, _, _, N, { GROUP / 2 }>(cpu, schedule, key.rounds, &mut state, group, hashing);
         due.finish::<OPEN>(cpu, sum);
     }
