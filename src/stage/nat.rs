@@ -109,9 +109,11 @@ fn simple_end<const SOURCE: bool>(
     let asked = others | Flags::HAS_PORTS | Flags::FROM_LOCAL;
     let wanted = Flags::HAS_PORTS.with(Flags::FROM_LOCAL, SOURCE);
     let rules = &nat.v4.local;
-    let mut done = Slots::NONE;
+    let (mut done, mut changed) = (Slots::NONE, Slots::NONE);
+    let mut changes = Changes { addresses: [0; BURST], deltas: [0; BURST] };
+    // In two loops: so many rules are asked at once, and what each of the loops works with stays in registers.
     for slot in slots {
-        let (bytes, meta) = burst.packet_mut(umem, slot);
+        let meta = burst.meta(slot);
         if (meta.gateway != gateway)
             | (meta.flags & asked != wanted)
             | !matches!(meta.proto, protocol::TCP | protocol::UDP)
@@ -124,21 +126,47 @@ fn simple_end<const SOURCE: bool>(
         }
         let new =
             if SOURCE { rules.translate_source(meta.src) } else { rules.translate_destination(meta.dst) };
-        if let Some(new) = new {
+        match new {
+            None => done.insert(slot),
             // It may be for an outside address, and then goes through once more.
-            if SOURCE && nat.is_outside(meta.dst) {
-                continue;
-            }
-            let address_delta = Delta::from_bits(new.checksum_delta);
-            let change =
-                Translation { address: new.address, port: None, address_delta, port_delta: Delta::NONE };
-            if rewrite::end::<SOURCE>(bytes, meta, change).is_none() {
-                continue;
+            Some(_) if SOURCE && nat.is_outside(meta.dst) => {}
+            Some(new) => {
+                changes.put(slot, new.address, new.checksum_delta);
+                changed.insert(slot);
             }
         }
-        done.insert(slot);
+    }
+    for slot in changed {
+        let (bytes, meta) = burst.packet_mut(umem, slot);
+        let (address, delta) = changes.of(slot);
+        let address_delta = Delta::from_bits(delta);
+        let change = Translation { address, port: None, address_delta, port_delta: Delta::NONE };
+        if rewrite::end::<SOURCE>(bytes, meta, change).is_some() {
+            done.insert(slot);
+        }
     }
     done
+}
+
+/// The new addresses of a burst's packets, and what they do to a checksum.
+struct Changes {
+    addresses: [u32; BURST],
+    deltas: [u16; BURST],
+}
+
+impl Changes {
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the arrays' length")]
+    const fn put(&mut self, slot: Slot, address: u32, delta: u16) {
+        self.addresses[slot.index()] = address;
+        self.deltas[slot.index()] = delta;
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the arrays' length")]
+    const fn of(&self, slot: Slot) -> (u32, u16) {
+        (self.addresses[slot.index()], self.deltas[slot.index()])
+    }
 }
 
 /// Takes packets through their gateway's rules. The result is those that are to go through again.

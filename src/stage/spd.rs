@@ -55,17 +55,19 @@ fn key<A>(meta: &Meta, source: A, destination: A, reversed: bool) -> Key<A> {
 /// What few rules say of a packet. Not by way of a key, of which the compiler makes a vector and takes that apart again.
 #[inline(always)]
 fn find(few: &Few, meta: &Meta, reversed: bool) -> u32 {
-    let icmp = matches!(meta.proto, protocol::ICMPV4 | protocol::ICMPV6);
-    let (first, second) = if reversed { (meta.dport, meta.sport) } else { (meta.sport, meta.dport) };
-    let (mut first, mut second) = (u32::from(first), u32::from(second));
-    if icmp {
-        (first, second) = (u32::from(meta.dport >> 8), u32::from(meta.dport & 0xff));
-    }
-    if !has_ports(meta) {
-        (first, second) = (spd::OPAQUE, spd::OPAQUE);
-    }
+    let ports = || {
+        if !has_ports(meta) {
+            return (spd::OPAQUE, spd::OPAQUE);
+        }
+        let (first, second) = match meta.proto {
+            protocol::ICMPV4 | protocol::ICMPV6 => (meta.dport >> 8, meta.dport & 0xff),
+            _ if reversed => (meta.dport, meta.sport),
+            _ => (meta.sport, meta.dport),
+        };
+        (first.into(), second.into())
+    };
     let ends = if reversed { (meta.dst, meta.src) } else { (meta.src, meta.dst) };
-    few.find(ends, (first, second), meta.proto)
+    few.find(ends, ports, meta.proto)
 }
 
 fn key_v4(meta: &Meta, reversed: bool) -> Key4 {

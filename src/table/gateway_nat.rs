@@ -8,7 +8,7 @@ use super::{
 };
 use crate::wire::{
     checksum::Delta,
-    ip::{Ipv4Prefix, Ipv6Prefix, protocol},
+    ip::{Ipv6Prefix, protocol},
 };
 
 /// What a packet is, apart from its addresses, as far as rules ask.
@@ -361,8 +361,8 @@ pub struct GatewayNat {
     pub v4: Rules<u32>,
     /// 1:1 rules for IPv6.
     pub v6: Rules<u128>,
-    /// The VPC's own IPv4 prefixes: traffic within them is not translated.
-    pub vpc_v4: Vec<Ipv4Prefix>,
+    /// The VPC's own IPv4 prefixes, address and mask: traffic within them is not translated.
+    pub vpc_v4: Vec<(u32, u32)>,
     /// The VPC's own IPv6 prefixes.
     pub vpc_v6: Vec<Ipv6Prefix>,
     /// Rules whose traffic has sessions.
@@ -396,7 +396,7 @@ impl NatAddress for u32 {
     }
     #[inline]
     fn is_vpc(self, nat: &GatewayNat) -> bool {
-        nat.vpc_v4.iter().any(|prefix| prefix.contains(self))
+        nat.vpc_v4.iter().any(|(prefix, mask)| self & mask == *prefix)
     }
     #[inline]
     fn is_session_address(self, nat: &GatewayNat) -> bool {

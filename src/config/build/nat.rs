@@ -74,7 +74,9 @@ impl Builder<'_> {
             plain: v4_rules.conditional.is_empty() && sessions.is_none(),
             v4: v4_rules,
             v6: v6_rules,
-            vpc_v4: vpc().filter_map(|p| if let IpPrefix::V4(p) = p { Some(p) } else { None }).collect(),
+            vpc_v4: vpc()
+                .filter_map(|p| if let IpPrefix::V4(p) = p { Some((p.addr(), p.mask())) } else { None })
+                .collect(),
             vpc_v6: vpc().filter_map(|p| if let IpPrefix::V6(p) = p { Some(p) } else { None }).collect(),
             sessions,
             overlapping,

@@ -73,21 +73,11 @@ fn covers_sse2(
     destination_port: u32,
     protocol: u32,
 ) -> u32 {
-    use std::arch::x86_64::{
-        __m128i, _mm_castsi128_ps, _mm_cmpgt_epi32, _mm_movemask_ps, _mm_or_si128, _mm_set_epi32,
-        _mm_set1_epi32, _mm_sub_epi32,
-    };
-    let lanes = |[a, b, c, d]: [u32; STEP]| {
-        _mm_set_epi32(d.cast_signed(), c.cast_signed(), b.cast_signed(), a.cast_signed())
-    };
+    use std::arch::x86_64::{_mm_castsi128_ps, _mm_movemask_ps, _mm_or_si128};
     // Each field of the packet in a vector of its own: in an array it would go by way of memory, there to be waited for.
-    let vector = |value: u32| _mm_set1_epi32(value.cast_signed());
     let (source, destination) = (vector(source), vector(destination));
     let (source_port, destination_port) = (vector(source_port), vector(destination_port));
     let protocol = vector(protocol);
-    let refuse = |field: &Field, value: __m128i| {
-        _mm_cmpgt_epi32(_mm_sub_epi32(value, lanes(field.low)), lanes(field.span))
-    };
     let four = |rules: &Four| {
         let addresses = _mm_or_si128(refuse(&rules.source, source), refuse(&rules.destination, destination));
         let ports = _mm_or_si128(
@@ -98,6 +88,48 @@ fn covers_sse2(
         !_mm_movemask_ps(_mm_castsi128_ps(any)).cast_unsigned() & 0xf
     };
     if more { four(first) | four(second) << STEP } else { four(first) }
+}
+
+/// As [`covers`], by addresses alone.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[allow(unsafe_code)]
+fn covers_ends(rules: &[Four; MOST / STEP], more: bool, ends: (u32, u32)) -> u32 {
+    // SAFETY: as in `covers`.
+    unsafe { covers_ends_sse2(rules, more, ends.0, ends.1) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "sse2")]
+fn covers_ends_sse2([first, second]: &[Four; MOST / STEP], more: bool, source: u32, destination: u32) -> u32 {
+    use std::arch::x86_64::{_mm_castsi128_ps, _mm_movemask_ps, _mm_or_si128};
+    let (source, destination) = (vector(source), vector(destination));
+    let four = |rules: &Four| {
+        let any = _mm_or_si128(refuse(&rules.source, source), refuse(&rules.destination, destination));
+        !_mm_movemask_ps(_mm_castsi128_ps(any)).cast_unsigned() & 0xf
+    };
+    if more { four(first) | four(second) << STEP } else { four(first) }
+}
+
+/// The same number in every lane.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "sse2")]
+fn vector(value: u32) -> std::arch::x86_64::__m128i {
+    std::arch::x86_64::_mm_set1_epi32(value.cast_signed())
+}
+
+/// Which of four rules do not cover a packet with this number, turned over, in this field.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "sse2")]
+fn refuse(field: &Field, value: std::arch::x86_64::__m128i) -> std::arch::x86_64::__m128i {
+    use std::arch::x86_64::{_mm_cmpgt_epi32, _mm_set_epi32, _mm_sub_epi32};
+    let lanes = |[a, b, c, d]: [u32; STEP]| {
+        _mm_set_epi32(d.cast_signed(), c.cast_signed(), b.cast_signed(), a.cast_signed())
+    };
+    _mm_cmpgt_epi32(_mm_sub_epi32(value, lanes(field.low)), lanes(field.span))
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -117,6 +149,12 @@ fn covers(rules: &[Four; MOST / STEP], _: bool, ends: (u32, u32), ports: (u32, u
     places.enumerate().fold(0, |all, (place, (four, rule))| all | u32::from(covers(four, rule)) << place)
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+fn covers_ends(rules: &[Four; MOST / STEP], more: bool, ends: (u32, u32)) -> u32 {
+    // Where only addresses decide, every port and protocol is covered.
+    covers(rules, more, ends, (OPAQUE, OPAQUE), 0)
+}
+
 /// All rules of an SPD for IPv4, when they are few: then comparing a packet with each of them costs least.
 #[derive(Debug, Clone)]
 pub struct Few {
@@ -124,6 +162,8 @@ pub struct Few {
     rules: [Four; MOST / STEP],
     /// Whether the second four have any.
     more: bool,
+    /// Whether only addresses decide: no rule asks for ports or a protocol.
+    by_ends: bool,
     /// By place of the rule; behind all of them, that of no rule.
     policies: [u32; MOST + 1],
 }
@@ -135,13 +175,14 @@ impl Few {
             return None;
         }
         let more = rules.len() > STEP;
+        let by_ends = rules.iter().all(Rule::is_by_addresses);
         let mut all = [Rule::never(); MOST];
         all.iter_mut().zip(rules).for_each(|(place, rule)| *place = *rule);
         let mut policies = [NO_POLICY; MOST + 1];
         policies.iter_mut().zip(rules).for_each(|(place, rule)| *place = rule.policy);
         let [a, b, c, d, e, f, g, h] = all;
         let rules = [Four::new(&[a, b, c, d]), Four::new(&[e, f, g, h])];
-        Some(Self { rules, more, policies })
+        Some(Self { rules, more, by_ends, policies })
     }
 
     /// The same of any rules that are for IPv4.
@@ -166,15 +207,26 @@ impl Few {
     #[inline(always)]
     pub fn find_key<A: Address>(&self, key: &Key<A>) -> u32 {
         let ends = (key.source.widen() as u32, key.destination.widen() as u32);
-        self.find(ends, (key.port(key.source_port), key.port(key.destination_port)), key.protocol)
+        let ports = (key.port(key.source_port), key.port(key.destination_port));
+        self.first(covers(&self.rules, self.more, ends, ports, key.protocol))
     }
 
     /// The policy of the first rule that covers a packet of these ends (source and destination; ports as a
-    /// [`Key`](super::Key) has them, or [`OPAQUE`]), or [`NO_POLICY`].
+    /// [`Key`](super::Key) has them, or [`OPAQUE`], and only where a rule asks for them), or [`NO_POLICY`].
     #[inline(always)]
-    pub fn find(&self, ends: (u32, u32), ports: (u32, u32), protocol: u8) -> u32 {
+    pub fn find(&self, ends: (u32, u32), ports: impl FnOnce() -> (u32, u32), protocol: u8) -> u32 {
+        self.first(if self.by_ends {
+            covers_ends(&self.rules, self.more, ends)
+        } else {
+            covers(&self.rules, self.more, ends, ports(), protocol)
+        })
+    }
+
+    /// The policy of the first of the rules that have a bit. No policy stands behind those that only fill up.
+    #[inline(always)]
+    fn first(&self, bits: u32) -> u32 {
         // The last stands for none.
-        let bits = covers(&self.rules, self.more, ends, ports, protocol) | 1 << MOST;
-        self.policies.get(bits.trailing_zeros() as usize).copied().unwrap_or(NO_POLICY)
+        let place = (bits | 1 << MOST).trailing_zeros() as usize;
+        self.policies.get(place).copied().unwrap_or(NO_POLICY)
     }
 }

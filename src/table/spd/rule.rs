@@ -190,6 +190,11 @@ impl<N: Address> Range<N> {
     }
 }
 
+/// Every port, and none.
+const ANY_PORT: Range<u32> = Range { low: 0, span: OPAQUE_PORT };
+/// Every protocol.
+const ANY_PROTOCOL: Range<u32> = Range { low: 0, span: 255 };
+
 /// A range in every field, for one policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule<A> {
@@ -214,6 +219,11 @@ impl<A: Address> Rule<A> {
             protocol: Range { low: 256, span: 0 },
             policy: super::NO_POLICY,
         }
+    }
+
+    /// Whether only addresses decide: packets of every port and protocol are covered.
+    pub(super) fn is_by_addresses(&self) -> bool {
+        (self.source_port, self.destination_port, self.protocol) == (ANY_PORT, ANY_PORT, ANY_PROTOCOL)
     }
 
     /// Whether the rule covers a packet. Without branches: which field fails is random.
@@ -277,7 +287,7 @@ fn expand_version<A: Address>(
     let destination_ports = port_ranges(policy, &selectors.destination_ports)?;
     let protocol = match selectors.protocol {
         Some(protocol) => Range { low: protocol.into(), span: 0 },
-        None => Range { low: 0, span: 255 },
+        None => ANY_PROTOCOL,
     };
     let lists = [sources.len(), destinations.len(), source_ports.len(), destination_ports.len()];
     let count = lists.iter().try_fold(1usize, |product, length| product.checked_mul(*length));
@@ -318,7 +328,7 @@ fn address_ranges<A: Address>(policy: usize, prefixes: &[Prefix]) -> Result<Vec<
 
 fn port_ranges(policy: usize, ports: &Ports) -> Result<Vec<Range<u32>>, SpdError> {
     match ports {
-        Ports::Any => Ok(vec![Range { low: 0, span: OPAQUE_PORT }]),
+        Ports::Any => Ok(vec![ANY_PORT]),
         Ports::Opaque => Ok(vec![Range { low: OPAQUE_PORT, span: 0 }]),
         Ports::Ranges(ranges) => {
             if ranges.is_empty() || ranges.iter().any(|(low, high)| low > high) {

@@ -67,7 +67,7 @@ fn check_both(policies: &[Policy], keys4: &[Key4], keys6: &[Key6]) -> Spd {
         for key in keys4 {
             let port = |port: u16| if key.opaque_ports { OPAQUE } else { port.into() };
             let ports = (port(key.source_port), port(key.destination_port));
-            let found = few.find((key.source, key.destination), ports, key.protocol);
+            let found = few.find((key.source, key.destination), || ports, key.protocol);
             assert_eq!(found, scan(policies, key).unwrap_or(NO_POLICY), "{key:x?} among few");
         }
     }
