@@ -1,5 +1,7 @@
 //! Up to 64 packets on their way through the pipeline together.
 
+use std::slice::IterMut;
+
 use super::{BURST, DropReason, Frame, FramePool, FrameQueue, Meta, Slot, Slots, Umem};
 
 /// Packets that go through the pipeline together: a frame and a [`Meta`] each.
@@ -213,8 +215,8 @@ impl Burst {
 
     /// All packets, to go through in parts.
     #[inline(always)]
-    pub const fn packets(&mut self) -> Packets<'_> {
-        Packets { frames: &mut self.frames, meta: &mut *self.meta, passed: 0 }
+    pub fn packets(&mut self) -> Packets<'_> {
+        Packets { frames: self.frames.iter_mut(), meta: self.meta.iter_mut(), passed: 0 }
     }
 }
 
@@ -236,13 +238,22 @@ fn among<'a>(
 /// burst.
 #[derive(Debug)]
 pub struct Packets<'a> {
-    frames: &'a mut [Option<Frame>],
-    meta: &'a mut [Meta],
+    frames: IterMut<'a, Option<Frame>>,
+    meta: IterMut<'a, Meta>,
     /// How many slots lie behind.
     passed: usize,
 }
 
 impl<'a> Packets<'a> {
+    /// The packet in this slot, which lies behind those before.
+    #[inline(always)]
+    pub fn next_one(&mut self, slot: Slot) -> Option<(Slot, &'a mut Frame, &'a mut Meta)> {
+        let skipped = slot.index().wrapping_sub(self.passed);
+        self.passed = slot.index() + 1;
+        let (entry, meta) = (self.frames.nth(skipped)?, self.meta.nth(skipped)?);
+        Some((slot, entry.as_mut()?, meta))
+    }
+
     /// As [`Burst::iter_mut`], of slots that all lie behind those before.
     #[inline(always)]
     pub fn next_part(
@@ -260,9 +271,9 @@ impl<'a> Packets<'a> {
 
 /// Takes the first `count` away, and gives all of them but the first `skipped`.
 #[inline(always)]
-fn cut<'a, T>(all: &mut &'a mut [T], skipped: usize, count: usize) -> &'a mut [T] {
-    let (taken, rest) = std::mem::take(all).split_at_mut_checked(count).unwrap_or_default();
-    *all = rest;
+fn cut<'a, T>(all: &mut IterMut<'a, T>, skipped: usize, count: usize) -> &'a mut [T] {
+    let (taken, rest) = std::mem::take(all).into_slice().split_at_mut_checked(count).unwrap_or_default();
+    *all = rest.iter_mut();
     taken.get_mut(skipped..).unwrap_or_default()
 }
 

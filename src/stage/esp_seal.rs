@@ -78,6 +78,9 @@ const NEAR_TUNNELS: usize = 64;
 /// asked for meanwhile for the next.
 const TOGETHER: usize = 16;
 
+/// For so many packets into one tunnel it pays to find out first what they have in common.
+const LONG_RUN: u32 = 3;
+
 /// Starts loading what packets are sealed with: the associations and their keys.
 fn fetch(groups: &[Group<'_>]) {
     for (_, sa) in groups.iter().filter_map(|group| group.with) {
@@ -157,8 +160,6 @@ struct Run<'a, 'b> {
     line: &'b Line,
     /// That of the line, where nothing else remains to be done to packets once they are sealed.
     link: Option<&'b Link>,
-    /// What is in front of the packets, where it is what is in front of most.
-    front: Option<Front>,
     /// Bytes that an outer packet may have at any rate, as far as that was looked for: of short packets nobody need ask.
     most: usize,
     /// Sequence numbers that are taken for them.
@@ -180,9 +181,6 @@ impl<'a, 'b> Run<'a, 'b> {
             sa,
             line,
             link: link.filter(|_| !tunnel.outer.needs_checksum()),
-            front: link
-                .filter(|_| tunnel.tfc == 0)
-                .and_then(|link| Front::new(&line.words, link, tunnel, sa)),
             most: LEAST_V4.into(),
             numbers: sa.sequence.take(count).unwrap_or(0..0),
             exhausted: 0,
@@ -222,7 +220,7 @@ impl<'a, 'b> Run<'a, 'b> {
         bytes <= self.most
     }
 
-    /// Prepares its packets.
+    /// Prepares its packets, where they are many.
     ///
     /// On its own, since the loop around it needs the registers that this needs.
     #[inline(never)]
@@ -236,7 +234,9 @@ impl<'a, 'b> Run<'a, 'b> {
     ) where
         'a: 'p,
     {
-        let front = self.front;
+        let (line, tunnel) = (self.line, self.tunnel);
+        let link = line.link.as_ref().filter(|_| tunnel.tfc == 0);
+        let front = link.and_then(|link| Front::new(&line.words, link, tunnel, self.sa));
         for (slot, frame, meta) in packets.next_part(slots) {
             let done = match &front {
                 Some(front) if self.is_common(front, frame, meta) => {
@@ -421,6 +421,7 @@ impl Sealed {
 #[derive(Debug, Clone, Copy)]
 struct Group<'a> {
     tunnel: u16,
+    count: u32,
     slots: Slots,
     /// What they are sealed with; `None`: there is nothing.
     with: Option<(&'a Tunnel, &'a SaOut)>,
@@ -432,6 +433,7 @@ impl<'a> Group<'a> {
         let known = tables.tunnel(tunnel);
         Self {
             tunnel,
+            count: 0,
             slots: Slots::NONE,
             with: known.and_then(|tunnel| Some((tunnel, tunnel.sa.as_deref()?))),
         }
@@ -450,6 +452,7 @@ fn groups<'a>(tables: &'a Tables, burst: &Burst, slots: Slots) -> ArrayVec<Group
             let _ = groups.try_push(group);
             group = Group::new(tables, tunnel);
         }
+        group.count += 1;
         group.slots.insert(slot);
     }
     let _ = groups.try_push(group);
@@ -474,8 +477,7 @@ fn seal(cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Sealed {
     for groups in groups.chunks(TOGETHER) {
         next = ahead.next();
         next.into_iter().for_each(fetch);
-        for &Group { tunnel, slots, with } in groups {
-            let count = slots.len() as u32;
+        for &Group { tunnel, count, slots, with } in groups {
             let with = with.filter(|(known, _)| line.lead(cx, known, tunnel).is_some());
             let Some(with) = with.filter(|(_, sa)| !sa.ended.load(Relaxed)) else {
                 let expired = with.map(|(_, sa)| counters.sa(sa.index, SaColumn::Expired, count.into()));
@@ -485,7 +487,16 @@ fn seal(cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Sealed {
             };
             let mut run = Run::new(with, &line, count);
             let before = jobs.len();
-            run.prepare_all(umem, &mut packets, slots, &mut sealed, &mut jobs);
+            if count >= LONG_RUN {
+                run.prepare_all(umem, &mut packets, slots, &mut sealed, &mut jobs);
+            } else {
+                for slot in slots {
+                    let Some(packet) = packets.next_one(slot) else { continue };
+                    if let Err(reason) = run.prepare(umem, packet, &mut sealed, &mut jobs) {
+                        sealed.refuse(slot, reason);
+                    }
+                }
+            }
             run.count(counters, tunnel, (jobs.len() - before) as u64);
         }
         next.into_iter().for_each(|groups| fetch_counts(counters, groups));
