@@ -31,6 +31,13 @@ impl LinkWords {
         }
         Self(words.map(u64::from_le_bytes))
     }
+
+    /// With the words of an IPv4 header behind it, which begins in the middle of a word.
+    #[inline(always)]
+    const fn before(&self, [first, second, last]: [u64; 3]) -> [u64; 6] {
+        let [a, b, c, d] = self.0;
+        [a, b, c, d | first << 32, first >> 32 | second << 32, second >> 32 | last << 32]
+    }
 }
 
 /// DF is set over a packet if it has, of the first of these flags, just the second.
@@ -63,16 +70,9 @@ pub(super) struct Front {
 impl Front {
     /// `None` for outer packets other than IPv4, or in UDP.
     #[inline(always)]
-    pub(super) fn new(
-        LinkWords(words): &LinkWords,
-        link: &Link,
-        tunnel: &Tunnel,
-        sa: &SaOut,
-    ) -> Option<Self> {
-        let ([first, second, last], sum) = tunnel.outer.plain_v4()?;
-        let [a, b, c, d] = *words;
-        // The IP header begins in the middle of a word.
-        let words = [a, b, c, d | first << 32, first >> 32 | second << 32, second >> 32 | last << 32];
+    pub(super) fn new(words: &LinkWords, link: &Link, tunnel: &Tunnel, sa: &SaOut) -> Option<Self> {
+        let (ip, sum) = tunnel.outer.plain_v4()?;
+        let words = words.before(ip);
         let len = link.header.header_len() + IP_AND_ESP;
         Some(Self {
             words,
@@ -107,5 +107,61 @@ impl Front {
         let spi = u64::from(self.spi) << 32 | u64::from(sequence as u32);
         // The sequence number is the IV (RFC 4106 3.1): never twice under one key.
         [a, b, c, d, e, f, spi.swap_bytes(), sequence.swap_bytes()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        table::tunnel::Outer,
+        wire::{
+            ethernet::{EtherType, MacAddr},
+            vlan::{Tag, TagKind, Tags},
+        },
+    };
+
+    #[test]
+    fn the_words_are_what_the_headers_give_one_by_one() {
+        let outer = Outer::new([192, 0, 2, 1].into(), [198, 51, 100, 7].into(), false).unwrap();
+        let (ip, sum) = outer.plain_v4().unwrap();
+        let (one, two) =
+            (Tag { kind: TagKind::Customer, tci: 7 }, Tag { kind: TagKind::Service, tci: 0xe009 });
+        for tags in [Tags::None, Tags::One(one), Tags::Two(two, one)] {
+            let header = L2Header::new(MacAddr([2; 6]), MacAddr([3; 6]), tags, EtherType::IPV4);
+            let len = header.header_len() + IP_AND_ESP;
+            let link = LinkWords::new(&header);
+            for (mode, flags, df) in [
+                (Df::Copy, Flags::DONT_FRAGMENT, true),
+                (Df::Copy, Flags::DONT_FRAGMENT | Flags::V6, false),
+                (Df::Copy, Flags::NONE, false),
+                (Df::Set, Flags::V6, true),
+                (Df::Set, Flags::NONE, true),
+                (Df::Clear, Flags::DONT_FRAGMENT, false),
+                (Df::Clear, Flags::DONT_FRAGMENT | Flags::V6, false),
+            ] {
+                for (class, inner, sequence) in
+                    [(0, 40, 1), (0xb9, 83, 0x1_2345_fffe), (255, 1400, 0xffff_ffff)]
+                {
+                    let front = Front {
+                        words: link.before(ip),
+                        sum,
+                        spi: 0xdead_beef,
+                        class: TrafficClass::new(None),
+                        df: df_over(mode),
+                        egress: 0,
+                        len,
+                    };
+                    let total = front.outer_len(inner);
+                    let words = front.words(total as u16, class, flags, sequence).map(u64::to_le_bytes);
+
+                    let mut packet = vec![0; total];
+                    outer.write(&mut packet, class, df, sequence as u16);
+                    let esp = esp::header(esp::Spi(0xdead_beef), sequence as u32, sequence.to_be_bytes());
+                    let expected = [header.as_bytes(), &packet[..ipv4::HEADER_LEN], &esp].concat();
+                    assert_eq!(words.as_flattened()[FRONT - len..], expected);
+                }
+            }
+        }
     }
 }
