@@ -1,5 +1,7 @@
 //! Up to 64 packets on their way through the pipeline together.
 
+use std::slice::IterMut;
+
 use super::{BURST, DropReason, Frame, FramePool, FrameQueue, Meta, Slot, Slots, Umem};
 
 /// Packets that go through the pipeline together: a frame and a [`Meta`] each.
@@ -208,12 +210,71 @@ impl Burst {
     /// long as the borrow of the burst.
     #[inline(always)]
     pub fn iter_mut(&mut self, slots: Slots) -> impl Iterator<Item = (Slot, &mut Frame, &mut Meta)> {
-        let all = self.frames.iter_mut().zip(self.meta.iter_mut());
-        all.enumerate().filter_map(move |(place, (entry, meta))| {
-            let slot = Slot::new(place).filter(|slot| slots.contains(*slot))?;
-            Some((slot, entry.as_mut()?, meta))
-        })
+        among(&mut self.frames, &mut *self.meta, 0, slots)
     }
+
+    /// All packets, to go through in parts.
+    #[inline(always)]
+    pub fn packets(&mut self) -> Packets<'_> {
+        Packets { frames: self.frames.iter_mut(), meta: self.meta.iter_mut(), passed: 0 }
+    }
+}
+
+/// Those packets that are in `slots`, of which `first` is the first place's.
+#[inline(always)]
+fn among<'a>(
+    frames: &'a mut [Option<Frame>],
+    meta: &'a mut [Meta],
+    first: usize,
+    slots: Slots,
+) -> impl Iterator<Item = (Slot, &'a mut Frame, &'a mut Meta)> {
+    frames.iter_mut().zip(meta).enumerate().filter_map(move |(place, (entry, meta))| {
+        let slot = Slot::new(first + place).filter(|slot| slots.contains(*slot))?;
+        Some((slot, entry.as_mut()?, meta))
+    })
+}
+
+/// The packets of a burst that are still to be gone through, part by part; what it gives lives as long as the borrow of the
+/// burst.
+#[derive(Debug)]
+pub struct Packets<'a> {
+    frames: IterMut<'a, Option<Frame>>,
+    meta: IterMut<'a, Meta>,
+    /// How many slots lie behind.
+    passed: usize,
+}
+
+impl<'a> Packets<'a> {
+    /// The packet in this slot, which lies behind those before.
+    #[inline(always)]
+    pub fn next_one(&mut self, slot: Slot) -> Option<(Slot, &'a mut Frame, &'a mut Meta)> {
+        let skipped = slot.index().wrapping_sub(self.passed);
+        self.passed = slot.index() + 1;
+        let (entry, meta) = (self.frames.nth(skipped)?, self.meta.nth(skipped)?);
+        Some((slot, entry.as_mut()?, meta))
+    }
+
+    /// As [`Burst::iter_mut`], of slots that all lie behind those before.
+    #[inline(always)]
+    pub fn next_part(
+        &mut self,
+        slots: Slots,
+    ) -> impl Iterator<Item = (Slot, &'a mut Frame, &'a mut Meta)> + use<'a> {
+        let first = slots.first().map_or(self.passed, Slot::index);
+        let end = slots.last().map_or(self.passed, |last| last.index() + 1);
+        let (skipped, count) = (first.wrapping_sub(self.passed), end.wrapping_sub(self.passed));
+        self.passed = end;
+        let (frames, meta) = (cut(&mut self.frames, skipped, count), cut(&mut self.meta, skipped, count));
+        among(frames, meta, first, slots)
+    }
+}
+
+/// Takes the first `count` away, and gives all of them but the first `skipped`.
+#[inline(always)]
+fn cut<'a, T>(all: &mut IterMut<'a, T>, skipped: usize, count: usize) -> &'a mut [T] {
+    let (taken, rest) = std::mem::take(all).into_slice().split_at_mut_checked(count).unwrap_or_default();
+    *all = rest.iter_mut();
+    taken.get_mut(skipped..).unwrap_or_default()
 }
 
 #[cfg(test)]

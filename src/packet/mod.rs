@@ -19,7 +19,7 @@ pub mod slots;
 mod sync;
 pub mod umem;
 
-pub use burst::Burst;
+pub use burst::{Burst, Packets};
 pub use drop::DropReason;
 pub use frame::{Frame, FrameQueue};
 pub use handoff::{Handed, Links};

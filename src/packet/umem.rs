@@ -256,6 +256,41 @@ impl Umem {
         true
     }
 
+    /// As [`wrap`](Self::wrap), and gives the bytes to change: `FRONT` in front of those that are kept, of which the last
+    /// `front` are the packet's, and the packet's from there on. `None`, and no change, also when the chunk has not as many.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::mut_from_ref)] // As in `bytes_mut`.
+    pub fn wrap_within<'a, const FRONT: usize>(
+        &'a self,
+        frame: &'a mut Frame,
+        (at, len): (u16, u16),
+        front: usize,
+        behind: usize,
+    ) -> Option<(&'a mut [u8; FRONT], &'a mut [u8])> {
+        let (at, len) = (usize::from(at), usize::from(len));
+        let start = frame.headroom() + at;
+        let index = frame.chunk.get().wrapping_sub(self.first);
+        if at + len > frame.len()
+            || front > FRONT
+            || start < FRONT
+            || behind > self.chunk_size
+            || start + len + behind > self.chunk_size
+            || index >= self.count
+        {
+            return None;
+        }
+        frame.set((start - front) as u16, (front + len + behind) as u16);
+        // SAFETY: as in `bytes`: as was checked, the chunk is of the mapping and reaches beyond `start`.
+        let kept = unsafe { self.base.0.add(index as usize * self.chunk_size + start) };
+        // SAFETY: as was checked, the chunk has so many bytes in front of `start`.
+        let ahead = unsafe { kept.sub(FRONT) }.cast::<[u8; FRONT]>();
+        // SAFETY: as in `bytes_mut`: the frame is the only token of the whole chunk.
+        let ahead = unsafe { &mut *ahead };
+        // SAFETY: likewise; as was checked, the chunk has as many bytes, and they begin where the others end.
+        Some((ahead, unsafe { std::slice::from_raw_parts_mut(kept, len + behind) }))
+    }
+
     /// Makes the frame an empty packet with `headroom` bytes in front of it (at most the chunk).
     pub fn reset(&self, frame: &mut Frame, headroom: usize) {
         frame.set(headroom.min(self.chunk_size()) as u16, 0);

@@ -5,20 +5,22 @@ use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 use arrayvec::ArrayVec;
 
 use super::{
-    Cx, Entry, Stage, fragment, icmp_error,
+    Cx, Entry, Stage,
+    esp_front::{FRONT, Front, LinkWords, df_over},
+    fragment, icmp_error,
     link::{Link, NO_NEIGHBOUR},
     rewrite,
 };
 use crate::{
     crypto::aead::{self, Aad, Job},
-    packet::{BURST, Burst, DropReason, Flags, Frame, Meta, Slot, Slots, Umem},
+    packet::{BURST, Burst, DropReason, Flags, Frame, Meta, Packets, Slot, Slots, Umem},
     stats::{SaColumn, WorkerCounters},
     table::{
         lpm::NO_ROUTE,
         path::LEAST_V4,
         prefetch::prefetch_read,
         tables::{NextHop, Tables},
-        tunnel::{Df, SaOut, Tunnel},
+        tunnel::{SaOut, Tunnel},
     },
     wire::{esp, ip::protocol},
 };
@@ -76,6 +78,9 @@ const NEAR_TUNNELS: usize = 64;
 /// asked for meanwhile for the next.
 const TOGETHER: usize = 16;
 
+/// For so many packets into one tunnel it pays to find out first what they have in common.
+const LONG_RUN: u32 = 3;
+
 /// Starts loading what packets are sealed with: the associations and their keys.
 fn fetch(groups: &[Group<'_>]) {
     for (_, sa) in groups.iter().filter_map(|group| group.with) {
@@ -106,12 +111,21 @@ struct Line {
     neighbour: u32,
     /// Where it is known, packets get their link-layer header at once.
     link: Option<Link>,
+    /// Its header.
+    words: LinkWords,
 }
 
 impl Line {
     /// Nobody's.
-    const NONE: Self =
-        Self { of: NO_ROUTE, v6: false, next_hop: NO_ROUTE, egress: 0, neighbour: NO_NEIGHBOUR, link: None };
+    const NONE: Self = Self {
+        of: NO_ROUTE,
+        v6: false,
+        next_hop: NO_ROUTE,
+        egress: 0,
+        neighbour: NO_NEIGHBOUR,
+        link: None,
+        words: LinkWords::NONE,
+    };
 
     /// Makes it that of a tunnel, by its number. `None` when nothing carries its packets.
     #[inline(always)]
@@ -130,6 +144,7 @@ impl Line {
         let neighbour = neighbour.to_bits();
         if !self.link.is_some_and(|link| link.leads(interface, neighbour, v6)) {
             self.link = Link::of(cx, interface, neighbour, v6).ok();
+            self.words = self.link.map_or(LinkWords::NONE, |link| LinkWords::new(&link.header));
         }
         // Of those that have a choice, each has a way of its own.
         self.of = if next_hop == of { of } else { NO_ROUTE };
@@ -149,6 +164,8 @@ struct Run<'a, 'b> {
     most: usize,
     /// Sequence numbers that are taken for them.
     numbers: Range<u64>,
+    /// Packets for which none was left.
+    exhausted: u64,
     /// Of the inner packets.
     bytes: u64,
     dummies: u64,
@@ -158,13 +175,15 @@ struct Run<'a, 'b> {
 impl<'a, 'b> Run<'a, 'b> {
     #[inline(always)]
     fn new((tunnel, sa): (&'a Tunnel, &'a SaOut), line: &'b Line, count: u32) -> Self {
+        let link = line.link.as_ref();
         Self {
             tunnel,
             sa,
             line,
-            link: line.link.as_ref().filter(|_| !tunnel.outer.needs_checksum()),
+            link: link.filter(|_| !tunnel.outer.needs_checksum()),
             most: LEAST_V4.into(),
             numbers: sa.sequence.take(count).unwrap_or(0..0),
+            exhausted: 0,
             bytes: 0,
             dummies: 0,
             dummy_bytes: 0,
@@ -179,8 +198,10 @@ impl<'a, 'b> Run<'a, 'b> {
 
     /// Where fewer are left than packets, the last packets go without.
     #[cold]
-    fn last_number(&self) -> Option<u64> {
-        self.sa.sequence.take(1).and_then(|mut one| one.next())
+    fn last_number(&mut self) -> Option<u64> {
+        let number = self.sa.sequence.take(1).and_then(|mut one| one.next());
+        self.exhausted += u64::from(number.is_none());
+        number
     }
 
     #[cold]
@@ -199,9 +220,76 @@ impl<'a, 'b> Run<'a, 'b> {
         bytes <= self.most
     }
 
-    /// Puts a packet's headers in front of it and the trailer behind, all but encrypted, and notes what is left to do.
+    /// Prepares its packets, where they are many.
     ///
     /// On its own, since the loop around it needs the registers that this needs.
+    #[inline(never)]
+    fn prepare_all<'p>(
+        &mut self,
+        umem: &'p Umem,
+        packets: &mut Packets<'p>,
+        slots: Slots,
+        sealed: &mut Sealed,
+        jobs: &mut ArrayVec<Job<'p>, BURST>,
+    ) where
+        'a: 'p,
+    {
+        let (line, tunnel) = (self.line, self.tunnel);
+        let link = line.link.as_ref().filter(|_| tunnel.tfc == 0);
+        let front = link.and_then(|link| Front::new(&line.words, link, tunnel, self.sa));
+        for (slot, frame, meta) in packets.next_part(slots) {
+            let done = match &front {
+                Some(front) if self.is_common(front, frame, meta) => {
+                    self.prepare_common(front, umem, frame, meta, jobs)
+                }
+                _ => self.prepare(umem, (slot, frame, meta), sealed, jobs),
+            };
+            if let Err(reason) = done {
+                sealed.refuse(slot, reason);
+            }
+        }
+    }
+
+    /// Whether nothing about a packet asks for more than [`Self::prepare_common`] does.
+    #[inline(always)]
+    fn is_common(&mut self, front: &Front, frame: &Frame, meta: &Meta) -> bool {
+        let length = usize::from(meta.ip_len);
+        let room = frame.headroom() + usize::from(meta.l3) >= FRONT;
+        room & !meta.flags.has(Flags::DUMMY) && self.takes(front.outer_len(length))
+    }
+
+    /// As [`Self::prepare`], for a packet that is neither padded nor divided nor a dummy.
+    #[inline(always)]
+    fn prepare_common<'p>(
+        &mut self,
+        front: &Front,
+        umem: &'p Umem,
+        frame: &'p mut Frame,
+        meta: &mut Meta,
+        jobs: &mut ArrayVec<Job<'p>, BURST>,
+    ) -> Result<(), DropReason>
+    where
+        'a: 'p,
+    {
+        let (flags, length) = (meta.flags, usize::from(meta.ip_len));
+        let sequence = self.number().ok_or(DropReason::SequenceExhausted)?;
+        let behind = esp::padding(length) + esp::TRAILER_LEN + esp::ICV_LEN;
+        let bytes = umem.wrap_within::<FRONT>(frame, (meta.l3, meta.ip_len), front.len, behind);
+        let (place, text) = bytes.ok_or(DropReason::NoBuffer)?;
+        let words = front.words(front.outer_len(length) as u16, meta.tos, flags, sequence);
+        for (bytes, word) in place.as_chunks_mut().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
+        let next_header = if flags.has(Flags::V6) { protocol::IPV6 } else { protocol::IPV4 };
+        esp::write_trailer(text, length, next_header);
+        meta.egress = front.egress;
+        self.bytes += length as u64;
+        push(jobs, self.sa, sequence, text);
+        Ok(())
+    }
+
+    /// Puts a packet's headers in front of it and the trailer behind, all but encrypted, and notes what is left to do.
+    ///
     ///
     /// # Errors
     /// Why it cannot be sealed.
@@ -216,7 +304,6 @@ impl<'a, 'b> Run<'a, 'b> {
     where
         'a: 'p,
     {
-        let sa = self.sa;
         let sequence = self.number().ok_or(DropReason::SequenceExhausted)?;
         let (length, dummy) = (u64::from(packet.2.ip_len), packet.2.flags.has(Flags::DUMMY));
         let text = self.encapsulate(umem, packet, sequence, sealed).ok_or(DropReason::NoBuffer)?;
@@ -224,9 +311,7 @@ impl<'a, 'b> Run<'a, 'b> {
         if dummy {
             self.count_dummy(length);
         }
-        let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
-        // As many as slots, so there is room.
-        let _ = jobs.try_push(Job::new(&sa.key, sequence.to_be_bytes(), aad, text));
+        push(jobs, self.sa, sequence, text);
         Ok(())
     }
 
@@ -268,8 +353,8 @@ impl<'a, 'b> Run<'a, 'b> {
             sealed.oversize.insert_if(slot, !fits);
             sealed.unsummed.insert_if(slot, tunnel.outer.needs_checksum());
         }
-        let copied = (tunnel.df == Df::Copy) & flags.has(Flags::DONT_FRAGMENT) & !flags.has(Flags::V6);
-        let df = (copied | (tunnel.df == Df::Set)) & fits;
+        let (asked, expected) = df_over(tunnel.df);
+        let df = (flags & asked == expected) & fits;
         let next_header = match (flags.has(Flags::DUMMY), flags.has(Flags::V6)) {
             (true, _) => protocol::NO_NEXT_HEADER,
             (false, true) => protocol::IPV6,
@@ -295,7 +380,18 @@ impl<'a, 'b> Run<'a, 'b> {
     fn count(&self, counters: &WorkerCounters, tunnel: u16, packets: u64) {
         counters.tunnel_out(tunnel, packets - self.dummies, self.bytes - self.dummy_bytes);
         counters.sa_traffic(self.sa.index, packets, self.bytes);
+        if self.exhausted > 0 {
+            counters.sa(self.sa.index, SaColumn::Exhausted, self.exhausted);
+        }
     }
+}
+
+/// Notes what is to be sealed.
+#[inline(always)]
+fn push<'p>(jobs: &mut ArrayVec<Job<'p>, BURST>, sa: &'p SaOut, sequence: u64, text: &'p mut [u8]) {
+    let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
+    // As many as slots, so there is room.
+    let _ = jobs.try_push(Job::new(&sa.key, sequence.to_be_bytes(), aad, text));
 }
 
 /// What became of the packets of a burst.
@@ -325,8 +421,8 @@ impl Sealed {
 #[derive(Debug, Clone, Copy)]
 struct Group<'a> {
     tunnel: u16,
-    /// How many there are.
     count: u32,
+    slots: Slots,
     /// What they are sealed with; `None`: there is nothing.
     with: Option<(&'a Tunnel, &'a SaOut)>,
 }
@@ -335,7 +431,12 @@ impl<'a> Group<'a> {
     #[inline(always)]
     fn new(tables: &'a Tables, tunnel: u16) -> Self {
         let known = tables.tunnel(tunnel);
-        Self { tunnel, count: 0, with: known.and_then(|tunnel| Some((tunnel, tunnel.sa.as_deref()?))) }
+        Self {
+            tunnel,
+            count: 0,
+            slots: Slots::NONE,
+            with: known.and_then(|tunnel| Some((tunnel, tunnel.sa.as_deref()?))),
+        }
     }
 }
 
@@ -352,6 +453,7 @@ fn groups<'a>(tables: &'a Tables, burst: &Burst, slots: Slots) -> ArrayVec<Group
             group = Group::new(tables, tunnel);
         }
         group.count += 1;
+        group.slots.insert(slot);
     }
     let _ = groups.try_push(group);
     groups
@@ -371,31 +473,31 @@ fn seal(cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Sealed {
         fetch(groups);
         fetch_counts(counters, groups);
     }
-    let mut packets = burst.iter_mut(slots);
+    let mut packets = burst.packets();
     for groups in groups.chunks(TOGETHER) {
         next = ahead.next();
         next.into_iter().for_each(fetch);
-        for &Group { tunnel, count, with } in groups {
+        for &Group { tunnel, count, slots, with } in groups {
             let with = with.filter(|(known, _)| line.lead(cx, known, tunnel).is_some());
             let Some(with) = with.filter(|(_, sa)| !sa.ended.load(Relaxed)) else {
                 let expired = with.map(|(_, sa)| counters.sa(sa.index, SaColumn::Expired, count.into()));
                 let reason = expired.map_or(DropReason::TunnelDown, |()| DropReason::EspExpired);
-                packets.by_ref().take(count as usize).for_each(|(slot, ..)| sealed.refuse(slot, reason));
+                slots.into_iter().for_each(|slot| sealed.refuse(slot, reason));
                 continue;
             };
             let mut run = Run::new(with, &line, count);
-            let mut prepared = u64::from(count);
-            for packet in packets.by_ref().take(count as usize) {
-                let slot = packet.0;
-                if let Err(reason) = run.prepare(umem, packet, &mut sealed, &mut jobs) {
-                    if reason == DropReason::SequenceExhausted {
-                        counters.sa(run.sa.index, SaColumn::Exhausted, 1);
+            let before = jobs.len();
+            if count >= LONG_RUN {
+                run.prepare_all(umem, &mut packets, slots, &mut sealed, &mut jobs);
+            } else {
+                for slot in slots {
+                    let Some(packet) = packets.next_one(slot) else { continue };
+                    if let Err(reason) = run.prepare(umem, packet, &mut sealed, &mut jobs) {
+                        sealed.refuse(slot, reason);
                     }
-                    prepared -= 1;
-                    sealed.refuse(slot, reason);
                 }
             }
-            run.count(counters, tunnel, prepared);
+            run.count(counters, tunnel, (jobs.len() - before) as u64);
         }
         next.into_iter().for_each(|groups| fetch_counts(counters, groups));
         aead::seal(&mut jobs);

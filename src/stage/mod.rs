@@ -33,6 +33,7 @@ pub mod vlan_demux;
 pub mod way_back;
 
 mod cx;
+mod esp_front;
 mod event;
 mod output;
 

@@ -172,6 +172,14 @@ impl Outer {
         self.v6
     }
 
+    /// Where it is IPv4 alone: its bytes as little-endian words, all but lengths, class, identification and checksum, and
+    /// their sum.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plain_v4(&self) -> Option<([u64; 3], Sum)> {
+        if self.v6 | self.udp { None } else { Some((self.words, self.sum)) }
+    }
+
     /// Whether ESP goes in UDP.
     #[inline]
     #[must_use]
