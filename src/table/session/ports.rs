@@ -62,7 +62,8 @@ impl PortRange {
         }
         let start = (worker * self.count).div_ceil(workers);
         let end = ((worker + 1) * self.count).div_ceil(workers);
-        Self { first: self.first + start as u16, count: end - start }
+        // A last part that is empty begins where there is no port.
+        Self { first: self.first.wrapping_add(start as u16), count: end - start }
     }
 
     /// Ports to try in place of `port`, in this order: those of its parity, then the others.
@@ -167,6 +168,14 @@ mod tests {
                 prop_assert_eq!((all.len(), tried.len() as u32), (tried.len(), TRIES));
             }
         }
+    }
+
+    #[test]
+    fn of_fewer_ports_than_workers_some_get_none() {
+        let range = PortRange::new(65533, 65535);
+        let parts: Vec<_> = (0..4).map(|worker| range.part(worker, 4)).collect();
+        assert_eq!(parts.iter().map(|part| part.count()).collect::<Vec<_>>(), [1, 1, 1, 0]);
+        assert!(!(0..=u16::MAX).any(|port| parts[3].contains(port)));
     }
 
     #[test]
