@@ -315,6 +315,31 @@ mod tests {
     }
 
     #[test]
+    fn packets_come_in_parts() {
+        let mut pool = pool();
+        let mut burst = Burst::default();
+        for n in 0..BURST {
+            let frame = pool.alloc_with(&[n as u8]).unwrap();
+            burst.push(frame, Meta { sport: n as u16, ..Meta::EMPTY }).unwrap();
+        }
+        let gone = Slot::new(9).unwrap();
+        pool.free(burst.take(gone).unwrap());
+        let mut packets = burst.packets();
+        let list = |part: &[(Slot, &mut Frame, &mut Meta)]| -> Vec<usize> {
+            assert!(part.iter().all(|(slot, _, meta)| slot.index() == usize::from(meta.sport)));
+            part.iter().map(|(slot, ..)| slot.index()).collect()
+        };
+        let first: Vec<_> = packets.next_part(Slots(0b1011_0100)).collect();
+        let one: Vec<_> = packets.next_one(Slot::new(8).unwrap()).into_iter().collect();
+        assert!(packets.next_one(gone).is_none(), "there is no frame");
+        let none: Vec<_> = packets.next_part(Slots::NONE).collect();
+        let rest: Vec<_> = packets.next_part(Slots(1 << 10 | 1 << 63)).collect();
+        // All of them at once: none is given twice.
+        assert_eq!((list(&first), list(&one), list(&none)), (vec![2, 4, 5, 7], vec![8], vec![]));
+        assert_eq!(list(&rest), [10, 63]);
+    }
+
+    #[test]
     fn several_packets_can_be_changed_together() {
         let mut pool = pool();
         let umem = std::sync::Arc::clone(pool.umem());

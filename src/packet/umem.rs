@@ -248,8 +248,12 @@ impl Umem {
     #[inline]
     #[must_use]
     pub fn wrap(&self, frame: &mut Frame, at: usize, len: usize, front: usize, behind: usize) -> bool {
+        // None of the sums wraps: each is asked for where those before have limited what is added.
+        if len > frame.len() || at > frame.len() - len || behind > self.chunk_size() {
+            return false;
+        }
         let start = frame.headroom() + at;
-        if at + len > frame.len() || front > start || start + len + behind > self.chunk_size() {
+        if front > start || start + len + behind > self.chunk_size() {
             return false;
         }
         frame.set((start - front) as u16, (front + len + behind) as u16);
@@ -454,6 +458,50 @@ mod tests {
 
     fn pool(count: usize) -> FramePool {
         Umem::new(count, 2048, HugePages::Never).unwrap().into_pools(1).pop().unwrap()
+    }
+
+    #[test]
+    fn wrapping_leaves_neither_the_chunk_nor_what_was_asked_for() {
+        let mut pools = Umem::new(2, 2048, HugePages::Never).unwrap().into_pools(1);
+        let pool = &mut pools[0];
+        let umem = Arc::clone(pool.umem());
+        let mut frame = pool.alloc_with(b"0123456789").unwrap();
+        let (headroom, before) = (frame.headroom(), (frame.headroom(), frame.len()));
+        for (at, len, front, behind) in [
+            (3, 8, 0, 0),
+            (0, 10, headroom + 1, 0),
+            (0, 10, 0, 2048 - headroom - 9),
+            (usize::MAX, 5, 0, 0),
+            (1, usize::MAX, 0, 0),
+            (0, 10, 0, usize::MAX),
+        ] {
+            assert!(!umem.wrap(&mut frame, at, len, front, behind));
+        }
+        let refused: [((u16, u16), usize, usize); 5] = [
+            ((3, 8), 0, 0),
+            ((0, 10), 33, 0),
+            ((0, 10), 0, 2048 - headroom - 9),
+            ((0, u16::MAX), 0, 0),
+            ((0, 10), 0, usize::MAX),
+        ];
+        for (part, front, behind) in refused {
+            assert!(umem.wrap_within::<32>(&mut frame, part, front, behind).is_none());
+        }
+        assert!(umem.wrap_within::<2048>(&mut frame, (0, 10), 0, 0).is_none(), "more than there is in front");
+        assert_eq!((frame.headroom(), frame.len()), before);
+
+        let (front, rest) = umem.wrap_within::<32>(&mut frame, (2, 5), 20, 3).unwrap();
+        assert_eq!(&rest[..5], b"23456");
+        front.fill(1);
+        rest[5..].fill(2);
+        assert_eq!((frame.headroom(), frame.len()), (headroom + 2 - 20, 28));
+        assert_eq!(umem.bytes(&frame), [&[1; 20][..], b"23456", &[2; 3]].concat());
+        // To the last byte of the chunk.
+        let len = frame.len();
+        let room = 2048 - frame.headroom() - len;
+        assert!(umem.wrap_within::<32>(&mut frame, (0, len as u16), 0, room).is_some());
+        assert_eq!(frame.headroom() + frame.len(), 2048);
+        pool.free(frame);
     }
 
     #[test]

@@ -290,7 +290,6 @@ impl<'a, 'b> Run<'a, 'b> {
 
     /// Puts a packet's headers in front of it and the trailer behind, all but encrypted, and notes what is left to do.
     ///
-    ///
     /// # Errors
     /// Why it cannot be sealed.
     #[inline(never)]
