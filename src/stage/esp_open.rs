@@ -61,7 +61,7 @@ impl Default for EspOpen {
     }
 }
 
-/// So many associations, at about 1 KiB each with their keys and windows, stay in the caches near the core by
+/// So many associations, at about 2 KiB each with their keys and windows, stay in the caches near the core by
 /// themselves.
 const NEAR_SAS: usize = 64;
 

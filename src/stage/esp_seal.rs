@@ -71,7 +71,7 @@ fn refuse(cx: &mut Cx<'_>, burst: &mut Burst, slot: Slot, reason: DropReason) {
     }
 }
 
-/// So many tunnels, at about 1 KiB each with their keys, stay in the caches near the core by themselves.
+/// So many tunnels, at about 1.5 KiB each with their keys, stay in the caches near the core by themselves.
 const NEAR_TUNNELS: usize = 64;
 
 /// Packets in a row into so many tunnels are sealed together: what that takes finds room in the nearest cache, beside what is
