@@ -27,6 +27,7 @@
 )]
 
 mod long;
+mod narrow;
 mod schedule;
 mod short;
 
@@ -341,6 +342,7 @@ fn single<'j, 'b, S: Simd, const OPEN: bool>(
         2 => alone::<S, 4, 2, OPEN>(cpu, job),
         3 => alone::<S, 6, 2, OPEN>(cpu, job),
         4 => alone::<S, 8, 2, OPEN>(cpu, job),
-        _ => long::<S, OPEN>(cpu, job, vectors, wide, due),
+        _ if S::LANES == 4 => long::<S, OPEN>(cpu, job, vectors, wide, due),
+        _ => narrow::long::<S, OPEN>(cpu, job, vectors),
     }
 }
