@@ -68,6 +68,10 @@ pub(crate) trait Simd: Copy {
     /// Counter of lane `i` in its last four bytes, big-endian: `i + 1 + LANES * vector`; zero elsewhere. The compiler
     /// makes it a constant where `vector` is one.
     fn counters(self, vector: u32) -> Self::V;
+    /// `counter` in the last four bytes of every lane, big-endian; zero elsewhere.
+    fn counter(self, counter: u32) -> Self::V;
+    /// The last lane of `b`, the others of `a`.
+    fn with_last(self, a: Self::V, b: Self::V) -> Self::V;
     /// `LANES` consecutive blocks from `table[at]`, or from the last place that has as many.
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> Self::V;
 

@@ -124,6 +124,14 @@ impl Simd for AesNi {
         self.pair(0, u64::from((vector + 1).to_be()) << 32)
     }
     #[inline(always)]
+    fn counter(self, counter: u32) -> __m128i {
+        self.pair(0, u64::from(counter.to_be()) << 32)
+    }
+    #[inline(always)]
+    fn with_last(self, _: __m128i, b: __m128i) -> __m128i {
+        b
+    }
+    #[inline(always)]
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> __m128i {
         table.get(at).map_or(self.pair(0, 0), |block| self.block(block))
     }

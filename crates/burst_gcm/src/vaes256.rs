@@ -116,6 +116,15 @@ impl Simd for Vaes256 {
         self.reverse(sum)
     }
     #[inline(always)]
+    fn counter(self, counter: u32) -> __m256i {
+        self.splat(self.0.counter(counter))
+    }
+    #[inline(always)]
+    fn with_last(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_blend_epi32::<0xf0>(a, b) }
+    }
+    #[inline(always)]
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> __m256i {
         let blocks: &[Block; 2] = match table.get(at..).and_then(<[Block]>::first_chunk) {
             Some(blocks) => blocks,

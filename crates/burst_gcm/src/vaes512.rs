@@ -153,6 +153,16 @@ impl Simd for Vaes512 {
         self.reverse(sum)
     }
     #[inline(always)]
+    fn counter(self, counter: u32) -> __m512i {
+        // SAFETY: `self` proves AVX-512F.
+        unsafe { _mm512_maskz_set1_epi32(0x8888, counter.to_be().cast_signed()) }
+    }
+    #[inline(always)]
+    fn with_last(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512F.
+        unsafe { _mm512_mask_blend_epi64(0xc0, a, b) }
+    }
+    #[inline(always)]
     fn blocks(self, table: &[Block; POWERS + 2], at: usize) -> __m512i {
         let blocks: &[Block; 4] = match table.get(at..).and_then(<[Block]>::first_chunk) {
             Some(blocks) => blocks,

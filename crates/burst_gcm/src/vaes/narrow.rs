@@ -5,7 +5,7 @@ use core::arch::x86_64::__m128i;
 
 use super::{
     GROUP, Product, Simd, base, more_rounds, rounds,
-    schedule::{Schedule, counters},
+    schedule::Schedule,
     short::{apply, finish, sum_of_products},
 };
 use crate::{Job, Key, LAST_ROUND, POWERS, TAG_LEN};
@@ -71,20 +71,34 @@ fn rounds_and_hash<S: Simd, const N: usize, const LAST: bool>(
     if LAST { cpu.fold(&[hash]) } else { hash }
 }
 
-/// The counter blocks of `N` vectors from `vector` on, after round 0.
+/// The counter blocks of `N` vectors, after round 0. `here` and `next` are those of this group's first counter and of the
+/// next one's, multiples of a group's blocks.
+///
+/// Between the two, adding to the first counter is an exclusive or with a constant: no bit carries. Only the last
+/// block of a whole group is at the next multiple.
 #[inline(always)]
-fn start<S: Simd, const N: usize>(cpu: S, base: S::V, vector: usize) -> [[S::V; N]; 1] {
-    let mut state = [[base; N]];
+fn start<S: Simd, const N: usize>(cpu: S, here: S::V, next: S::V) -> [[S::V; N]; 1] {
+    let mut state = [[here; N]];
     for n in 0..N {
-        state[0][n] = cpu.xor(base, counters(cpu, vector + n));
+        state[0][n] = cpu.xor(here, cpu.counters(n as u32));
+    }
+    if N == GROUP {
+        state[0][N - 1] = cpu.with_last(state[0][N - 1], next);
     }
     state
+}
+
+/// The first counter of the group after that at `vector`: see [`start`].
+#[inline(always)]
+fn next<S: Simd>(cpu: S, base: S::V, vector: usize) -> S::V {
+    cpu.xor(base, cpu.counter((S::LANES * (vector + GROUP)) as u32))
 }
 
 /// Where a packet of more than [`GROUP`] vectors stands: those before `vector` are encrypted or decrypted, and all
 /// but the last group of them, `before`, are in `hash`.
 struct Progress<S: Simd> {
-    base: S::V,
+    /// See [`start`].
+    here: S::V,
     vector: usize,
     before: [S::V; GROUP],
     hash: S::V,
@@ -102,7 +116,8 @@ fn tail<S: Simd, const N: usize, const PART: usize, const OPEN: bool>(
     let key = job.key;
     let from = (done.vector * 16 * S::LANES).saturating_sub(16);
     let len = job.text.len().saturating_sub(TAG_LEN).saturating_sub(from);
-    let mut state = start::<S, N>(cpu, done.base, done.vector);
+    let next = next(cpu, base(cpu, job), done.vector);
+    let mut state = start::<S, N>(cpu, done.here, next);
     let hash = if N == 1 {
         rounds_and_hash::<S, N, true>(cpu, key, &mut state, &done.before, done.hash)
     } else {
@@ -122,7 +137,8 @@ pub(super) fn long<S: Simd, const OPEN: bool>(cpu: S, job: &mut Job<'_>, vectors
     let key = job.key;
     let group = 16 * S::LANES * GROUP;
     let base = base(cpu, job);
-    let mut state = start::<S, GROUP>(cpu, base, 0);
+    let here = next(cpu, base, 0);
+    let mut state = start::<S, GROUP>(cpu, base, here);
     rounds::<S, &Key, 1, LAST_ROUND, 1, GROUP>(cpu, &[key], &mut state);
     more_rounds(cpu, &[key], key.rounds, &mut state);
     let [mut before] = state;
@@ -130,10 +146,12 @@ pub(super) fn long<S: Simd, const OPEN: bool>(cpu: S, job: &mut Job<'_>, vectors
     let mask =
         apply::<S, GROUP, true, 0, OPEN>(cpu, key.round_key(cpu, LAST_ROUND), &job.aad, &mut before, text, 0);
     let hash = cpu.widen(cpu.narrow().pair(0, 0));
-    let mut done = Progress { base, vector: GROUP, before, hash, mask };
+    let mut done = Progress { here, vector: GROUP, before, hash, mask };
 
     while vectors - done.vector > GROUP {
-        let mut state = start::<S, GROUP>(cpu, base, done.vector);
+        let next = next(cpu, base, done.vector);
+        let mut state = start::<S, GROUP>(cpu, done.here, next);
+        done.here = next;
         done.hash = rounds_and_hash::<S, GROUP, false>(cpu, key, &mut state, &done.before, done.hash);
         [done.before] = state;
         let from = (done.vector * 16 * S::LANES).saturating_sub(16);

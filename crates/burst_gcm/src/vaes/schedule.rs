@@ -186,7 +186,7 @@ impl<S: Simd> Schedule<S> for Lanes<'_, S> {
 
 /// The counters of a vector, without a nonce.
 #[inline(always)]
-pub(super) fn counters<S: Simd>(cpu: S, vector: usize) -> S::V {
+fn counters<S: Simd>(cpu: S, vector: usize) -> S::V {
     match COUNTERS.0.get(vector * S::LANES..).and_then(|blocks| blocks.get(..S::LANES)) {
         Some(blocks) => cpu.load(blocks.as_flattened()),
         None => cpu.counters(vector as u32),
