@@ -11,6 +11,7 @@
 )]
 
 pub mod address;
+pub mod association;
 pub mod choice;
 pub mod gateway_nat;
 pub mod hash;
