@@ -127,7 +127,8 @@ impl Few {
 
     #[cfg(not(target_arch = "x86_64"))]
     fn covers(&self, address: u32) -> u32 {
-        let masks = self.masks.iter().flat_map(|four| four.0);
+        let fours = if self.more { MOST / STEP } else { MOST / STEP / 2 };
+        let masks = self.masks.iter().take(fours).flat_map(|four| four.0);
         let prefixes = self.prefixes.iter().flat_map(|four| four.0);
         let covers = masks.zip(prefixes).map(|(mask, prefix)| address & mask == prefix);
         covers.enumerate().fold(0, |all, (place, covers)| all | u32::from(covers) << place)
