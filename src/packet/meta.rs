@@ -41,6 +41,20 @@ impl Flags {
     /// A dummy: sealed as such, and made to be dropped (RFC 4303 2.6).
     pub const DUMMY: Self = Self(1 << 15);
 
+    /// One bit for each that is set.
+    #[inline]
+    #[must_use]
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Those whose bits these are.
+    #[inline]
+    #[must_use]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// Whether all of `other` are set.
     #[inline]
     #[must_use]

@@ -56,15 +56,13 @@ fn key<A>(meta: &Meta, source: A, destination: A, reversed: bool) -> Key<A> {
 #[inline(always)]
 fn find(few: &Few, meta: &Meta, reversed: bool) -> u32 {
     let ports = || {
-        if !has_ports(meta) {
-            return (spd::OPAQUE, spd::OPAQUE);
-        }
-        let (first, second) = match meta.proto {
-            protocol::ICMPV4 | protocol::ICMPV6 => (meta.dport >> 8, meta.dport & 0xff),
-            _ if reversed => (meta.dport, meta.sport),
-            _ => (meta.sport, meta.dport),
+        let both = u32::from(meta.sport) | u32::from(meta.dport) << 16;
+        let ports = match meta.proto {
+            protocol::ICMPV4 | protocol::ICMPV6 => both >> 24 | both & 0xff_0000,
+            _ if reversed => both.rotate_left(16),
+            _ => both,
         };
-        (first.into(), second.into())
+        has_ports(meta).then_some(ports)
     };
     let ends = if reversed { (meta.dst, meta.src) } else { (meta.src, meta.dst) };
     few.find(ends, ports, meta.proto)
@@ -92,62 +90,42 @@ enum Way {
 /// The counters of so many policies stay in the caches near the core by themselves.
 const NEAR_POLICIES: usize = 256;
 
-/// Packets that follow each other, that one policy decides about, and that came the same way: decided about once.
-struct Run<'a, V> {
-    policy: u32,
-    /// The tunnel they came out of, or [`NO_TUNNEL`].
-    from: u16,
-    action: Option<&'a PolicyAction>,
-    verdict: V,
-    packets: u64,
-    bytes: u64,
-}
+/// What packets have in common that a policy decides about alike: from the highest bits on flags, gateway, and the tunnel that they
+/// came out of, where a flag says so. One word, since it is passed on through memory: a processor forwards one store to one load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kind(u64);
 
-impl<'a, V: Copy> Run<'a, V> {
-    fn new(verdict: V) -> Self {
-        Self { policy: NO_POLICY, from: NO_TUNNEL, action: None, verdict, packets: 0, bytes: 0 }
-    }
-
-    /// Goes on with a packet that `policy` decides about.
+impl Kind {
     #[inline(always)]
-    fn follow(
-        &mut self,
-        cx: &Cx<'a>,
-        gateway: &'a Gateway,
-        way: Way,
-        (policy, meta): (u32, &Meta),
-        judge: impl FnOnce(&Cx<'_>, u16, Option<&PolicyAction>) -> V,
-    ) {
-        let from = if meta.flags.has(Flags::FROM_TUNNEL) { meta.ingress_tunnel } else { NO_TUNNEL };
-        if (self.policy != policy) | (self.from != from) | (self.packets == 0) {
-            self.count(cx, gateway, way);
-            let action = gateway.actions.get(policy as usize);
-            *self = Self { policy, from, action, verdict: judge(cx, from, action), packets: 0, bytes: 0 };
-        }
-        self.packets += 1;
-        self.bytes += u64::from(meta.ip_len);
+    fn of(meta: &Meta) -> Self {
+        let matter = Flags::V6 | Flags::FROM_TUNNEL | Flags::ICMP_ERROR | Flags::LATER_FRAGMENT;
+        let flags = u64::from((meta.flags & matter).bits());
+        Self(flags << 32 | u64::from(meta.gateway) << 16 | u64::from(meta.ingress_tunnel))
     }
 
-    #[inline(never)]
-    fn count(&self, cx: &Cx<'_>, gateway: &Gateway, way: Way) {
-        if self.packets == 0 || self.policy == NO_POLICY {
-            return;
-        }
-        let row = gateway.first_policy + self.policy as usize;
-        match way {
-            Way::In => cx.counters.policy_in(row, self.packets, self.bytes),
-            Way::Out => cx.counters.policy_out(row, self.packets, self.bytes),
-        }
+    const fn flags(self) -> Flags {
+        Flags::from_bits((self.0 >> 32) as u16)
+    }
+
+    const fn gateway(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// Whether a gateway looks packets of both kinds up together.
+    const fn is_beside(self, other: Self) -> bool {
+        self.gateway() == other.gateway() && self.flags().has(Flags::V6) == other.flags().has(Flags::V6)
+    }
+
+    /// The tunnel that they came out of, or [`NO_TUNNEL`].
+    const fn from(self) -> u16 {
+        if self.flags().has(Flags::FROM_TUNNEL) { self.0 as u16 } else { NO_TUNNEL }
     }
 }
 
-/// Looks up what `keys` give for a burst among many rules, or a few of IPv6.
+/// Looks up packets among many rules, or a few of IPv6: their policies, in the order of slots.
 fn search(gateway: &Gateway, cx: &Cx<'_>, burst: &Burst, slots: Slots, v6: bool, way: Way) -> [u32; BURST] {
     let (spd, reversed) = (&gateway.spd, way == Way::In);
     let mut found = [NO_POLICY; BURST];
-    if spd.is_empty() {
-        return found;
-    }
     if v6 {
         let keys = slots.into_iter().map(|s| key_v6(burst.bytes(cx.umem, s), burst.meta(s), reversed));
         if let Some(rules) = spd.few_v6() {
@@ -173,52 +151,97 @@ fn search(gateway: &Gateway, cx: &Cx<'_>, burst: &Burst, slots: Slots, v6: bool,
     found
 }
 
-/// Calls `carry_out` for each packet with what `judge` says of the policy that matches it, if any, and of the tunnel that
-/// the packet came out of; and with what that policy does.
+/// Packets of one kind in a row that one policy decides about.
+struct Run<'a> {
+    packets: Slots,
+    kind: Kind,
+    /// What the policy does; `None` where none matches.
+    action: Option<&'a PolicyAction>,
+}
+
+/// Finds the policies that match packets, and calls `decide` for each run of them. The result is all packets that this names.
 #[inline(always)]
-fn look_up<'a, V: Copy>(
+fn look_up<'a>(
     cx: &mut Cx<'a>,
     burst: &mut Burst,
     slots: Slots,
     way: Way,
-    judge: impl Fn(&Cx<'_>, u16, Option<&PolicyAction>) -> V,
-    mut carry_out: impl FnMut(&mut Cx<'a>, &mut Burst, Slot, V, Option<PolicyAction>),
-) {
-    let tables = cx.tables;
-    let mut left = slots;
+    decide: impl Fn(&mut Cx<'a>, &mut Burst, Run<'a>) -> Slots + Copy,
+) -> Slots {
+    let (mut left, mut named) = (slots, Slots::NONE);
     // Packets of one gateway and one IP version are looked up together; a burst is nearly always of one kind.
     while let Some(first) = left.first() {
-        let (number, v6) = (burst.meta(first).gateway, burst.meta(first).is_v6());
-        let is_same = |meta: &Meta| (meta.gateway == number) & (meta.is_v6() == v6);
-        let Some(gateway) = tables.gateway(number) else {
-            left -= left.filter(|slot| is_same(burst.meta(slot)));
+        let kind = Kind::of(burst.meta(first));
+        let v6 = kind.flags().has(Flags::V6);
+        let beside = |slot| kind.is_beside(Kind::of(burst.meta(slot)));
+        let Some(gateway) = cx.tables.gateway(kind.gateway()) else {
+            left -= left.filter(beside);
             continue;
         };
-        let mut run = Run::new(judge(cx, NO_TUNNEL, None));
-        if !v6 && let Some(few) = gateway.spd.few_v4() {
-            let mut others = Slots::NONE;
-            for slot in left {
-                let meta = burst.meta(slot);
-                if !is_same(meta) {
-                    others.insert(slot);
-                    continue;
-                }
-                let policy = find(few, meta, way == Way::In);
-                run.follow(cx, gateway, way, (policy, meta), &judge);
-                carry_out(cx, burst, slot, run.verdict, run.action.copied());
-            }
-            left = others;
+        if gateway.spd.is_empty() {
+            named |= in_runs(cx, burst, &mut left, (gateway, way), |_| NO_POLICY, decide);
+        } else if !v6 && let Some(few) = gateway.spd.few_v4() {
+            let find = |meta: &Meta| find(few, meta, way == Way::In);
+            named |= in_runs(cx, burst, &mut left, (gateway, way), find, decide);
         } else {
-            let same = left.filter(|slot| is_same(burst.meta(slot)));
+            let mut same = left.filter(beside);
             left -= same;
-            let found = search(gateway, cx, burst, same, v6, way);
-            for (slot, policy) in same.into_iter().zip(found) {
-                run.follow(cx, gateway, way, (policy, burst.meta(slot)), &judge);
-                carry_out(cx, burst, slot, run.verdict, run.action.copied());
+            let mut found = search(gateway, cx, burst, same, v6, way).into_iter();
+            let find = |_: &Meta| found.next().unwrap_or(NO_POLICY);
+            named |= in_runs(cx, burst, &mut same, (gateway, way), find, decide);
+        }
+    }
+    named
+}
+
+/// As [`look_up`], up to the first packet of another gateway or IP version: those from there on are left. `find` is asked once
+/// for each packet, in their order.
+#[inline(always)]
+fn in_runs<'a>(
+    cx: &mut Cx<'a>,
+    burst: &mut Burst,
+    left: &mut Slots,
+    (gateway, way): (&'a Gateway, Way),
+    mut find: impl FnMut(&Meta) -> u32,
+    decide: impl Fn(&mut Cx<'a>, &mut Burst, Run<'a>) -> Slots,
+) -> Slots {
+    let (mut slots, mut named) = (*left, Slots::NONE);
+    let Some(front) = slots.first().map(|first| Kind::of(burst.meta(first))) else { return named };
+    // Of the first packet that is not of the run before.
+    let mut known = None;
+    while let Some(first) = slots.first() {
+        let meta = burst.meta(first);
+        let kind = Kind::of(meta);
+        if !front.is_beside(kind) {
+            break;
+        }
+        let policy = known.take().unwrap_or_else(|| find(meta));
+        let (mut packets, mut bytes) = (Slots::only(first), u64::from(meta.ip_len));
+        for slot in slots - packets {
+            let meta = burst.meta(slot);
+            if Kind::of(meta) != kind {
+                break;
+            }
+            let own = find(meta);
+            if own != policy {
+                known = Some(own);
+                break;
+            }
+            packets.insert(slot);
+            bytes += u64::from(meta.ip_len);
+        }
+        slots -= packets;
+        if policy != NO_POLICY {
+            let row = gateway.first_policy + policy as usize;
+            match way {
+                Way::In => cx.counters.policy_in(row, packets.len() as u64, bytes),
+                Way::Out => cx.counters.policy_out(row, packets.len() as u64, bytes),
             }
         }
-        run.count(cx, gateway, way);
+        named |= decide(cx, burst, Run { packets, kind, action: gateway.actions.get(policy as usize) });
     }
+    *left = slots;
+    named
 }
 
 /// Packets that policies must let in, of those in the lanes.
@@ -258,43 +281,64 @@ impl Stage for SpdInbound {
         if slots.is_empty() {
             return;
         }
-        look_up(cx, burst, slots, Way::In, verdict, |cx, burst, slot, verdict, action| {
-            let refused = if quoted::is_error(burst.meta(slot).flags) {
-                error(cx, burst, slot, action)
-            } else {
-                verdict
-            };
-            match refused {
-                Some(reason) => burst.drop(slot, reason),
-                None => burst.meta_mut(slot).flags |= Flags::ADMITTED,
-            }
-        });
+        look_up(cx, burst, slots, Way::In, admit);
     }
 }
 
-/// Why packets may not come in that came out of the tunnel `from`, or in the clear where that is [`NO_TUNNEL`], and of
-/// which policies say `action`.
-fn verdict(cx: &Cx<'_>, from: u16, action: Option<&PolicyAction>) -> Option<DropReason> {
-    if from == NO_TUNNEL {
-        return match action {
+/// Lets packets in, or drops them. Names none.
+fn admit(cx: &mut Cx<'_>, burst: &mut Burst, run: Run<'_>) -> Slots {
+    let verdict = admission(cx, run.kind, run.action);
+    for slot in run.packets {
+        let refused = match verdict {
+            Admission::Granted => None,
+            Admission::Refused(reason) => Some(reason),
+            Admission::ByQuote => error(cx, burst, slot, run.action),
+        };
+        match refused {
+            Some(reason) => burst.drop(slot, reason),
+            None => burst.meta_mut(slot).flags |= Flags::ADMITTED,
+        }
+    }
+    Slots::NONE
+}
+
+/// Whether packets may come in.
+#[derive(Debug, Clone, Copy)]
+enum Admission {
+    Granted,
+    Refused(DropReason),
+    /// Each has to be looked at: what it quotes counts too.
+    ByQuote,
+}
+
+/// Whether packets of a kind may come in of which policies say `action`.
+fn admission(cx: &Cx<'_>, kind: Kind, action: Option<&PolicyAction>) -> Admission {
+    if quoted::is_error(kind.flags()) {
+        return Admission::ByQuote;
+    }
+    let from = kind.from();
+    let refused = if from == NO_TUNNEL {
+        match action {
             Some(PolicyAction::Protect(_)) => Some(DropReason::PolicyUnprotected),
             Some(PolicyAction::Discard) => Some(DropReason::PolicyDiscard),
             Some(PolicyAction::Bypass) | None => None,
+        }
+    } else {
+        let fits = match action {
+            Some(PolicyAction::Protect(by)) => by.has(from),
+            // A route leads into the tunnel, so what comes out is bound by no selectors.
+            Some(PolicyAction::Bypass) | None => cx.tables.tunnel(from).is_some_and(|tunnel| tunnel.routed),
+            Some(PolicyAction::Discard) => false,
         };
-    }
-    let fits = match action {
-        Some(PolicyAction::Protect(by)) => by.has(from),
-        // A route leads into the tunnel, so what comes out is bound by no selectors.
-        Some(PolicyAction::Bypass) | None => cx.tables.tunnel(from).is_some_and(|tunnel| tunnel.routed),
-        Some(PolicyAction::Discard) => false,
+        (!fits).then_some(DropReason::PolicyMismatch)
     };
-    (!fits).then_some(DropReason::PolicyMismatch)
+    refused.map_or(Admission::Granted, Admission::Refused)
 }
 
 /// Whether policies let an ICMP error in (RFC 4301 6): by its own headers, of which `action` is what they say, and by
 /// the packet that it quotes, which must be one that they would send where the error comes from.
 #[cold]
-fn error(cx: &Cx<'_>, burst: &Burst, slot: Slot, action: Option<PolicyAction>) -> Option<DropReason> {
+fn error(cx: &Cx<'_>, burst: &Burst, slot: Slot, action: Option<&PolicyAction>) -> Option<DropReason> {
     let meta = burst.meta(slot);
     let quoted = quoted::action(cx, burst, slot, false);
     let by_quote = |tunnel| cx.tables.tunnel(tunnel).is_some_and(|tunnel| tunnel.errors_by_quote);
@@ -311,28 +355,17 @@ fn error(cx: &Cx<'_>, burst: &Burst, slot: Slot, action: Option<PolicyAction>) -
     }
     let own = meta.ingress_tunnel;
     let routed = || cx.tables.tunnel(own).is_some_and(|tunnel| tunnel.routed);
-    let fits = |action| match action {
+    let fits = |action: Option<&PolicyAction>| match action {
         Some(PolicyAction::Protect(by)) => by.has(own),
         Some(PolicyAction::Bypass) | None => routed(),
         Some(PolicyAction::Discard) => false,
     };
-    let quote_fits = quoted.is_ok_and(fits);
+    let quote_fits = quoted.as_ref().is_ok_and(|action| fits(action.as_ref()));
     match action {
         Some(PolicyAction::Discard) => Some(DropReason::PolicyMismatch),
         action if fits(action) => (by_quote(own) && !quote_fits).then_some(DropReason::IcmpQuoteMismatch),
         // From a router on the way, whose address no policy names.
         _ => (!quote_fits).then_some(DropReason::PolicyMismatch),
-    }
-}
-
-/// What becomes of an ICMP error that no policy names: it goes where replies to the packet that it quotes would go, back into
-/// the tunnel that this came out of (RFC 4301 6.2).
-#[cold]
-fn of_replies(cx: &Cx<'_>, burst: &Burst, slot: Slot) -> Outcome {
-    let replies = quoted::action(cx, burst, slot, true).ok().flatten();
-    match outcome(cx, replies.as_ref()) {
-        Outcome::Seal(tunnel) => Outcome::Seal(tunnel),
-        Outcome::Discard | Outcome::Route => Outcome::Route,
     }
 }
 
@@ -344,8 +377,11 @@ enum Outcome {
     /// On to the route table.
     Route,
     Discard,
+    /// Each has to be looked at: it goes where replies to the packet that it quotes would go.
+    ByQuote,
 }
 
+/// What becomes of packets of which policies say `action`.
 #[inline(always)]
 fn outcome(cx: &Cx<'_>, action: Option<&PolicyAction>) -> Outcome {
     match action {
@@ -355,29 +391,52 @@ fn outcome(cx: &Cx<'_>, action: Option<&PolicyAction>) -> Outcome {
     }
 }
 
+/// The tunnel of an ICMP error that no policy names: where replies to the packet that it quotes would go, back into the tunnel
+/// that this came out of (RFC 4301 6.2), if any.
+#[cold]
+fn tunnel_of_replies(cx: &Cx<'_>, burst: &Burst, slot: Slot) -> Option<u16> {
+    match quoted::action(cx, burst, slot, true) {
+        Ok(Some(PolicyAction::Protect(by))) => Some(by.choose(&cx.tables.liveness)),
+        _ => None,
+    }
+}
+
 impl Stage for SpdOutbound {
     const NAME: &'static str = "spd";
 
     fn process(&mut self, cx: &mut Cx<'_>, burst: &mut Burst) {
         let slots = cx.lanes.lookup & burst.live();
-        let judge = |cx: &Cx<'_>, _, action: Option<&PolicyAction>| (outcome(cx, action), action.is_none());
-        let mut sealed = Slots::NONE;
-        look_up(cx, burst, slots, Way::Out, judge, |cx, burst, slot, (mut result, nothing), _| {
-            if nothing && quoted::is_error(burst.meta(slot).flags) {
-                result = of_replies(cx, burst, slot);
-            }
-            match result {
-                Outcome::Seal(tunnel) => {
-                    let meta = burst.meta_mut(slot);
-                    meta.tunnel = tunnel;
-                    meta.next_hop = NextHop::BY_POLICY;
-                    sealed.insert(slot);
-                }
-                Outcome::Discard => burst.drop(slot, DropReason::PolicyDiscard),
-                Outcome::Route => {}
-            }
-        });
+        let sealed = look_up(cx, burst, slots, Way::Out, send);
         cx.lanes.lookup -= sealed;
         cx.lanes.chosen |= sealed;
+    }
+}
+
+/// Does what the policy says. Names packets that are to be sealed.
+fn send(cx: &mut Cx<'_>, burst: &mut Burst, run: Run<'_>) -> Slots {
+    let outcome = match run.action {
+        None if quoted::is_error(run.kind.flags()) => Outcome::ByQuote,
+        action => outcome(cx, action),
+    };
+    let seal = |burst: &mut Burst, slot, tunnel| {
+        let meta = burst.meta_mut(slot);
+        meta.tunnel = tunnel;
+        meta.next_hop = NextHop::BY_POLICY;
+    };
+    match outcome {
+        Outcome::Seal(tunnel) => {
+            run.packets.into_iter().for_each(|slot| seal(burst, slot, tunnel));
+            run.packets
+        }
+        Outcome::Route => Slots::NONE,
+        Outcome::Discard => {
+            run.packets.into_iter().for_each(|slot| burst.drop(slot, DropReason::PolicyDiscard));
+            Slots::NONE
+        }
+        Outcome::ByQuote => run.packets.filter(|slot| {
+            let tunnel = tunnel_of_replies(cx, burst, slot);
+            tunnel.into_iter().for_each(|tunnel| seal(burst, slot, tunnel));
+            tunnel.is_some()
+        }),
     }
 }

@@ -25,7 +25,7 @@ use super::address::Address;
 use super::hash::Seed;
 
 use self::classifier::Classifier;
-pub use self::few::{Few, OPAQUE};
+pub use self::few::{Few, PortPair};
 pub use self::rule::{Key, Keys, Policy, Ports, Prefix, Rule};
 
 /// What a burst look-up gives where no policy matches.

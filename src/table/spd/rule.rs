@@ -181,7 +181,7 @@ pub struct Range<N> {
 impl<N: Address> Range<N> {
     /// One comparison for both ends.
     #[inline(always)]
-    fn contains(&self, number: N) -> bool {
+    pub(super) fn contains(&self, number: N) -> bool {
         number.wrapping_sub(self.low) <= self.span
     }
 
@@ -191,7 +191,7 @@ impl<N: Address> Range<N> {
 }
 
 /// Every port, and none.
-const ANY_PORT: Range<u32> = Range { low: 0, span: OPAQUE_PORT };
+pub(super) const ANY_PORT: Range<u32> = Range { low: 0, span: OPAQUE_PORT };
 /// Every protocol.
 const ANY_PROTOCOL: Range<u32> = Range { low: 0, span: 255 };
 
@@ -219,11 +219,6 @@ impl<A: Address> Rule<A> {
             protocol: Range { low: 256, span: 0 },
             policy: super::NO_POLICY,
         }
-    }
-
-    /// Whether only addresses decide: packets of every port and protocol are covered.
-    pub(super) fn is_by_addresses(&self) -> bool {
-        (self.source_port, self.destination_port, self.protocol) == (ANY_PORT, ANY_PORT, ANY_PROTOCOL)
     }
 
     /// Whether the rule covers a packet. Without branches: which field fails is random.
