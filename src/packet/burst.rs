@@ -1,6 +1,8 @@
 //! Up to 64 packets on their way through the pipeline together.
 
-use std::slice::IterMut;
+#![allow(unsafe_code)]
+
+use std::{marker::PhantomData, ptr::NonNull};
 
 use super::{BURST, DropReason, Frame, FramePool, FrameQueue, Meta, Slot, Slots, Umem};
 
@@ -206,75 +208,63 @@ impl Burst {
         (self.frames[slot.index()].as_mut(), &self.meta[slot.index()])
     }
 
-    /// The frames of several packets and what is known of them, all to change, in order of their slots. What it gives lives as
-    /// long as the borrow of the burst.
-    #[inline(always)]
-    pub fn iter_mut(&mut self, slots: Slots) -> impl Iterator<Item = (Slot, &mut Frame, &mut Meta)> {
-        among(&mut self.frames, &mut *self.meta, 0, slots)
-    }
-
-    /// All packets, to go through in parts.
+    /// All packets, to be handed out one by one and in parts.
     #[inline(always)]
     pub fn packets(&mut self) -> Packets<'_> {
-        Packets { frames: self.frames.iter_mut(), meta: self.meta.iter_mut(), passed: 0 }
+        let (frames, meta) = (NonNull::from(&mut self.frames).cast(), NonNull::from(&mut *self.meta).cast());
+        Packets { frames, meta, left: Slots(u64::MAX), burst: PhantomData }
     }
 }
 
-/// Those packets that are in `slots`, of which `first` is the first place's.
-#[inline(always)]
-fn among<'a>(
-    frames: &'a mut [Option<Frame>],
-    meta: &'a mut [Meta],
-    first: usize,
-    slots: Slots,
-) -> impl Iterator<Item = (Slot, &'a mut Frame, &'a mut Meta)> {
-    frames.iter_mut().zip(meta).enumerate().filter_map(move |(place, (entry, meta))| {
-        let slot = Slot::new(first + place).filter(|slot| slots.contains(*slot))?;
-        Some((slot, entry.as_mut()?, meta))
-    })
-}
-
-/// The packets of a burst that are still to be gone through, part by part; what it gives lives as long as the borrow of the
-/// burst.
+/// Packets of a burst, of which each is handed out once, in the order of their slots: frame and what is known of it, both to
+/// change for as long as the burst is borrowed.
 #[derive(Debug)]
 pub struct Packets<'a> {
-    frames: IterMut<'a, Option<Frame>>,
-    meta: IterMut<'a, Meta>,
-    /// How many slots lie behind.
-    passed: usize,
+    /// The first of an array of [`BURST`], like `meta`.
+    frames: NonNull<Option<Frame>>,
+    meta: NonNull<Meta>,
+    /// Those that have not been handed out.
+    left: Slots,
+    burst: PhantomData<&'a mut Burst>,
 }
 
 impl<'a> Packets<'a> {
-    /// The packet in this slot, which lies behind those before.
+    /// Hands those of these slots out that have not been.
     #[inline(always)]
-    pub fn next_one(&mut self, slot: Slot) -> Option<(Slot, &'a mut Frame, &'a mut Meta)> {
-        let skipped = slot.index().wrapping_sub(self.passed);
-        self.passed = slot.index() + 1;
-        let (entry, meta) = (self.frames.nth(skipped)?, self.meta.nth(skipped)?);
-        Some((slot, entry.as_mut()?, meta))
+    pub fn part(&mut self, slots: Slots) -> Self {
+        let part = slots & self.left;
+        self.left -= part;
+        Self { left: part, ..*self }
     }
 
-    /// As [`Burst::iter_mut`], of slots that all lie behind those before.
+    /// Hands the packet in this slot out; `None` where there is none, or it has been.
     #[inline(always)]
-    pub fn next_part(
-        &mut self,
-        slots: Slots,
-    ) -> impl Iterator<Item = (Slot, &'a mut Frame, &'a mut Meta)> + use<'a> {
-        let first = slots.first().map_or(self.passed, Slot::index);
-        let end = slots.last().map_or(self.passed, |last| last.index() + 1);
-        let (skipped, count) = (first.wrapping_sub(self.passed), end.wrapping_sub(self.passed));
-        self.passed = end;
-        let (frames, meta) = (cut(&mut self.frames, skipped, count), cut(&mut self.meta, skipped, count));
-        among(frames, meta, first, slots)
+    pub fn one(&mut self, slot: Slot) -> Option<(Slot, &'a mut Frame, &'a mut Meta)> {
+        self.part(Slots::only(slot)).next()
     }
 }
 
-/// Takes the first `count` away, and gives all of them but the first `skipped`.
-#[inline(always)]
-fn cut<'a, T>(all: &mut IterMut<'a, T>, skipped: usize, count: usize) -> &'a mut [T] {
-    let (taken, rest) = std::mem::take(all).into_slice().split_at_mut_checked(count).unwrap_or_default();
-    *all = rest.iter_mut();
-    taken.get_mut(skipped..).unwrap_or_default()
+impl<'a> Iterator for Packets<'a> {
+    type Item = (Slot, &'a mut Frame, &'a mut Meta);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        while let Some(slot) = self.left.first() {
+            self.left.remove_first();
+            // SAFETY: a slot's index is below the length of both arrays.
+            let mut entry = unsafe { self.frames.add(slot.index()) };
+            // SAFETY: likewise.
+            let mut meta = unsafe { self.meta.add(slot.index()) };
+            // SAFETY: the burst is borrowed exclusively for `'a`. Each slot is left to one of its `Packets` at most, and to none
+            // after this, so nobody else has this entry.
+            let entry = unsafe { entry.as_mut() };
+            if let Some(frame) = entry {
+                // SAFETY: likewise.
+                return Some((slot, frame, unsafe { meta.as_mut() }));
+            }
+        }
+        None
+    }
 }
 
 #[cfg(test)]
@@ -329,14 +319,15 @@ mod tests {
             assert!(part.iter().all(|(slot, _, meta)| slot.index() == usize::from(meta.sport)));
             part.iter().map(|(slot, ..)| slot.index()).collect()
         };
-        let first: Vec<_> = packets.next_part(Slots(0b1011_0100)).collect();
-        let one: Vec<_> = packets.next_one(Slot::new(8).unwrap()).into_iter().collect();
-        assert!(packets.next_one(gone).is_none(), "there is no frame");
-        let none: Vec<_> = packets.next_part(Slots::NONE).collect();
-        let rest: Vec<_> = packets.next_part(Slots(1 << 10 | 1 << 63)).collect();
+        let first: Vec<_> = packets.part(Slots(0b1011_0100)).collect();
+        let one: Vec<_> = packets.one(Slot::new(8).unwrap()).into_iter().collect();
+        assert!(packets.one(gone).is_none(), "there is no frame");
+        let none: Vec<_> = packets.part(Slots::NONE).collect();
+        let rest: Vec<_> = packets.part(Slots(1 << 3 | 1 << 7 | 1 << 8 | 1 << 63)).collect();
+        assert!(packets.one(Slot::new(3).unwrap()).is_none(), "it was handed out");
         // All of them at once: none is given twice.
         assert_eq!((list(&first), list(&one), list(&none)), (vec![2, 4, 5, 7], vec![8], vec![]));
-        assert_eq!(list(&rest), [10, 63]);
+        assert_eq!(list(&rest), [3, 63]);
     }
 
     #[test]
@@ -348,10 +339,10 @@ mod tests {
             burst.push(pool.alloc_with(&[n; 4]).unwrap(), Meta::EMPTY).unwrap();
         }
         let mut held = Vec::new();
-        for (slot, frame, _) in burst.iter_mut(Slots(0b1110)) {
+        for (slot, frame, _) in burst.packets().part(Slots(0b1110)) {
             let cut = umem.cut_if(frame, |bytes| (bytes[0] != 2).then_some((1, 2, bytes[0])));
-            assert_eq!(cut.is_some(), slot.index() != 2);
-            held.extend(cut.map(|(bytes, first)| {
+            assert_eq!(cut.is_ok(), slot.index() != 2);
+            held.extend(cut.ok().map(|(bytes, first)| {
                 assert_eq!(usize::from(first), slot.index());
                 bytes
             }));

@@ -192,28 +192,32 @@ impl Umem {
     }
 
     /// Shows the bytes of a packet to `decide`, keeps of them as many as it says from an offset on, and gives these, to
-    /// change, with whatever else it found. `None`, and no change, when it says nothing or the packet has not as many.
+    /// change, with whatever else it found.
+    ///
+    /// # Errors
+    /// The frame as it was, when `decide` says nothing or the packet has not as many bytes.
     #[inline(always)]
-    #[must_use]
     #[allow(clippy::mut_from_ref)] // As in `bytes_mut`.
     pub fn cut_if<'a, T>(
         &'a self,
         frame: &'a mut Frame,
         decide: impl FnOnce(&[u8]) -> Option<(usize, usize, T)>,
-    ) -> Option<(&'a mut [u8], T)> {
+    ) -> Result<(&'a mut [u8], T), &'a mut Frame> {
         // Looked up once for both.
-        let offset = self.offset(frame)?;
+        let Some(offset) = self.offset(frame) else { return Err(frame) };
         // SAFETY: as in `bytes`.
         let start = unsafe { self.base.0.add(offset) };
         // SAFETY: as in `bytes`; nothing of the slice is left when `decide` is done.
-        let (at, len, found) = decide(unsafe { std::slice::from_raw_parts(start, frame.len()) })?;
+        let Some((at, len, found)) = decide(unsafe { std::slice::from_raw_parts(start, frame.len()) }) else {
+            return Err(frame);
+        };
         if !frame.reframe(at, len, 0) {
-            return None;
+            return Err(frame);
         }
         // SAFETY: as in `bytes`: the packet now begins there.
         let start = unsafe { start.add(at) };
         // SAFETY: as in `bytes_mut`; the packet now has so many bytes.
-        Some((unsafe { std::slice::from_raw_parts_mut(start, len) }, found))
+        Ok((unsafe { std::slice::from_raw_parts_mut(start, len) }, found))
     }
 
     /// Adds `n` bytes behind the packet. `false`, and no change, when the chunk has not as many.

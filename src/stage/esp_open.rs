@@ -11,7 +11,7 @@ use arrayvec::ArrayVec;
 use self::{
     header::{Header, ends_v6, header},
     inner::{Lengths, any, ordinary},
-    path::{Path, whole},
+    path::{Path, ToOpen, whole},
 };
 use super::{Cx, Stage};
 use crate::{
@@ -92,8 +92,33 @@ struct Opened {
     firsts: Slots,
 }
 
+/// What the cipher is to do.
+struct Work<'a> {
+    jobs: ArrayVec<Job<'a>, BURST>,
+    /// The whole sequence number of each.
+    numbers: &'a mut [u64; BURST],
+    slots: Slots,
+}
+
+impl<'a> Work<'a> {
+    /// Adds a packet, of which this is ciphertext and ICV.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "the place is below the array's length")]
+    fn add(&mut self, slot: Slot, text: &'a mut [u8], to_open: &ToOpen<'a>) {
+        let &ToOpen { sa, sequence, iv, .. } = to_open;
+        let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
+        let place = self.jobs.len();
+        // As many as slots at most, so there is room.
+        if self.jobs.try_push(Job::new(&sa.key, iv, aad, text)).is_ok() {
+            self.numbers[place % BURST] = sequence;
+            self.slots.insert(slot);
+        }
+    }
+}
+
 /// What is found out about the packets of a burst before they are opened.
-struct Search<'a> {
+struct Search<'a, 'f> {
+    found: &'f mut [Found; BURST],
     /// Of the packet before, where only a few associations are in use.
     path: Option<Path<'a>>,
     /// The association of the packet before.
@@ -103,20 +128,7 @@ struct Search<'a> {
     refused: ArrayVec<(Slot, DropReason), BURST>,
 }
 
-impl Search<'_> {
-    fn refuse(&mut self, slot: Slot, reason: DropReason) {
-        // As many as slots at most, so there is room.
-        let _ = self.refused.try_push((slot, reason));
-    }
-}
-
 impl EspOpen {
-    #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
-    const fn entry(&mut self, slot: Slot) -> &mut Found {
-        &mut self.found[slot.index()]
-    }
-
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
     const fn found(&self, slot: Slot) -> &Found {
@@ -129,8 +141,8 @@ impl EspOpen {
     pub fn expect(&self, tables: &Tables) {
         if let Some(sa) = tables.sas.get(self.last as usize).filter(|sa| sa.is_shared()) {
             prefetch_read(sa.window.top());
-            let [number, ..] = self.numbers;
-            let next = (number as u32).wrapping_add(2 * BURST as u32);
+            let [before, ..] = self.numbers;
+            let next = (before as u32).wrapping_add(2 * BURST as u32);
             sa.window.line(next).into_iter().for_each(prefetch_read);
         }
     }
@@ -165,37 +177,37 @@ impl EspOpen {
             // What is no ESP packet finds any association or none, and is found out when it is to be opened.
             let header = esp::Esp::at(burst.bytes(cx.umem, slot), usize::from(meta.l4) + at);
             let (spi, sequence) = header.map_or((0, 0), |header| (header.spi().0, header.sequence()));
-            self.entry(slot).sequence = sequence;
+            entry(&mut self.found, slot).sequence = sequence;
             // As many keys as slots, so there is room.
             let _ = keys.try_push((spi, destination(slot)));
         }
         let mut results = [NO_SA; BURST];
         sad.lookup_burst(&keys, &mut results);
         for (slot, number) in slots.into_iter().zip(results) {
-            self.entry(slot).sa = number;
+            entry(&mut self.found, slot).sa = number;
         }
     }
 
     /// Starts loading what the packets will be opened with: of all packets at once, one step of the way at a time.
     fn fetch(&mut self, tables: &Tables, slots: Slots) {
         for slot in slots {
-            if let Some(sa) = tables.sas.get(self.entry(slot).sa as usize) {
+            if let Some(sa) = tables.sas.get(entry(&mut self.found, slot).sa as usize) {
                 prefetch_read(sa);
             }
         }
         for slot in slots {
-            if let Some(sa) = tables.sas.get(self.entry(slot).sa as usize) {
+            if let Some(sa) = tables.sas.get(entry(&mut self.found, slot).sa as usize) {
                 prefetch_read::<SaIn>(sa);
                 sa.key.lines().into_iter().for_each(prefetch_read);
             }
         }
         for slot in slots {
-            if let Some(sa) = tables.sas.get(self.entry(slot).sa as usize) {
+            if let Some(sa) = tables.sas.get(entry(&mut self.found, slot).sa as usize) {
                 prefetch_read(&*sa.window);
             }
         }
         for slot in slots {
-            let found = *self.entry(slot);
+            let found = *entry(&mut self.found, slot);
             if let Some(word) =
                 tables.sas.get(found.sa as usize).and_then(|sa| sa.window.line(found.sequence))
             {
@@ -207,127 +219,51 @@ impl EspOpen {
     /// Refuses what can be refused unopened, and decrypts all others together. With `FAR`, their associations are known.
     fn open<const FAR: bool>(&mut self, cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Opened {
         let umem = cx.umem;
-        let mut jobs: ArrayVec<Job<'_>, BURST> = ArrayVec::new();
-        let mut all = Slots::NONE;
-        let mut search = Search { path: None, number: NO_SA, firsts: Slots::NONE, refused: ArrayVec::new() };
-        for (slot, frame, meta) in burst.iter_mut(slots) {
-            // From now on the frame is what the cipher works on.
-            let cut = umem.cut_if(frame, |bytes| {
-                let header = header(bytes, meta);
-                let found = match &header {
-                    Ok(Some(header)) if FAR => self.known(cx.tables, &mut search, slot, header, bytes, meta),
-                    Ok(Some(header)) => search.path.as_ref().and_then(|path| path.follow(header, meta)),
-                    _ => None,
-                };
-                let (sa, sequence) = match found {
-                    Some(found) => found,
-                    None => self.search::<FAR>(cx, &mut search, slot, bytes, meta)?,
-                };
-                let Ok(Some(header)) = header else { return None };
-                let start = header.at + esp::HEADER_IV_LEN;
-                Some((start, header.end - start, (header.iv, sa, sequence)))
-            });
-            let Some((text, (iv, sa, sequence))) = cut else { continue };
-            let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
-            if let Some(number) = self.numbers.get_mut(jobs.len()) {
-                *number = sequence;
-                jobs.push(Job::new(&sa.key, iv, aad, text));
-                all.insert(slot);
-            }
-        }
-        let Search { path, firsts, refused, .. } = search;
-        if let Some(path) = path {
-            self.last = path.number;
-            self.fetch_to_mark(&path.sa.window, jobs.len());
-        }
-        aead::open(&mut jobs);
-        let good = if jobs.iter().all(|job| job.ok) {
-            all
-        } else {
-            jobs.iter().zip(all).filter(|(job, _)| job.ok).map(|(_, slot)| slot).collect()
+        let mut search = Search {
+            found: &mut self.found,
+            path: None,
+            number: NO_SA,
+            firsts: Slots::NONE,
+            refused: ArrayVec::new(),
         };
-        drop(jobs);
+        // In a scope of its own: from the first packet on to where the cipher is done, it has what it borrows.
+        let (all, good) = {
+            let mut work = Work { jobs: ArrayVec::new(), numbers: &mut self.numbers, slots: Slots::NONE };
+            let mut packets = burst.packets().part(slots);
+            loop {
+                let next = if !FAR && let Some(path) = &search.path {
+                    let (next, rest) = path.follow_all(umem, packets, &mut work);
+                    packets = rest;
+                    next
+                } else {
+                    packets.next()
+                };
+                let Some((slot, frame, meta)) = next else { break };
+                let found = umem.cut_if(frame, |bytes| {
+                    let found = search.find_out::<FAR>(cx, slot, bytes, meta)?;
+                    Some((found.text.0, found.text.1, found))
+                });
+                if let Ok((text, found)) = found {
+                    work.add(slot, text, &found);
+                }
+            }
+            if let Some(path) = &search.path {
+                self.last = path.number;
+                fetch_to_mark(&path.sa.window, work.numbers.get(..work.jobs.len()).unwrap_or_default());
+            }
+            aead::open(&mut work.jobs);
+            let good = if work.jobs.iter().all(|job| job.ok) {
+                work.slots
+            } else {
+                work.jobs.iter().zip(work.slots).filter(|(job, _)| job.ok).map(|(_, slot)| slot).collect()
+            };
+            (work.slots, good)
+        };
+        let Search { firsts, refused, .. } = search;
         for (slot, reason) in refused {
             burst.drop(slot, reason);
         }
         Opened { all, good, firsts }
-    }
-
-    /// Finds out about a packet that is not of the path of those before, or about which there is something to be said: by
-    /// which path it and those after it come, and its sequence number; or (`None`) why it is refused, or that it is for the
-    /// host.
-    #[inline(never)]
-    fn search<'a, const FAR: bool>(
-        &mut self,
-        cx: &mut Cx<'a>,
-        search: &mut Search<'a>,
-        slot: Slot,
-        bytes: &[u8],
-        meta: &Meta,
-    ) -> Option<(&'a SaIn, u64)> {
-        let (tables, counters) = (cx.tables, cx.counters);
-        let header = match header(bytes, meta) {
-            Ok(Some(header)) => header,
-            Ok(None) => {
-                counters.worker(WorkerColumn::NonEsp, 1);
-                cx.lanes.local.insert(slot);
-                return None;
-            }
-            Err(reason) => {
-                search.refuse(slot, reason);
-                return None;
-            }
-        };
-        let found = match &search.path {
-            _ if FAR => {
-                let number = self.entry(slot).sa;
-                admit(tables, counters, number, bytes, meta).map(|sa| Path::new(sa, number, meta))
-            }
-            Some(path) if path.is_of(header.spi, meta) => Ok(*path),
-            _ => find(tables, counters, &header, bytes, meta),
-        };
-        let path = found.map_err(|reason| search.refuse(slot, reason)).ok()?;
-        let sequence = path.sequence(&header);
-        let checked = path.sa.check_at(path.newest, sequence);
-        self.begin(search, slot, path.number);
-        search.path = Some(path).filter(|_| !FAR);
-        match checked {
-            Ok(()) => Some((path.sa, sequence)),
-            Err(reason) => {
-                search.refuse(slot, refusal(counters, path.sa, reason));
-                None
-            }
-        }
-    }
-
-    /// As [`Self::search`], of a packet whose association is known and about which there is nothing to be said.
-    #[inline(always)]
-    fn known<'a>(
-        &mut self,
-        tables: &'a Tables,
-        search: &mut Search<'a>,
-        slot: Slot,
-        header: &Header,
-        bytes: &[u8],
-        meta: &Meta,
-    ) -> Option<(&'a SaIn, u64)> {
-        let number = self.entry(slot).sa;
-        let sa = tables.sas.get(number as usize).filter(|sa| may_come(sa, bytes, meta).is_ok())?;
-        let newest = sa.window.newest();
-        let sequence = whole(sa, sa.window.edge_at(newest), header);
-        sa.check_at(newest, sequence).ok()?;
-        self.begin(search, slot, number);
-        Some((sa, sequence))
-    }
-
-    /// Notes where packets of another association begin.
-    #[inline(always)]
-    fn begin(&mut self, search: &mut Search<'_>, slot: Slot, number: u32) {
-        if search.number != number {
-            search.number = number;
-            self.entry(slot).sa = number;
-            search.firsts.insert(slot);
-        }
     }
 
     /// Takes the ESP packets off and sends on what was in them, or back to the start.
@@ -381,20 +317,113 @@ impl EspOpen {
         cx.lanes.opened |= onwards;
         cx.lanes.ip |= back - onwards;
     }
+}
 
-    /// Starts loading what marking writes to, where other workers have it too: it comes while the packets are opened.
-    #[inline(always)]
-    fn fetch_to_mark(&self, window: &Window, packets: usize) {
-        if window.is_shared() {
-            prefetch_write(window.top());
-            let numbers = self.numbers.get(..packets).unwrap_or(&[]);
-            for number in [numbers.first(), numbers.last()].into_iter().flatten() {
-                if let Some(word) = window.line(*number as u32) {
-                    prefetch_write(word);
-                }
+/// Starts loading what marking these numbers writes to, where other workers have it too: it comes while the packets are opened.
+#[inline(always)]
+fn fetch_to_mark(window: &Window, numbers: &[u64]) {
+    if window.is_shared() {
+        prefetch_write(window.top());
+        for number in [numbers.first(), numbers.last()].into_iter().flatten() {
+            if let Some(word) = window.line(*number as u32) {
+                prefetch_write(word);
             }
         }
     }
+}
+
+impl<'a> Search<'a, '_> {
+    /// What there is to open in a packet; `None` where it is refused, or for the host.
+    #[inline(always)]
+    fn find_out<const FAR: bool>(
+        &mut self,
+        cx: &mut Cx<'a>,
+        slot: Slot,
+        bytes: &[u8],
+        meta: &Meta,
+    ) -> Option<ToOpen<'a>> {
+        let known = if FAR { self.known(cx.tables, slot, bytes, meta) } else { None };
+        known.or_else(|| self.search::<FAR>(cx, slot, bytes, meta))
+    }
+
+    /// Finds out about a packet that is not of the path of those before, or about which there is something to be said: by
+    /// which path it and those after it come, and what there is to open.
+    #[inline(never)]
+    fn search<const FAR: bool>(
+        &mut self,
+        cx: &mut Cx<'a>,
+        slot: Slot,
+        bytes: &[u8],
+        meta: &Meta,
+    ) -> Option<ToOpen<'a>> {
+        let (tables, counters) = (cx.tables, cx.counters);
+        let header = match header(bytes, meta) {
+            Ok(Some(header)) => header,
+            Ok(None) => {
+                counters.worker(WorkerColumn::NonEsp, 1);
+                cx.lanes.local.insert(slot);
+                return None;
+            }
+            Err(reason) => {
+                self.refuse(slot, reason);
+                return None;
+            }
+        };
+        let found = match &self.path {
+            _ if FAR => {
+                let number = entry(self.found, slot).sa;
+                admit(tables, counters, number, bytes, meta).map(|sa| Path::new(sa, number, meta))
+            }
+            Some(path) if path.is_of(header.spi, meta) => Ok(*path),
+            _ => find(tables, counters, &header, bytes, meta),
+        };
+        let path = found.map_err(|reason| self.refuse(slot, reason)).ok()?;
+        let sequence = path.sequence(&header);
+        let checked = path.sa.check_at(path.newest, sequence);
+        self.begin(slot, path.number);
+        self.path = Some(path).filter(|_| !FAR);
+        match checked {
+            Ok(()) => Some(ToOpen::new(&header, path.sa, sequence)),
+            Err(reason) => {
+                self.refuse(slot, refusal(counters, path.sa, reason));
+                None
+            }
+        }
+    }
+
+    /// As [`Self::search`], of a packet whose association is known; `None` also where there is something to be said.
+    #[inline(always)]
+    fn known(&mut self, tables: &'a Tables, slot: Slot, bytes: &[u8], meta: &Meta) -> Option<ToOpen<'a>> {
+        let header = header(bytes, meta).ok().flatten()?;
+        let number = entry(self.found, slot).sa;
+        let sa = tables.sas.get(number as usize).filter(|sa| may_come(sa, bytes, meta).is_ok())?;
+        let newest = sa.window.newest();
+        let sequence = whole(sa, sa.window.edge_at(newest), &header);
+        sa.check_at(newest, sequence).ok()?;
+        self.begin(slot, number);
+        Some(ToOpen::new(&header, sa, sequence))
+    }
+
+    /// Notes where packets of another association begin.
+    #[inline(always)]
+    fn begin(&mut self, slot: Slot, number: u32) {
+        if self.number != number {
+            self.number = number;
+            entry(self.found, slot).sa = number;
+            self.firsts.insert(slot);
+        }
+    }
+
+    fn refuse(&mut self, slot: Slot, reason: DropReason) {
+        // As many as slots at most, so there is room.
+        let _ = self.refused.try_push((slot, reason));
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::indexing_slicing, reason = "a slot's index is below the array's length")]
+const fn entry(found: &mut [Found; BURST], slot: Slot) -> &mut Found {
+    &mut found[slot.index()]
 }
 
 /// Marks the numbers of those of a few packets of one association that are good, each by itself, and returns those accepted.

@@ -237,7 +237,7 @@ impl<'a, 'b> Run<'a, 'b> {
         let (line, tunnel) = (self.line, self.tunnel);
         let link = line.link.as_ref().filter(|_| tunnel.tfc == 0);
         let front = link.and_then(|link| Front::new(&line.words, link, tunnel, self.sa));
-        for (slot, frame, meta) in packets.next_part(slots) {
+        for (slot, frame, meta) in packets.part(slots) {
             let done = match &front {
                 Some(front) if self.is_common(front, frame, meta) => {
                     self.prepare_common(front, umem, frame, meta, jobs)
@@ -490,7 +490,7 @@ fn seal(cx: &Cx<'_>, burst: &mut Burst, slots: Slots) -> Sealed {
                 run.prepare_all(umem, &mut packets, slots, &mut sealed, &mut jobs);
             } else {
                 for slot in slots {
-                    let Some(packet) = packets.next_one(slot) else { continue };
+                    let Some(packet) = packets.one(slot) else { continue };
                     if let Err(reason) = run.prepare(umem, packet, &mut sealed, &mut jobs) {
                         sealed.refuse(slot, reason);
                     }

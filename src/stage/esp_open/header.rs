@@ -26,21 +26,28 @@ pub(super) struct Header {
 /// `None`: it is no ESP packet after all, but something for the host.
 #[inline(always)]
 pub(super) fn header(bytes: &[u8], meta: &Meta) -> Result<Option<Header>, DropReason> {
-    let end = usize::from(meta.l3) + usize::from(meta.ip_len);
-    let mut at = usize::from(meta.l4);
-    if meta.proto == protocol::UDP {
-        match in_udp(bytes.get(at..end)) {
-            Ok(true) => at += udp::HEADER_LEN,
-            Ok(false) => return Ok(None),
-            Err(reason) => return Err(reason),
-        }
+    if meta.proto != protocol::UDP {
+        return bare(bytes, meta).map(Some);
     }
+    let (at, end) = (usize::from(meta.l4), usize::from(meta.l3) + usize::from(meta.ip_len));
+    if in_udp(bytes.get(at..end))? { read(bytes, at + udp::HEADER_LEN, end).map(Some) } else { Ok(None) }
+}
+
+/// As [`header`], of a packet that is ESP by its protocol.
+#[inline(always)]
+pub(super) fn bare(bytes: &[u8], meta: &Meta) -> Result<Header, DropReason> {
+    read(bytes, usize::from(meta.l4), usize::from(meta.l3) + usize::from(meta.ip_len))
+}
+
+/// Reads the header of what is from offset `at` to `end`.
+#[inline(always)]
+fn read(bytes: &[u8], at: usize, end: usize) -> Result<Header, DropReason> {
     let packet = bytes.get(at..end).ok_or(DropReason::EspLength)?;
     if packet.len() < esp::MIN_LEN || packet.len() % esp::ALIGNMENT != 0 {
         return Err(DropReason::EspLength);
     }
     let header = esp::Esp::at(packet, 0).ok_or(DropReason::EspLength)?;
-    Ok(Some(Header { spi: header.spi().0, sequence: header.sequence(), iv: header.iv(), at, end }))
+    Ok(Header { spi: header.spi().0, sequence: header.sequence(), iv: header.iv(), at, end })
 }
 
 /// Whether ESP is in a UDP datagram for port 4500; otherwise it is for the host.

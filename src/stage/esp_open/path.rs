@@ -1,7 +1,15 @@
 //! What packets in a row have in common that are of one association.
 
-use super::header::Header;
-use crate::{crypto::replay, packet::Meta, table::tunnel::SaIn};
+use super::{
+    Work,
+    header::{Header, bare, header},
+};
+use crate::{
+    crypto::replay,
+    packet::{Frame, Meta, Packets, Slot, Umem},
+    table::tunnel::SaIn,
+    wire::{esp, ip::protocol},
+};
 
 /// The association that a packet names, and what of its outer header was compared with it: packets in a row that have
 /// the same are of the same association, and as right.
@@ -27,13 +35,54 @@ impl<'a> Path<'a> {
         Self { sa, number, ends, gateway: meta.gateway, proto: meta.proto, newest, edge }
     }
 
-    /// Whether a packet is of it.
+    /// Whether a packet with this SPI is of it.
     #[inline(always)]
     pub fn is_of(&self, spi: u32, meta: &Meta) -> bool {
-        (self.sa.spi == spi)
-            & (self.ends == ends(meta))
-            & (self.gateway == meta.gateway)
-            & (self.proto == meta.proto)
+        (self.sa.spi == spi) & self.leads(meta)
+    }
+
+    /// Whether a packet comes from where those before did, to where they went, and in the same way.
+    #[inline(always)]
+    fn leads(&self, meta: &Meta) -> bool {
+        (self.ends == ends(meta)) & (self.gateway == meta.gateway) & (self.proto == meta.proto)
+    }
+
+    /// Adds packets to what the cipher is to do as long as they are of it and there is nothing to be said of them. The result is
+    /// the first for which that does not hold, and those behind it.
+    #[inline(never)] // What each packet is compared with then stays in registers.
+    pub fn follow_all<'p>(
+        &self,
+        umem: &'p Umem,
+        mut packets: Packets<'p>,
+        work: &mut Work<'p>,
+    ) -> (Option<(Slot, &'p mut Frame, &'p mut Meta)>, Packets<'p>)
+    where
+        'a: 'p,
+    {
+        while let Some((slot, frame, meta)) = packets.next() {
+            let found = umem.cut_if(frame, |bytes| {
+                let found = self.follow(bytes, meta)?;
+                Some((found.text.0, found.text.1, found))
+            });
+            match found {
+                Ok((text, found)) => work.add(slot, text, &found),
+                Err(frame) => return (Some((slot, frame, meta)), packets),
+            }
+        }
+        (None, packets)
+    }
+
+    /// What there is to open in a packet that is of it and of which there is nothing to be said; `None` for any other.
+    #[inline(always)]
+    fn follow(&self, bytes: &[u8], meta: &Meta) -> Option<ToOpen<'a>> {
+        if !self.leads(meta) {
+            return None;
+        }
+        let header =
+            if meta.proto == protocol::UDP { found_in_udp(bytes, meta)? } else { bare(bytes, meta).ok()? };
+        let sequence = self.sequence(&header);
+        let goes_on = header.spi == self.sa.spi && self.sa.check_at(self.newest, sequence).is_ok();
+        goes_on.then(|| ToOpen::new(&header, self.sa, sequence))
     }
 
     /// The whole sequence number of a packet.
@@ -41,13 +90,28 @@ impl<'a> Path<'a> {
     pub fn sequence(&self, header: &Header) -> u64 {
         whole(self.sa, self.edge, header)
     }
+}
 
-    /// The association and whole sequence number of a packet that is of it, and may be opened.
+/// As [`header`], where there is one. Apart, so that what comes bare pays nothing for it.
+#[inline(never)]
+fn found_in_udp(bytes: &[u8], meta: &Meta) -> Option<Header> {
+    header(bytes, meta).ok().flatten()
+}
+
+/// What there is to open in a packet, and by what.
+pub(super) struct ToOpen<'a> {
+    pub sa: &'a SaIn,
+    pub sequence: u64,
+    pub iv: [u8; esp::IV_LEN],
+    /// Offset of the ciphertext, and its bytes with the ICV.
+    pub text: (usize, usize),
+}
+
+impl<'a> ToOpen<'a> {
     #[inline(always)]
-    pub fn follow(&self, header: &Header, meta: &Meta) -> Option<(&'a SaIn, u64)> {
-        let sequence = self.sequence(header);
-        let goes_on = self.is_of(header.spi, meta) && self.sa.check_at(self.newest, sequence).is_ok();
-        goes_on.then_some((self.sa, sequence))
+    pub const fn new(header: &Header, sa: &'a SaIn, sequence: u64) -> Self {
+        let start = header.at + esp::HEADER_IV_LEN;
+        Self { sa, sequence, iv: header.iv, text: (start, header.end - start) }
     }
 }
 
