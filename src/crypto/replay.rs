@@ -6,7 +6,7 @@
 //! still about my block, and was my bit set", which lets several workers share a window without a lock.
 
 use std::{
-    fmt,
+    fmt, slice,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -36,6 +36,20 @@ pub enum Refused {
     /// No sender sends number 0 (RFC 4303 3.3.3).
     #[error("sequence number 0")]
     Zero,
+}
+
+/// What became of numbers that were marked together, other than that they were accepted as the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marked<'a> {
+    /// Accepted numbers in a row, rising, of which none is newer than the newest before them.
+    Behind {
+        /// The numbers.
+        numbers: &'a [u64],
+        /// The newest before them.
+        newest: u64,
+    },
+    /// One number, and why it is not accepted.
+    Refused(Refused),
 }
 
 /// The sequence numbers received of one inbound association.
@@ -280,14 +294,14 @@ impl Window {
         }
     }
 
-    /// Accepts several numbers in their order, as [`Self::mark`] one after the other does. `each` is told, by its place,
-    /// what that would return of every number but those that are newer than all before: of these it is `Ok(0)`.
+    /// Accepts several numbers in their order, as [`Self::mark`] one after the other does. `each` is told, by the place of the
+    /// first, of all numbers but those that are newer than all before.
     ///
     /// Workers that share a window take its lines from each other. Here the newest number is raised once, and a word
     /// changed once for all numbers in a row that rise in it, where [`Self::mark`] does both for each; and what to do is
     /// worked out first, so that lines asked for before have the time to come.
     #[inline]
-    pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+    pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Marked<'_>)) {
         for (number, numbers) in numbers.chunks(AT_ONCE).enumerate() {
             self.mark_some(numbers, |place, result| each(number * AT_ONCE + place, result));
         }
@@ -295,7 +309,7 @@ impl Window {
 
     /// As [`Self::mark_all`], of at most [`AT_ONCE`] numbers.
     #[inline]
-    fn mark_some(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
+    fn mark_some(&self, numbers: &[u64], mut each: impl FnMut(usize, Marked<'_>)) {
         let mut runs: ArrayVec<Run, AT_ONCE> = ArrayVec::new();
         let (mut oldest, mut newest, mut rest) = (u64::MAX, 0, numbers);
         while let Some(run) = Run::first(rest) {
@@ -330,24 +344,20 @@ impl Window {
 
     /// As [`Self::mark_all`], of numbers that rise in one word and have been shown to `top`, which was there before.
     #[inline]
-    fn mark_run(
-        &self,
-        run: Run,
-        numbers: &[u64],
-        top: u64,
-        mut each: impl FnMut(usize, Result<u64, Refused>),
-    ) {
-        let behind = numbers.iter().enumerate().take_while(|(_, number)| **number <= top);
-        let Some(word) = self.word(run.oldest) else {
-            return behind.for_each(|(place, number)| each(place, Ok(top - number)));
+    fn mark_run(&self, run: Run, numbers: &[u64], top: u64, each: impl FnMut(usize, Marked<'_>)) {
+        let behind = if run.newest <= top {
+            numbers
+        } else {
+            numbers.split_at(numbers.partition_point(|number| *number <= top)).0
         };
+        let Some(word) = self.word(run.oldest) else { return tell_behind(behind, top, each) };
         let inside = (run.oldest != 0) & (top.saturating_sub(run.oldest) < self.size);
         loop {
             let old = word.load(Relaxed);
             match with_bits(old, run.oldest >> BLOCK_SHIFT, run.bits) {
                 Ok(new) if inside => {
                     if self.replace(word, old, new) {
-                        return behind.for_each(|(place, number)| each(place, Ok(top - number)));
+                        return tell_behind(behind, top, each);
                     }
                 }
                 _ => return self.mark_each(word, numbers, top, each),
@@ -362,24 +372,27 @@ impl Window {
         word: &AtomicU64,
         numbers: &[u64],
         top: u64,
-        mut each: impl FnMut(usize, Result<u64, Refused>),
+        mut each: impl FnMut(usize, Marked<'_>),
     ) {
-        for (place, &number) in numbers.iter().enumerate() {
-            let lateness = top.saturating_sub(number);
-            let result = loop {
+        for (place, number) in numbers.iter().enumerate() {
+            let refused = loop {
                 let old = word.load(Relaxed);
-                let new = match with_bit(old, number) {
-                    _ if number == 0 => break Err(Refused::Zero),
-                    _ if lateness >= self.size => break Err(Refused::Late),
+                let new = match with_bit(old, *number) {
+                    _ if *number == 0 => break Some(Refused::Zero),
+                    _ if top.saturating_sub(*number) >= self.size => break Some(Refused::Late),
                     Ok(new) => new,
-                    Err(refused) => break Err(refused),
+                    Err(refused) => break Some(refused),
                 };
                 if self.replace(word, old, new) {
-                    break Ok(lateness);
+                    break None;
                 }
             };
-            if number <= top || result.is_err() {
-                each(place, result);
+            match refused {
+                Some(refused) => each(place, Marked::Refused(refused)),
+                None if *number <= top => {
+                    each(place, Marked::Behind { numbers: slice::from_ref(number), newest: top })
+                }
+                None => {}
             }
         }
     }
@@ -462,6 +475,14 @@ impl Window {
             return true;
         }
         place.compare_exchange(old, new, Relaxed, Relaxed).is_ok()
+    }
+}
+
+/// Tells of numbers that were behind, if any.
+#[inline]
+fn tell_behind(numbers: &[u64], newest: u64, mut each: impl FnMut(usize, Marked<'_>)) {
+    if !numbers.is_empty() {
+        each(0, Marked::Behind { numbers, newest });
     }
 }
 

@@ -344,13 +344,25 @@ proptest! {
             // What nothing is told of is newer than all before.
             let mut results = vec![Ok(0); numbers.len()];
             let mut told = BTreeSet::new();
-            at_once.mark_all(&numbers, |place, result| {
-                results[place] = result;
-                assert!(told.insert(place), "each is told of once");
+            at_once.mark_all(&numbers, |first, marked| {
+                for (place, result) in results_of(first, marked) {
+                    results[place] = result;
+                    assert!(told.insert(place), "each is told of once");
+                }
             });
             prop_assert_eq!(results, expected);
             prop_assert_eq!(at_once.newest(), one_by_one.newest());
         }
+    }
+}
+
+/// What [`Window::mark`] would return of each number, by place.
+fn results_of(first: usize, marked: Marked<'_>) -> Vec<(usize, Result<u64, Refused>)> {
+    match marked {
+        Marked::Behind { numbers, newest } => {
+            numbers.iter().enumerate().map(|(place, number)| (first + place, Ok(newest - number))).collect()
+        }
+        Marked::Refused(refused) => vec![(first, Err(refused))],
     }
 }
 
@@ -370,8 +382,8 @@ fn workers_that_mark_the_same_numbers_in_bursts_accept_each_once() {
                 while start + length < 40_000 {
                     let numbers: Vec<u64> = (start..start + length).map(|n| n ^ 1).collect();
                     let mut refused = BTreeSet::new();
-                    window.mark_all(&numbers, |place, result| {
-                        if result.is_err() {
+                    window.mark_all(&numbers, |place, marked| {
+                        if matches!(marked, Marked::Refused(_)) {
                             refused.insert(place);
                         }
                     });
@@ -394,9 +406,11 @@ fn a_burst_beyond_what_block_numbers_tell_apart_is_remembered() {
         let window = Window::new(64, exclusive);
         for start in [1 << 20, (1 << 36) + (1 << 20), 1 << 41] {
             let numbers: Vec<u64> = (start..start + 60).collect();
-            window.mark_all(&numbers, |place, result| panic!("{place} of {start}: {result:?}"));
+            window.mark_all(&numbers, |place, marked| panic!("{place} of {start}: {marked:?}"));
             let mut refused = 0;
-            window.mark_all(&numbers, |_, result| refused += u32::from(result == Err(Refused::Replayed)));
+            window.mark_all(&numbers, |_, marked| {
+                refused += u32::from(marked == Marked::Refused(Refused::Replayed));
+            });
             assert_eq!(refused, 60, "{start}");
         }
     }
@@ -421,7 +435,7 @@ fn what_is_checked_against_an_older_newest_number_is_marked_once() {
 fn without_a_window_several_numbers_are_all_accepted() {
     let window = Window::disabled();
     let mut results = Vec::new();
-    window.mark_all(&[5, 5, 3, 9], |place, result| results.push((place, result)));
+    window.mark_all(&[5, 5, 3, 9], |first, marked| results.extend(results_of(first, marked)));
     assert_eq!(results, [(1, Ok(0)), (2, Ok(2))]);
     assert_eq!(window.newest(), 9);
 }

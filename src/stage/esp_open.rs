@@ -17,7 +17,7 @@ use super::{Cx, Stage};
 use crate::{
     crypto::{
         aead::{self, Aad, Job},
-        replay::{self, Refused, Window},
+        replay::{self, Marked, Refused},
     },
     packet::{BURST, Burst, DropReason, Meta, Slot, Slots},
     stats::{SaColumn, WorkerColumn, WorkerCounters},
@@ -249,7 +249,7 @@ impl EspOpen {
             }
             if let Some(path) = &search.path {
                 self.last = path.number;
-                fetch_to_mark(&path.sa.window, work.numbers.get(..work.jobs.len()).unwrap_or_default());
+                fetch_to_mark(path, work.numbers.get(..work.jobs.len()).unwrap_or_default());
             }
             aead::open(&mut work.jobs);
             let good = if work.jobs.iter().all(|job| job.ok) {
@@ -321,13 +321,17 @@ impl EspOpen {
 
 /// Starts loading what marking these numbers writes to, where other workers have it too: it comes while the packets are opened.
 #[inline(always)]
-fn fetch_to_mark(window: &Window, numbers: &[u64]) {
-    if window.is_shared() {
-        prefetch_write(window.top());
-        for number in [numbers.first(), numbers.last()].into_iter().flatten() {
-            if let Some(word) = window.line(*number as u32) {
-                prefetch_write(word);
-            }
+fn fetch_to_mark(path: &Path<'_>, numbers: &[u64]) {
+    let window = &path.sa.window;
+    if let [first, .., last] = numbers
+        && window.is_shared()
+    {
+        // A worker that is behind the others does not write there, and would only take it from them.
+        if *last > path.newest {
+            prefetch_write(window.top());
+        }
+        for number in [first, last] {
+            window.line(*number as u32).into_iter().for_each(prefetch_write);
         }
     }
 }
@@ -455,9 +459,9 @@ fn mark_few(
 #[inline(never)]
 fn mark_all(counters: &WorkerCounters, burst: &mut Burst, sa: &SaIn, good: Slots, numbers: &[u64]) -> Slots {
     let (mut refused, mut behind) = (Slots::NONE, Behind::default());
-    sa.mark_all(numbers, |place, result| match result {
-        Ok(lateness) => behind.add(counters, sa, lateness),
-        Err(reason) => {
+    sa.mark_all(numbers, |place, marked| match marked {
+        Marked::Behind { numbers, newest } => behind.add_all(counters, sa, numbers, newest),
+        Marked::Refused(reason) => {
             let Some(slot) = good.into_iter().nth(place) else { return };
             refused.insert(slot);
             let reason = refusal(counters, sa, reason);
@@ -477,6 +481,19 @@ struct Behind {
 }
 
 impl Behind {
+    /// Adds numbers that rise.
+    #[inline]
+    fn add_all(&mut self, counters: &WorkerCounters, sa: &SaIn, numbers: &[u64], newest: u64) {
+        let [Some(most), Some(least)] = [numbers.first(), numbers.last()] else { return };
+        let bucket = replay::behind(newest - most);
+        if bucket == self.bucket && bucket == replay::behind(newest - least) && bucket > 0 {
+            self.packets += numbers.len() as u64;
+            self.greatest = self.greatest.max(newest - most);
+        } else {
+            numbers.iter().for_each(|number| self.add(counters, sa, newest - number));
+        }
+    }
+
     #[inline]
     fn add(&mut self, counters: &WorkerCounters, sa: &SaIn, lateness: u64) {
         let bucket = replay::behind(lateness);

@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    slice,
     sync::{
         Arc,
         atomic::{
@@ -13,7 +14,7 @@ use std::{
 
 use crate::crypto::{
     aead::Key,
-    replay::{Refused, Window},
+    replay::{Marked, Refused, Window},
     sequence::Sequence,
 };
 
@@ -103,11 +104,18 @@ impl SaIn {
 
     /// [`Window::mark_all`], likewise.
     #[inline]
-    pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Result<u64, Refused>)) {
-        if self.former.is_some() {
-            numbers.iter().enumerate().for_each(|(place, number)| each(place, self.mark(*number)));
-        } else {
-            self.window.mark_all(numbers, each);
+    pub fn mark_all(&self, numbers: &[u64], mut each: impl FnMut(usize, Marked<'_>)) {
+        if self.former.is_none() {
+            return self.window.mark_all(numbers, each);
+        }
+        for (place, number) in numbers.iter().enumerate() {
+            match self.mark(*number) {
+                Ok(0) => {}
+                Ok(behind) => {
+                    each(place, Marked::Behind { numbers: slice::from_ref(number), newest: number + behind });
+                }
+                Err(refused) => each(place, Marked::Refused(refused)),
+            }
         }
     }
 }
