@@ -58,6 +58,18 @@ pub fn prefetch_write<T: ?Sized>(target: &T) {
     let _ = address;
 }
 
+/// Starts loading the beginning of a packet's body, so that it can be written to: the cipher works in place, and what it meets
+/// first comes for the packets of a burst together. What lies further on the processor fetches by itself, once it sees where
+/// this leads.
+#[inline(always)]
+pub fn prefetch_body(bytes: &[u8]) {
+    const LINE: usize = 64;
+    /// Those before have been read.
+    const LINES: std::ops::Range<usize> = 2..8;
+    let body = bytes.get(LINES.start * LINE..).unwrap_or_default();
+    body.chunks(LINE).take(LINES.len()).for_each(prefetch_write);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
