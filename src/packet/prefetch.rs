@@ -83,5 +83,10 @@ mod tests {
         prefetch_write(&words);
         prefetch_write::<[u64]>(&words[8..]);
         assert_eq!(words, [7; 8]);
+        for len in [0, 127, 128, 129, 2000] {
+            let bytes = vec![7_u8; len];
+            prefetch_body(&bytes);
+            assert!(bytes.iter().all(|byte| *byte == 7));
+        }
     }
 }
