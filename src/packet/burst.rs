@@ -142,6 +142,16 @@ impl Burst {
         (queued, bytes)
     }
 
+    /// Asks for the packet a few slots further on, while a walk over the burst is at this one: the headers of a burst do not
+    /// stay in the nearest cache from one walk to the next ([`Umem::prefetch`]). The processor sees by itself what comes next
+    /// only while chunks follow each other in memory, and after some time of operation they do not.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a number modulo the length of an array is a place in it")]
+    pub fn prefetch_after(&self, umem: &Umem, slot: Slot) {
+        const AHEAD: usize = 3;
+        self.frames[(slot.index() + AHEAD) % BURST].iter().for_each(|frame| umem.prefetch_head(frame));
+    }
+
     /// The packet's frame.
     #[inline]
     #[must_use]

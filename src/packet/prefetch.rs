@@ -31,13 +31,39 @@ pub fn prefetch_address(address: *const u8) {
     let _ = address;
 }
 
+/// As [`prefetch_address`], into the second-level cache: for many lines at once that the first has no room for.
+#[inline(always)]
+#[allow(unsafe_code)]
+pub fn prefetch_address_l2(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: as in `prefetch_address`, of PREFETCHT1.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        // SAFETY: as in `prefetch_address`.
+        unsafe {
+            core::arch::asm!("prfm pldl2keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}
+
 /// Starts loading the cache line at the start of `target` so that it can be written to: no other core keeps it.
 ///
 /// A hint, as [`prefetch_read`] is.
 #[inline(always)]
-#[allow(unsafe_code)]
 pub fn prefetch_write<T: ?Sized>(target: &T) {
-    let address = std::ptr::from_ref(target).cast::<u8>();
+    prefetch_write_address(std::ptr::from_ref(target).cast());
+}
+
+/// The same for an address, which need not be anything's.
+#[inline(always)]
+#[allow(unsafe_code)]
+fn prefetch_write_address(address: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         // The intrinsic makes a plain PREFETCHT0 of it for a processor that is not known to have this one.
@@ -58,16 +84,26 @@ pub fn prefetch_write<T: ?Sized>(target: &T) {
     let _ = address;
 }
 
+/// Bytes of a cache line.
+pub const CACHE_LINE: usize = 64;
+
+/// Starts loading the lines around a packet, so that they can be written to: where the headers and the trailer of a tunnel go.
+#[inline(always)]
+pub fn prefetch_around(packet: &[u8]) {
+    let ends = packet.as_ptr_range();
+    prefetch_write_address(ends.start.wrapping_sub(CACHE_LINE));
+    prefetch_write_address(ends.end);
+}
+
 /// Starts loading the beginning of a packet's body, so that it can be written to: the cipher works in place, and what it meets
 /// first comes for the packets of a burst together. What lies further on the processor fetches by itself, once it sees where
 /// this leads.
 #[inline(always)]
 pub fn prefetch_body(bytes: &[u8]) {
-    const LINE: usize = 64;
     /// Those before have been read.
     const LINES: std::ops::Range<usize> = 2..8;
-    let body = bytes.get(LINES.start * LINE..).unwrap_or_default();
-    body.chunks(LINE).take(LINES.len()).for_each(prefetch_write);
+    let body = bytes.get(LINES.start * CACHE_LINE..).unwrap_or_default();
+    body.chunks(CACHE_LINE).take(LINES.len()).for_each(prefetch_write);
 }
 
 #[cfg(test)]
@@ -80,12 +116,14 @@ mod tests {
         prefetch_read(&words);
         prefetch_read::<[u64]>(&words[8..]);
         prefetch_address(std::ptr::null());
+        prefetch_address_l2(std::ptr::null());
         prefetch_write(&words);
         prefetch_write::<[u64]>(&words[8..]);
         assert_eq!(words, [7; 8]);
         for len in [0, 127, 128, 129, 2000] {
             let bytes = vec![7_u8; len];
             prefetch_body(&bytes);
+            prefetch_around(&bytes);
             assert!(bytes.iter().all(|byte| *byte == 7));
         }
     }

@@ -27,7 +27,7 @@ use crate::{
         address::Address,
         hash::HashKey,
         limit::{GATEWAYS, WAYS_IN},
-        prefetch::{prefetch_body, prefetch_read},
+        prefetch::{prefetch_body, prefetch_read, prefetch_write},
         sad::{NO_SA, Sad, SadKey},
         tables::Tables,
         tunnel::SaIn,
@@ -144,9 +144,12 @@ impl EspOpen {
     pub fn expect(&self, tables: &Tables) {
         if let Some(sa) = tables.sas.get(self.last as usize).filter(|sa| sa.is_shared()) {
             prefetch_read(sa.window.top());
+            // Of two workers each has every other packet of the tunnel, about.
+            const NUMBERS: u32 = 2 * BURST as u32;
             let [before, ..] = self.numbers;
-            let next = (before as u32).wrapping_add(2 * BURST as u32);
-            sa.window.line(next).into_iter().for_each(prefetch_read);
+            for next in [1, 2].map(|bursts| (before as u32).wrapping_add(bursts * NUMBERS)) {
+                sa.window.line(next).into_iter().for_each(prefetch_write);
+            }
         }
     }
 
@@ -295,6 +298,7 @@ impl EspOpen {
             let own = cx.tables.gateway(sa.gateway).map(|gateway| &gateway.own);
             let (mut count, mut others, mut near) = (Count::default(), Slots::NONE, Slots::NONE);
             for slot in good {
+                burst.prefetch_after(cx.umem, slot);
                 let Some((lengths, destination)) = ordinary(cx.umem, burst, slot, sa) else {
                     others.insert(slot);
                     continue;

@@ -6,7 +6,7 @@ use super::{
     rewrite,
 };
 use crate::{
-    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots},
+    packet::{Burst, DropReason, Flags, Meta, NatMarks, Slot, Slots, prefetch::prefetch_around},
     stage::icmp_error::Problem,
     table::{
         choice::{Choice, Needs, Standing, flow_hash},
@@ -103,6 +103,7 @@ fn into_tunnels(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots) -> Slots {
     for slot in slots {
         let (bytes, meta) = burst.packet_mut(cx.umem, slot);
         let Some(tunnel) = tables.tunnel(meta.tunnel) else { continue };
+        prefetch_around(bytes);
         if gateway != Some(meta.gateway) {
             gateway = Some(meta.gateway);
             among_peers = tables.gateway(meta.gateway).is_some_and(|gateway| gateway.transit);
@@ -334,6 +335,9 @@ fn pass(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: &WayOut) -> Slots
         let (bytes, meta) = burst.packet_mut(cx.umem, slot);
         if !way.is_of(meta) {
             break;
+        }
+        if way.tunnel != NO_TUNNEL {
+            prefetch_around(bytes);
         }
         done.insert(slot);
         match pass_one(cx.tables, way, bytes, meta) {

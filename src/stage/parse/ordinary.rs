@@ -39,6 +39,7 @@ pub(super) fn take(cx: &mut Cx<'_>, burst: &mut Burst, slots: Slots, way: &Way<'
     let mut near = Slots::NONE;
     let (mut left, mut bytes_in) = (slots, 0);
     while let Some(slot) = left.first() {
+        burst.prefetch_after(cx.umem, slot);
         let (bytes, meta) = burst.packet_mut(cx.umem, slot);
         let Some(front) = bytes.first_chunk().filter(|front| way.is_of(meta.port, front)) else { break };
         left.remove_first();
