@@ -64,10 +64,10 @@ pub struct Bench {
     burst: Vec<u16>,
     /// Measure throughput of so many workers, each on a core of its own, beside that of one [default profiles: forward-16,
     /// seal-1, open-1, gateway, gateway-in].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=32), conflicts_with_all = ["rfc2544", "cold", "core"])]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=32), conflicts_with_all = ["rfc2544", "cold", "shuffled", "core"])]
     workers: Option<u8>,
     /// Search for the rate without loss, and measure latency at 10, 50 and 90 % of it [default profiles: as above].
-    #[arg(long, conflicts_with = "cold")]
+    #[arg(long, conflicts_with_all = ["cold", "shuffled"])]
     rfc2544: bool,
     /// Runs of each row: the best and the median are shown.
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
@@ -81,6 +81,9 @@ pub struct Bench {
     /// Let packets go round in 64 MiB, so that they are in no cache near the core when they come.
     #[arg(long)]
     cold: bool,
+    /// Let packets come in buffers in any order of their addresses, as after some time of operation.
+    #[arg(long)]
+    shuffled: bool,
     /// The core to run on [default: the last].
     #[arg(long, value_name = "N")]
     core: Option<usize>,
@@ -277,6 +280,9 @@ fn measure(args: &Bench, profile: &Profile) -> Result<Vec<Row>, RigError> {
     progress.set_message(format!("{}: tables", profile.name));
     let frames = if args.cold { COLD } else { WARM };
     let mut rig = Rig::new(Topology::new(profile), *first, frames)?;
+    if args.shuffled {
+        rig.shuffle();
+    }
     let mut rows = Vec::new();
     let mut setup = None;
     if profile.pool {
@@ -304,6 +310,7 @@ fn measure(args: &Bench, profile: &Profile) -> Result<Vec<Row>, RigError> {
                 size: size.label(),
                 burst: effort.burst,
                 cold: args.cold,
+                shuffled: args.shuffled,
                 cost,
                 mpps: 1e3 / cost.ns_median,
                 gbps: rig.traffic().mean_len() * 8.0 / cost.ns_median,

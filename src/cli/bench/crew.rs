@@ -14,6 +14,7 @@ use std::{
 use super::{
     port::{BenchPort, Feed, Order, Pace, Wire},
     profile::{Direction, Size},
+    random::shuffle,
     rig::{COUNTED, RigError, SEED, drops, gateway, know_neighbours, load_routes, unsealed},
     topology::{LAN, MACS, ROUTERS, Topology, WAN},
     traffic::{Sent, Traffic, entrance, readdress},
@@ -25,7 +26,7 @@ use crate::{
         single::{EVENTS, NEIGHBOURS, Single, huge_pages},
     },
     io::mem::{MemPort, wire},
-    packet::{BURST, FramePool, Links, Umem},
+    packet::{BURST, Frame, FramePool, Links, Umem},
     runtime::{Clock, Mailbox, Waker, Worker},
     stage::EventQueue,
     stats::{Segment, WorkerCounters},
@@ -109,7 +110,8 @@ impl Crew {
         let wakers: Result<Vec<_>, _> = (0..workers).map(|_| Waker::new().map(Arc::new)).collect();
         let (wakers, events) = (wakers.map_err(|e| setup(&e))?, Arc::new(EventQueue::new(EVENTS)));
         let pools = umem.into_pools(workers);
-        let made = pools.into_iter().enumerate().map(|(number, pool)| {
+        let made = pools.into_iter().enumerate().map(|(number, mut pool)| {
+            mix(&mut pool);
             let ports = vec![BenchPort::default(), BenchPort::default()];
             let (tables, counters) = (Arc::clone(&built.tables), WorkerCounters::new(&segment, number));
             let (events, mailbox) = (Arc::clone(&events), Arc::new(Mailbox::default()));
@@ -379,6 +381,14 @@ impl Crew {
     }
 }
 
+/// Puts a pool's frames in any order of their addresses, as they are after some time of operation: otherwise one worker's
+/// would follow each other, and of several whose bursts are of all sizes they soon would not.
+fn mix(pool: &mut FramePool) {
+    let mut frames: Vec<Frame> = std::iter::from_fn(|| pool.alloc()).collect();
+    shuffle(&mut frames);
+    frames.into_iter().for_each(|frame| pool.free(frame));
+}
+
 /// The worker that a flow belongs to, of `workers`.
 fn of_worker(topology: &Topology, deal: Deal, flow: usize, workers: usize) -> usize {
     let workers = workers.max(1);
@@ -439,6 +449,7 @@ pub fn turn(hands: Vec<Hand<'_>>, time: Option<Duration>) -> Vec<Done> {
                     if let Some(id) = hand.core {
                         core_affinity::set_for_current(core_affinity::CoreId { id });
                     }
+                    hand.approach();
                     ready.fetch_add(1, SeqCst);
                     while ready.load(SeqCst) < count {
                         std::hint::spin_loop();
@@ -461,6 +472,13 @@ impl Hand<'_> {
 
     fn is_done(&mut self) -> bool {
         self.worker.ports_mut().get(self.entrance).is_none_or(BenchPort::is_done)
+    }
+
+    /// Brings what it is to receive near its core, as a network card would: it was made on another.
+    fn approach(&mut self) {
+        if let Some(port) = self.worker.ports_mut().get(self.entrance) {
+            port.approach();
+        }
     }
 
     fn work(&mut self, time: Option<Duration>) -> Done {

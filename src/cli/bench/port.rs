@@ -17,7 +17,10 @@ use std::{
 
 use crate::{
     io::PacketIo,
-    packet::{BURST, FramePool, FrameQueue, prefetch::prefetch_read},
+    packet::{
+        BURST, FramePool, FrameQueue,
+        prefetch::{CACHE_LINE, prefetch_read, prefetch_write},
+    },
     runtime::Clock,
 };
 
@@ -69,6 +72,13 @@ impl Feed {
         self.bytes.get(start..end).unwrap_or(&[])
     }
 
+    /// Reads all of it, so that it lies in the caches of the core that does.
+    fn approach(&self) {
+        let bytes = self.bytes.iter().step_by(CACHE_LINE).fold(0, |all, byte| all ^ u64::from(*byte));
+        let ends = self.ends.iter().fold(bytes, |all, end| all ^ *end as u64);
+        std::hint::black_box(self.places.iter().fold(ends, |all, place| all ^ place));
+    }
+
     /// Starts loading a frame, since a network card would have put it near the processor.
     #[inline]
     fn prefetch(&self, number: usize) {
@@ -100,6 +110,11 @@ impl Wire {
         let others = self.at.iter().enumerate().filter(|(number, _)| *number != own);
         let least = others.map(|(_, line)| line.0.load(Relaxed)).min();
         least.map_or(u64::MAX, |least| least.saturating_add(self.lead))
+    }
+
+    /// Asks for the line that [`Self::set`] is about to write, which another worker has read.
+    fn prefetch(&self, own: usize) {
+        self.at.get(own).into_iter().for_each(prefetch_write);
     }
 
     fn set(&self, own: usize, place: u64) {
@@ -271,6 +286,13 @@ impl BenchPort {
         });
     }
 
+    /// Brings the packets near the core that asks, which is to receive them.
+    pub fn approach(&self) {
+        if let Some(source) = &self.source {
+            source.order.feed.approach();
+        }
+    }
+
     /// The first packet comes now.
     pub fn start(&mut self) {
         if let Some(source) = &mut self.source {
@@ -331,6 +353,9 @@ impl PacketIo for BenchPort {
     fn rx_burst(&mut self, pool: &mut FramePool, out: &mut FrameQueue, max: usize) -> usize {
         let Some(source) = &mut self.source else { return 0 };
         source.arrive();
+        if let Some((wire, own)) = &source.order.wire {
+            wire.prefetch(*own);
+        }
         let most = max.min(out.remaining_capacity()) as u64;
         let next = source.next(most);
         let next = source.within_lead(next);

@@ -24,3 +24,30 @@ impl Random {
         (self.word() as usize * bound) >> 32
     }
 }
+
+/// Puts these in any order, the same each time.
+pub fn shuffle<T>(all: &mut [T]) {
+    let mut random = Random::new(0x5EED);
+    for last in (1..all.len()).rev() {
+        all.swap(last, random.below(last + 1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shuffled_is_all_there_in_another_order_which_is_always_the_same() {
+        let shuffled = || {
+            let mut all: Vec<u32> = (0..1000).collect();
+            shuffle(&mut all);
+            all
+        };
+        let mut all = shuffled();
+        assert_eq!(all, shuffled());
+        assert!(all.windows(2).filter(|two| two[0] + 1 == two[1]).count() < 20);
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..1000));
+    }
+}

@@ -27,6 +27,9 @@ pub struct Row {
     pub burst: usize,
     /// Whether the packets were out of the caches near the core.
     pub cold: bool,
+    /// Whether their buffers were in any order of their addresses.
+    #[serde(default)]
+    pub shuffled: bool,
     /// Time a packet.
     pub cost: Cost,
     /// Million packets a second, in the median run.
@@ -235,7 +238,7 @@ impl Row {
         let stretch = self.stretch.map(|stretch| format!("stretch {stretch}"));
         let peer = self.peer.zip(self.peer_name.as_ref()).map(|(ns, name)| format!("{name}: {ns}"));
         let beside: Vec<String> = [goal, stretch, peer].into_iter().flatten().collect();
-        let name = if self.cold { format!("{} cold", self.profile) } else { self.profile.clone() };
+        let name = self.name();
         let mut text = format!(
             "{name:<16} {:>5} {:>5} {:>8.1} {:>8.1} {:>7.1} {:>8.1} {:>7.1} {:>7.2} {:>6.1}   {}",
             self.size,
@@ -270,8 +273,15 @@ impl Row {
     }
 
     fn is_of(&self, other: &Self) -> bool {
-        (&self.profile, &self.size, self.burst, self.cold)
-            == (&other.profile, &other.size, other.burst, other.cold)
+        (&self.profile, &self.size, self.burst, self.cold, self.shuffled)
+            == (&other.profile, &other.size, other.burst, other.cold, other.shuffled)
+    }
+
+    /// The profile, and what was particular about the packets.
+    fn name(&self) -> String {
+        let words = [(self.cold, " cold"), (self.shuffled, " shuffled")];
+        let words = words.into_iter().filter(|(is, _)| *is).map(|(_, word)| word);
+        std::iter::once(self.profile.as_str()).chain(words).collect()
     }
 }
 
@@ -348,7 +358,7 @@ impl Report {
         for row in &self.rows {
             let Some(old) = earlier.rows.iter().find(|old| old.is_of(row)) else { continue };
             let change = |old, new| changed(old, new, "ns");
-            let name = if row.cold { format!("{} cold", row.profile) } else { row.profile.clone() };
+            let name = row.name();
             let _ = write!(
                 text,
                 "\n{name:<16} {:>5} {:>5}   best {}, median {}",
@@ -408,6 +418,7 @@ mod tests {
             size: "64".into(),
             burst: 64,
             cold: false,
+            shuffled: false,
             cost,
             mpps: 45.0,
             gbps: 23.0,

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     profile::{Direction, Size},
+    random::shuffle,
     topology::{LAN, MACS, ROUTERS, Topology, WAN},
     traffic::{Sent, Traffic, entrance, readdress},
 };
@@ -162,6 +163,11 @@ impl Rig {
             came_out: Vec::with_capacity(2 * BURST),
             overhead,
         })
+    }
+
+    /// Lets the frames go round in any order of their addresses, as after some time of operation.
+    pub fn shuffle(&mut self) {
+        shuffle(self.home.make_contiguous());
     }
 
     /// Goes on with frames of another size.
