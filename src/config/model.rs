@@ -161,7 +161,7 @@ references! {
 choices! {
     /// When to use huge pages for the frames' memory.
     HugePages {
-        /// Where the system has them free.
+        /// Where the system has them free; else ordinary ones, of which the kernel makes transparent huge pages where it may.
         "auto" Auto,
         /// Refuse to start without them.
         "require" Require,

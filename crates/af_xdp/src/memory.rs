@@ -2,6 +2,8 @@
 
 use std::io;
 
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
 use memmap2::{MmapOptions, MmapRaw};
 
 /// Memory that can be registered as a UMEM: `len()` bytes at `base()`, in chunks of `chunk_size()` bytes.
@@ -28,7 +30,8 @@ pub unsafe trait Memory: Send + Sync {
 /// Whether a region shall lie on 2 MiB pages: fewer TLB misses where packets are spread over megabytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HugePages {
-    /// Huge pages where there are enough of them, ordinary ones otherwise.
+    /// Reserved huge pages where there are enough of them, otherwise ordinary ones of which the kernel makes huge ones where it
+    /// can.
     #[default]
     Auto,
     /// Huge pages or an error.
@@ -66,11 +69,21 @@ impl MappedMemory {
                 Err(_) => {}
             }
         }
-        let map = MmapOptions::new().len(len).populate().map_anon()?;
+        let map = if pages == HugePages::Never {
+            MmapOptions::new().len(len).populate().map_anon()?
+        } else {
+            let map = MmapOptions::new().len(len).map_anon()?;
+            // Wishes: what the kernel does not grant now, or never, it does page by page when they are first used.
+            #[cfg(target_os = "linux")]
+            for wish in [Advice::HugePage, Advice::PopulateWrite] {
+                let _ = map.advise(wish);
+            }
+            map
+        };
         Ok(Self { map: map.into(), len, chunk_size, huge: false })
     }
 
-    /// Whether the region lies on huge pages.
+    /// Whether the region lies on huge pages that were reserved.
     #[must_use]
     pub const fn is_huge(&self) -> bool {
         self.huge
@@ -88,5 +101,32 @@ unsafe impl Memory for MappedMemory {
     }
     fn chunk_size(&self) -> usize {
         self.chunk_size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "asks for huge pages")]
+    fn all_of_it_is_zero_and_can_be_written_whatever_pages_there_are() {
+        for pages in [HugePages::Never, HugePages::Auto] {
+            let memory = MappedMemory::new(1500, 2048, pages).unwrap();
+            assert_eq!((memory.len(), memory.chunk_size()), (1500 * 2048, 2048));
+            // SAFETY: the mapping has as many bytes, and nobody else has it.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(memory.base(), memory.len()) };
+            assert!(bytes.iter().all(|byte| *byte == 0), "{pages:?}");
+            bytes.fill(1);
+            assert!(bytes.iter().all(|byte| *byte == 1), "{pages:?}");
+        }
+    }
+
+    #[test]
+    fn a_region_of_no_bytes_or_of_too_many_is_refused() {
+        for (chunks, chunk_size) in [(0, 2048), (16, 0), (usize::MAX, 2048)] {
+            let refused = MappedMemory::new(chunks, chunk_size, HugePages::Auto).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+        }
     }
 }

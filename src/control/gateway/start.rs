@@ -137,8 +137,8 @@ impl Gateway {
         let umem_huge = umem.memory().is_huge();
         if !umem_huge && pages == HugePages::Auto {
             tracing::warn!(
-                "packet memory lies on ordinary pages: reserve {} huge pages (`sysctl vm.nr_hugepages`; see `causeway \
-                 doctor`) for less work per packet",
+                "packet memory lies on no reserved huge pages: reserve {} (`sysctl vm.nr_hugepages`; see `causeway \
+                 doctor`), so that it does not depend on what the kernel finds",
                 (umem.chunks() * umem.chunk_size()).div_ceil(HUGE_PAGE)
             );
         }
