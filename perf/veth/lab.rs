@@ -36,7 +36,8 @@ pub fn frames_in(device: &str) -> Result<u64> {
 
 /// One of the counts that a driver keeps, by its name there.
 pub fn driver_count(device: &str, name: &str) -> Result<u64> {
-    let output = Command::new("ethtool").args(["-S", device]).output()?;
+    let output = Command::new("ethtool").args(["-S", device]).output();
+    let output = output.map_err(|error| format!("ethtool (Debian: ethtool): {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
     Ok(line.ok_or_else(|| format!("{device} counts no {name}"))?.parse()?)

@@ -14,7 +14,7 @@ use std::{
 use super::{
     port::{BenchPort, Feed, Order, Pace, Wire},
     profile::{Direction, Size},
-    random::shuffle,
+    random::{self, Random},
     rig::{COUNTED, RigError, SEED, drops, gateway, know_neighbours, load_routes, unsealed},
     topology::{LAN, MACS, ROUTERS, Topology, WAN},
     traffic::{Sent, Traffic, entrance, readdress},
@@ -385,7 +385,7 @@ impl Crew {
 /// would follow each other, and of several whose bursts are of all sizes they soon would not.
 fn mix(pool: &mut FramePool) {
     let mut frames: Vec<Frame> = std::iter::from_fn(|| pool.alloc()).collect();
-    shuffle(&mut frames);
+    Random::new(random::BUFFERS).shuffle(&mut frames);
     frames.into_iter().for_each(|frame| pool.free(frame));
 }
 

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     profile::{Direction, Size},
-    random::shuffle,
+    random::{self, Random},
     topology::{LAN, MACS, ROUTERS, Topology, WAN},
     traffic::{Sent, Traffic, entrance, readdress},
 };
@@ -167,7 +167,7 @@ impl Rig {
 
     /// Lets the frames go round in any order of their addresses, as after some time of operation.
     pub fn shuffle(&mut self) {
-        shuffle(self.home.make_contiguous());
+        Random::new(random::BUFFERS).shuffle(self.home.make_contiguous());
     }
 
     /// Goes on with frames of another size.

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
     profile::{Direction, Size},
-    random::Random,
+    random::{FLOWS, LENGTHS, Random},
     topology::{Flow, LAN, MACS, POOL, ROUTERS, Topology, VLANS, WAN},
 };
 use crate::wire::{
@@ -40,7 +40,7 @@ struct Template {
 #[derive(Debug)]
 pub struct Traffic {
     templates: Vec<Template>,
-    /// Which template each packet of a round has.
+    /// Which template each packet of a round has: the lengths of a mix come in another order each round.
     order: Vec<usize>,
     v6: bool,
     /// Packets go from the hosts outwards.
@@ -48,7 +48,8 @@ pub struct Traffic {
     /// Sources come out as one of the pool's.
     pool: bool,
     count: usize,
-    random: Random,
+    flows: Random,
+    lengths: Random,
 }
 
 /// What was sent, to be compared with what comes out.
@@ -65,12 +66,7 @@ impl Traffic {
     #[must_use]
     pub fn new(topology: &Topology, size: Size) -> Self {
         let v6 = topology.profile.version == 6;
-        let mut lengths = size.lengths();
-        // The mix in an order that repeats.
-        let mut random = Random::new(3);
-        for i in (1..lengths.len()).rev() {
-            lengths.swap(i, random.below(i + 1));
-        }
+        let lengths = size.lengths();
         let mut kinds = lengths.clone();
         kinds.sort_unstable();
         kinds.dedup();
@@ -82,24 +78,31 @@ impl Traffic {
             outwards: topology.profile.direction != Direction::Open,
             pool: topology.profile.pool,
             count: 0,
-            random: Random::new(4),
+            flows: Random::new(FLOWS),
+            lengths: Random::new(LENGTHS),
         }
     }
 
     /// Starts again from the first packet.
     pub fn restart(&mut self) {
-        (self.count, self.random) = (0, Random::new(4));
+        (self.count, self.flows, self.lengths) = (0, Random::new(FLOWS), Random::new(LENGTHS));
+        self.order.sort_unstable();
     }
 
     /// Makes the next packet, gives it to `take`, and says what it was. The frame is for the port towards the hosts.
     pub fn next(&mut self, flows: &[Flow], take: impl FnOnce(&[u8])) -> Sent {
-        let flow = self.random.below(flows.len());
+        let flow = self.flows.below(flows.len());
         self.of(flows, flow, take)
     }
 
     /// Makes a packet of this flow.
     pub fn of(&mut self, flows: &[Flow], flow: usize, take: impl FnOnce(&[u8])) -> Sent {
-        let kind = self.order.get(self.count % self.order.len().max(1)).copied().unwrap_or(0);
+        let place = self.count % self.order.len().max(1);
+        if place == 0 {
+            // A processor knows an order of 48 that repeats by heart after a while.
+            self.lengths.shuffle(&mut self.order);
+        }
+        let kind = self.order.get(place).copied().unwrap_or(0);
         self.count += 1;
         let (Some(template), Some(addresses)) = (self.templates.get_mut(kind), flows.get(flow)) else {
             return Sent { flow, len: 0 };
@@ -287,5 +290,32 @@ pub fn readdress(frame: &mut [u8], destination: MacAddr, source: MacAddr) {
         if let Some(from) = rest.first_chunk_mut::<6>() {
             *from = source.0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::bench::profile::{IMIX, Imix, named};
+
+    #[test]
+    fn a_mix_is_whole_each_round_in_another_order_and_comes_again_after_a_restart() {
+        let topology = Topology::new(&named("forward-16").unwrap().unwrap());
+        let mut traffic = Traffic::new(&topology, Size::Mix(Imix::Imix));
+        let of_a_round = IMIX.iter().map(|(count, _)| count).sum::<usize>();
+        let mut rounds = || {
+            let mut lengths = || (0..of_a_round).map(|_| traffic.next(&topology.flows, |_| ()).len).collect();
+            let two: [Vec<usize>; 2] = [lengths(), lengths()];
+            traffic.restart();
+            two
+        };
+        let [first, second] = rounds();
+        assert_ne!(first, second);
+        for round in [&first, &second] {
+            for (count, len) in IMIX {
+                assert_eq!(round.iter().filter(|each| **each == usize::from(len)).count(), count);
+            }
+        }
+        assert_eq!(rounds(), [first, second]);
     }
 }
