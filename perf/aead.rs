@@ -15,7 +15,7 @@ use causeway::crypto::aead::{self, Aad, Backend, Job, Key, TAG_LEN};
 
 /// Packets in a round: as many buffers, which stay in the second-level cache.
 const PACKETS: usize = 256;
-/// The text length that stands for a mix: of 48 packets 28 of 48 bytes, 16 of 556 and 4 of 1440, in a fixed order.
+/// The text length that stands for a mix: of 48 packets 28 of 48 bytes, 16 of 556 and 4 of 1440, in any order.
 const IMIX: usize = 0;
 /// Where the text starts in its buffer: Ethernet, VLAN, IPv4, ESP and IV before it.
 const OFFSET: usize = 54;
@@ -25,6 +25,24 @@ struct Case {
     burst: usize,
     /// The key of each packet.
     keys: Vec<usize>,
+    /// Of a mix, where in it each packet stands: in an order that no processor learns.
+    places: Vec<usize>,
+}
+
+impl Case {
+    fn new(text: usize, burst: usize, keys: Vec<usize>) -> Self {
+        Self { text, burst, keys, places: shuffled(48) }
+    }
+
+    /// Text bytes of a packet.
+    fn length(&self, number: usize) -> usize {
+        match (self.text, self.places[number % self.places.len()]) {
+            (IMIX, 0..28) => 48,
+            (IMIX, 28..44) => 556,
+            (IMIX, _) => 1440,
+            (text, _) => text,
+        }
+    }
 }
 
 fn main() {
@@ -50,7 +68,7 @@ fn main() {
             println!("\nAES-{}, {count} {}", key_bytes * 8, if count == 1 { "key" } else { "keys" });
             header();
             for text in [48, 64, 256, 512, 1024, 1440, 9000, IMIX] {
-                report(&backends, &keys, &Case { text, burst: 32, keys: order.clone() }, runs);
+                report(&backends, &keys, &Case::new(text, 32, order.clone()), runs);
             }
         }
     }
@@ -58,8 +76,8 @@ fn main() {
     let one = Keys::new(&backends, 16, 1);
     header();
     for burst in [1, 64] {
-        for text in [48, 1440] {
-            report(&backends, &one, &Case { text, burst, keys: vec![0; PACKETS] }, runs);
+        for text in [48, 1440, IMIX] {
+            report(&backends, &one, &Case::new(text, burst, vec![0; PACKETS]), runs);
         }
     }
 }
@@ -104,15 +122,6 @@ fn stride(case: &Case) -> usize {
     if case.text > 1900 { 10_240 } else { 2048 }
 }
 
-fn length(case: &Case, i: usize) -> usize {
-    match (case.text, (i * 29) % 48) {
-        (IMIX, 0..28) => 48,
-        (IMIX, 28..44) => 556,
-        (IMIX, _) => 1440,
-        (text, _) => text,
-    }
-}
-
 fn report(backends: &[Backend], keys: &Keys, case: &Case, runs: usize) {
     let mut seal = vec![Vec::new(); backends.len()];
     let mut open = vec![Vec::new(); backends.len()];
@@ -142,13 +151,13 @@ fn measure(keys: &[Key], case: &Case, memory: &mut [u8], run: usize) -> (f64, f6
     let rounds = (60_000 / (PACKETS * (case.text.max(400) / 32))).max(2);
     let (mut seal, mut open) = (0u128, 0u128);
     for round in 0..rounds {
-        let from = (run * rounds + round) * PACKETS % case.keys.len();
+        let from = (run * rounds + round) * PACKETS;
         let mut jobs: Vec<Job<'_>> = memory
             .chunks_exact_mut(stride(case))
-            .zip(case.keys.iter().cycle().skip(from))
+            .zip(case.keys.iter().cycle().skip(from % case.keys.len()))
             .enumerate()
             .map(|(i, (buffer, key))| {
-                let text = &mut buffer[OFFSET..OFFSET + length(case, i) + TAG_LEN];
+                let text = &mut buffer[OFFSET..OFFSET + case.length(from + i) + TAG_LEN];
                 Job::new(&keys[*key], (i as u64).to_be_bytes(), Aad::esn(0x1234, i as u64), text)
             })
             .collect();

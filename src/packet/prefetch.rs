@@ -95,17 +95,6 @@ pub fn prefetch_around(packet: &[u8]) {
     prefetch_write_address(ends.end);
 }
 
-/// Starts loading the beginning of a packet's body, so that it can be written to: the cipher works in place, and what it meets
-/// first comes for the packets of a burst together. What lies further on the processor fetches by itself, once it sees where
-/// this leads.
-#[inline(always)]
-pub fn prefetch_body(bytes: &[u8]) {
-    /// Those before have been read.
-    const LINES: std::ops::Range<usize> = 2..8;
-    let body = bytes.get(LINES.start * CACHE_LINE..).unwrap_or_default();
-    body.chunks(CACHE_LINE).take(LINES.len()).for_each(prefetch_write);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +111,6 @@ mod tests {
         assert_eq!(words, [7; 8]);
         for len in [0, 127, 128, 129, 2000] {
             let bytes = vec![7_u8; len];
-            prefetch_body(&bytes);
             prefetch_around(&bytes);
             assert!(bytes.iter().all(|byte| *byte == 7));
         }

@@ -27,7 +27,7 @@ use crate::{
         address::Address,
         hash::HashKey,
         limit::{GATEWAYS, WAYS_IN},
-        prefetch::{prefetch_body, prefetch_read, prefetch_write},
+        prefetch::{prefetch_read, prefetch_write},
         sad::{NO_SA, Sad, SadKey},
         tables::Tables,
         tunnel::SaIn,
@@ -109,7 +109,6 @@ impl<'a> Work<'a> {
     fn add(&mut self, slot: Slot, text: &'a mut [u8], to_open: &ToOpen<'a>) {
         let &ToOpen { sa, sequence, iv, .. } = to_open;
         let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
-        prefetch_body(text);
         let place = self.jobs.len();
         // As many as slots at most, so there is room.
         if self.jobs.try_push(Job::new(&sa.key, iv, aad, text)).is_ok() {

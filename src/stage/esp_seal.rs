@@ -18,7 +18,7 @@ use crate::{
     table::{
         lpm::NO_ROUTE,
         path::LEAST_V4,
-        prefetch::{prefetch_body, prefetch_read},
+        prefetch::prefetch_read,
         tables::{NextHop, Tables},
         tunnel::{SaOut, Tunnel},
     },
@@ -389,7 +389,6 @@ impl<'a, 'b> Run<'a, 'b> {
 #[inline(always)]
 fn push<'p>(jobs: &mut ArrayVec<Job<'p>, BURST>, sa: &'p SaOut, sequence: u64, text: &'p mut [u8]) {
     let aad = if sa.esn { Aad::esn(sa.spi, sequence) } else { Aad::new(sa.spi, sequence as u32) };
-    prefetch_body(text);
     // As many as slots, so there is room.
     let _ = jobs.try_push(Job::new(&sa.key, sequence.to_be_bytes(), aad, text));
 }

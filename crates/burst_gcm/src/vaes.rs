@@ -33,6 +33,8 @@ mod short;
 
 use core::arch::x86_64::__m128i;
 
+use arrayvec::ArrayVec;
+
 use crate::vaes128::AesNi;
 use crate::{Block, Job, Key, LAST_ROUND, POWERS, TAG_LEN};
 use long::{Due, long};
@@ -258,8 +260,15 @@ fn more_rounds<S: Simd, K: Schedule<S>, const P: usize, const N: usize>(
     }
 }
 
-/// Packets ahead of its use that a key is asked for: two packs of four, or one to two microseconds of long packets.
+/// Packets ahead of its use that a key is asked for, and a text: two packs of four, or one to two microseconds of long
+/// packets.
 const AHEAD: usize = 8;
+
+/// Jobs of any length that are put in order together.
+const BATCH: usize = 64;
+
+/// Vectors beyond which packets come last: two groups.
+const LONG: usize = 2 * GROUP;
 
 /// Seals or opens all jobs, whose keys are of this backend. `P` is the vector's number of lanes: that many packets
 /// next to each other go together if they are short, have keys of one size and fit in `N` vectors, or `M`.
@@ -268,55 +277,130 @@ pub(crate) fn burst<'b, S: Simd, const P: usize, const N: usize, const M: usize,
     cpu: S,
     mut jobs: &mut [Job<'b>],
 ) {
-    let (mut wide, mut due) = (Wide::new(), Due::new(cpu));
-    // Jobs that come next and go alone.
-    let mut alone = 0;
-    while !jobs.is_empty() {
-        if alone == 0 {
-            for job in jobs.iter().skip(AHEAD).take(P) {
-                job.key.lines().into_iter().for_each(|line| cpu.narrow().prefetch(line));
-            }
-            let vectors = pack(jobs.first_chunk::<P>(), S::LANES);
-            if vectors <= M
-                && let Some((pack, rest)) = std::mem::take(&mut jobs).split_first_chunk_mut::<P>()
-            {
-                let (key, pack_keys) = (pack[0].key, pack.each_ref().map(|job| job.key));
-                if vectors > N {
-                    short::<S, &Key, P, M, M, OPEN>(cpu, pack.each_mut(), pack_keys);
-                } else if pack.iter().all(|job| core::ptr::eq(job.key, key))
-                    && let Some(lanes) = wide.of(cpu, key, 0)
-                {
-                    short::<S, _, P, N, N, OPEN>(cpu, pack.each_mut(), [lanes; P]);
-                } else {
-                    short::<S, &Key, P, N, N, OPEN>(cpu, pack.each_mut(), pack_keys);
-                }
-                jobs = rest;
-                continue;
-            }
-            alone = P;
-        }
-        let Some((job, rest)) = std::mem::take(&mut jobs).split_first_mut() else { break };
-        single::<S, OPEN>(cpu, job, &mut wide, &mut due);
-        (jobs, alone) = (rest, alone - 1);
+    let mut wide = Wide::new();
+    // Of most bursts, all: as long as packets are short they go together as they come.
+    while let Some(vectors) = jobs.first_chunk::<P>().and_then(|pack| pack_vectors(pack.each_ref(), S::LANES))
+        && vectors <= M
+        && let Some((pack, rest)) = std::mem::take(&mut jobs).split_first_chunk_mut::<P>()
+    {
+        rest.iter().skip(AHEAD - P).take(P).for_each(|job| approach(cpu, job));
+        together::<S, P, N, M, OPEN>(cpu, pack.each_mut(), vectors, &mut wide);
+        jobs = rest;
     }
-    due.end::<OPEN>(cpu);
+    for batch in jobs.chunks_mut(BATCH) {
+        any_length::<S, P, N, M, OPEN>(cpu, batch, &mut wide);
+    }
     wide.wipe(cpu);
 }
 
-/// Vectors of the longest of these packets, if all have keys of one size; otherwise more than any has.
+/// As [`burst`], of at most [`BATCH`] jobs of which some are long: the shorter ones first, so that as many as can go
+/// together, and so that the processor foresees what comes.
 #[inline(always)]
-fn pack<const P: usize>(jobs: Option<&[Job<'_>; P]>, lanes: usize) -> usize {
-    let Some(jobs) = jobs else { return usize::MAX };
+fn any_length<'b, S: Simd, const P: usize, const N: usize, const M: usize, const OPEN: bool>(
+    cpu: S,
+    jobs: &mut [Job<'b>],
+    wide: &mut Wide<'b, S>,
+) {
+    let mut order: ArrayVec<&mut Job<'b>, BATCH> = jobs.iter_mut().take(BATCH).collect();
+    if order.windows(2).any(|two| two[0].text.len() != two[1].text.len()) {
+        let (short, long) = part(&mut order, S::LANES, M);
+        part(short, S::LANES, N);
+        part(long, S::LANES, LONG);
+    }
+    let mut jobs = order.as_mut_slice();
+    let mut due = Due::new(cpu);
+    jobs.iter().take(AHEAD).for_each(|job| approach(cpu, job));
+    while !jobs.is_empty() {
+        let pack = jobs.first_chunk::<P>().map(|pack| pack.each_ref().map(|job| &**job));
+        if let Some(vectors) = pack.and_then(|pack| pack_vectors(pack, S::LANES))
+            && vectors <= M
+            && let Some((pack, rest)) = std::mem::take(&mut jobs).split_first_chunk_mut::<P>()
+        {
+            rest.iter().skip(AHEAD - P).take(P).for_each(|job| approach(cpu, job));
+            together::<S, P, N, M, OPEN>(cpu, pack.each_mut().map(|job| &mut **job), vectors, wide);
+            jobs = rest;
+        } else if let Some((job, rest)) = std::mem::take(&mut jobs).split_first_mut() {
+            rest.iter().skip(AHEAD - 1).take(1).for_each(|job| approach(cpu, job));
+            single::<S, OPEN>(cpu, job, wide, &mut due);
+            jobs = rest;
+        }
+    }
+    due.end::<OPEN>(cpu);
+}
+
+/// Puts those that fit in `most` vectors before the others. Which those are nobody foresees, so nothing is branched on.
+#[inline(always)]
+fn part<'a, 'j, 'b>(
+    jobs: &'a mut [&'j mut Job<'b>],
+    lanes: usize,
+    most: usize,
+) -> (&'a mut [&'j mut Job<'b>], &'a mut [&'j mut Job<'b>]) {
+    let mut short = 0;
+    for at in 0..jobs.len() {
+        let fits = vectors(length(jobs[at]), lanes) <= most;
+        jobs.swap(short, at);
+        short += usize::from(fits);
+    }
+    jobs.split_at_mut(short)
+}
+
+/// Asks for what will be read of a job's key, and for its text, to be written: then they come for several packets at once. What
+/// lies further on than that the processor fetches by itself, once it sees where it leads; and the lines before have been read.
+#[inline(always)]
+fn approach<S: Simd>(cpu: S, job: &Job<'_>) {
+    const LINE: usize = 64;
+    /// To the end of an Ethernet frame of the usual length.
+    const LINES: std::ops::Range<usize> = 2..25;
+    job.key.lines().into_iter().for_each(|line| cpu.narrow().prefetch(line));
+    let text = job.text.get(LINES.start * LINE..).unwrap_or_default();
+    text.chunks(LINE).take(LINES.len()).for_each(|line| cpu.narrow().prefetch_write(line));
+}
+
+/// Bytes of a job's text without its tag: more than any has where there is no room for one.
+#[inline(always)]
+fn length(job: &Job<'_>) -> usize {
+    job.text.len().wrapping_sub(TAG_LEN)
+}
+
+/// Vectors of a packet with so many bytes of text.
+#[inline(always)]
+fn vectors(length: usize, lanes: usize) -> usize {
+    (length.saturating_add(31) / 16).div_ceil(lanes)
+}
+
+/// Vectors of the longest of these packets, if all have keys of one size.
+#[inline(always)]
+fn pack_vectors<const P: usize>(jobs: [&Job<'_>; P], lanes: usize) -> Option<usize> {
     let rounds = jobs[0].key.rounds;
     let mut longest = 0;
     for job in jobs {
         if job.key.rounds != rounds {
-            return usize::MAX;
+            return None;
         }
-        // A text without room for its tag is longer than any other.
-        longest = longest.max(job.text.len().wrapping_sub(TAG_LEN));
+        longest = longest.max(length(job));
     }
-    (longest.saturating_add(31) / 16).div_ceil(lanes)
+    Some(vectors(longest, lanes))
+}
+
+/// Packets with keys of one size that fit in so many vectors each, at most `M`.
+#[inline(always)]
+fn together<'b, S: Simd, const P: usize, const N: usize, const M: usize, const OPEN: bool>(
+    cpu: S,
+    pack: [&mut Job<'b>; P],
+    vectors: usize,
+    wide: &mut Wide<'b, S>,
+) {
+    let keys = pack.each_ref().map(|job| job.key);
+    let key = keys[0];
+    if vectors > N {
+        short::<S, &Key, P, M, M, OPEN>(cpu, pack, keys);
+    } else if keys.iter().all(|other| core::ptr::eq(*other, key))
+        && let Some(lanes) = wide.of(cpu, key, 0)
+    {
+        short::<S, _, P, N, N, OPEN>(cpu, pack, [lanes; P]);
+    } else {
+        short::<S, &Key, P, N, N, OPEN>(cpu, pack, keys);
+    }
 }
 
 /// One packet of any length.
