@@ -344,13 +344,13 @@ fn part<'a, 'j, 'b>(
     jobs.split_at_mut(short)
 }
 
-/// Asks for what will be read of a job's key, and for its text, to be written: then they come for several packets at once. What
-/// lies further on than that the processor fetches by itself, once it sees where it leads; and the lines before have been read.
+/// Asks for what will be read of a job's key, and for the beginning of what the cipher will meet of its text, to be written:
+/// then it comes for several packets at once. What lies further on the processor fetches by itself, once it sees where this
+/// leads, and to ask for that too costs more where it is near than it gains; the lines before have been read.
 #[inline(always)]
 fn approach<S: Simd>(cpu: S, job: &Job<'_>) {
     const LINE: usize = 64;
-    /// To the end of an Ethernet frame of the usual length.
-    const LINES: std::ops::Range<usize> = 2..25;
+    const LINES: std::ops::Range<usize> = 2..8;
     job.key.lines().into_iter().for_each(|line| cpu.narrow().prefetch(line));
     let text = job.text.get(LINES.start * LINE..).unwrap_or_default();
     text.chunks(LINE).take(LINES.len()).for_each(|line| cpu.narrow().prefetch_write(line));
