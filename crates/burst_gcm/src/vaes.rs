@@ -310,20 +310,26 @@ fn any_length<'b, S: Simd, const P: usize, const N: usize, const M: usize, const
     let mut jobs = order.as_mut_slice();
     let mut due = Due::new(cpu);
     jobs.iter().take(AHEAD).for_each(|job| approach(cpu, job));
+    // Jobs that come next and go alone.
+    let mut alone = 0;
     while !jobs.is_empty() {
-        let pack = jobs.first_chunk::<P>().map(|pack| pack.each_ref().map(|job| &**job));
-        if let Some(vectors) = pack.and_then(|pack| pack_vectors(pack, S::LANES))
-            && vectors <= M
-            && let Some((pack, rest)) = std::mem::take(&mut jobs).split_first_chunk_mut::<P>()
-        {
-            rest.iter().skip(AHEAD - P).take(P).for_each(|job| approach(cpu, job));
-            together::<S, P, N, M, OPEN>(cpu, pack.each_mut().map(|job| &mut **job), vectors, wide);
-            jobs = rest;
-        } else if let Some((job, rest)) = std::mem::take(&mut jobs).split_first_mut() {
-            rest.iter().skip(AHEAD - 1).take(1).for_each(|job| approach(cpu, job));
-            single::<S, OPEN>(cpu, job, wide, &mut due);
-            jobs = rest;
+        if alone == 0 {
+            let pack = jobs.first_chunk::<P>().map(|pack| pack.each_ref().map(|job| &**job));
+            if let Some(vectors) = pack.and_then(|pack| pack_vectors(pack, S::LANES))
+                && vectors <= M
+                && let Some((pack, rest)) = std::mem::take(&mut jobs).split_first_chunk_mut::<P>()
+            {
+                rest.iter().skip(AHEAD - P).take(P).for_each(|job| approach(cpu, job));
+                together::<S, P, N, M, OPEN>(cpu, pack.each_mut().map(|job| &mut **job), vectors, wide);
+                jobs = rest;
+                continue;
+            }
+            alone = P;
         }
+        let Some((job, rest)) = std::mem::take(&mut jobs).split_first_mut() else { break };
+        rest.get(AHEAD - 1).into_iter().for_each(|job| approach(cpu, job));
+        single::<S, OPEN>(cpu, job, wide, &mut due);
+        (jobs, alone) = (rest, alone - 1);
     }
     due.end::<OPEN>(cpu);
 }
@@ -350,10 +356,16 @@ fn part<'a, 'j, 'b>(
 #[inline(always)]
 fn approach<S: Simd>(cpu: S, job: &Job<'_>) {
     const LINE: usize = 64;
-    const LINES: std::ops::Range<usize> = 2..8;
+    const LINES: usize = 6;
     job.key.lines().into_iter().for_each(|line| cpu.narrow().prefetch(line));
-    let text = job.text.get(LINES.start * LINE..).unwrap_or_default();
-    text.chunks(LINE).take(LINES.len()).for_each(|line| cpu.narrow().prefetch_write(line));
+    let text = job.text.get(2 * LINE..).unwrap_or_default();
+    if let Some(text) = text.first_chunk::<{ LINES * LINE }>() {
+        for n in 0..LINES {
+            cpu.narrow().prefetch_write(&text[n * LINE]);
+        }
+    } else {
+        text.iter().step_by(LINE).for_each(|byte| cpu.narrow().prefetch_write(byte));
+    }
 }
 
 /// Bytes of a job's text without its tag: more than any has where there is no room for one.

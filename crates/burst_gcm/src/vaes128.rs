@@ -46,15 +46,15 @@ impl AesNi {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().cast()) };
     }
 
-    /// Asks for the cache line that `bytes` begin in, so that it can be written to.
+    /// Asks for the cache line of `byte`, so that it can be written to.
     #[inline(always)]
-    pub(crate) fn prefetch_write(self, bytes: &[u8]) {
+    pub(crate) fn prefetch_write(self, byte: &u8) {
         // The intrinsic makes a plain PREFETCHT0 of it for a processor that is not known to have this one.
         #[cfg(not(miri))]
         // SAFETY: PREFETCHW never faults and writes nothing, whatever the address, and changes no flag (Intel SDM 2B,
         // AMD APM 3); a 64-bit processor that does not have it takes it for a NOP.
         unsafe {
-            core::arch::asm!("prefetchw [{}]", in(reg) bytes.as_ptr(), options(nostack, preserves_flags, readonly));
+            core::arch::asm!("prefetchw [{}]", in(reg) byte, options(nostack, preserves_flags, readonly));
         }
     }
 
